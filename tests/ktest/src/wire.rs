@@ -280,7 +280,11 @@ impl<'a> Value<'a> {
     #[cfg(any(test, feature = "std"))]
     #[must_use]
     pub fn text(self) -> Cow<'a, str> {
-        if self.raw.contains('\\') { Cow::Owned(self.chars().collect::<String>()) } else { Cow::Borrowed(self.raw) }
+        if self.raw.contains('\\') {
+            Cow::Owned(self.chars().collect::<String>())
+        } else {
+            Cow::Borrowed(self.raw)
+        }
     }
 }
 

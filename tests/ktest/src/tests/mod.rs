@@ -1,0 +1,4 @@
+//! Unit tests, one file for each module.
+
+mod stream;
+mod wire;
