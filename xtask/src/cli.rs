@@ -1,0 +1,240 @@
+//! The command line.
+
+use crate::build::{self, Built};
+use crate::error::Error;
+use crate::qemu::{Accel, Device, GuestCommand, Qemu};
+use crate::size::Size;
+use crate::{bench, boot, gdb, install, tour};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// farpage: huge pages that move to a PCI device's memory and come back by page fault, in a bare-metal kernel.
+///
+/// Without a command: the tour. It boots the kernel under QEMU and shows each step with its cost.
+#[derive(Debug, Parser)]
+#[command(bin_name = "cargo run --", disable_help_subcommand = true, version)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Option<Task>,
+    #[command(flatten)]
+    machine: MachineArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Show how huge pages migrate, fault back and split (the default)
+    Tour,
+    /// Measure migration, faults and splits
+    Bench(bench::BenchArgs),
+    /// Run the tests, on the host and in the kernel (`cargo test`)
+    Test(TestArgs),
+    /// Start the kernel and wait for gdb
+    Gdb(gdb::GdbArgs),
+    /// Boot the kernel with a command line of your own and show its console
+    Boot(boot::BootArgs),
+}
+
+#[derive(Debug, Args)]
+struct TestArgs {
+    /// Run tests whose names contain this
+    filter: Vec<String>,
+    /// Options for the test harness, after `--`
+    #[arg(last = true)]
+    harness: Vec<String>,
+}
+
+/// How much the guest logs.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum LogLevel {
+    Off,
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+/// What machine to start.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Machine")]
+pub struct MachineArgs {
+    /// RAM, like 256M or 3G [default: 256M; bench: 2G]
+    #[arg(long, global = true, value_name = "SIZE")]
+    memory: Option<Size>,
+    /// Number of CPUs
+    #[arg(long, global = true, value_name = "N", default_value_t = 1)]
+    cpus: u32,
+    /// Memory of each device, a power of two [default: 64M; bench: 512M]
+    #[arg(long, global = true, value_name = "SIZE")]
+    device_size: Option<Size>,
+    /// Number of devices
+    #[arg(long, global = true, value_name = "N", default_value_t = 1)]
+    device_count: u32,
+    /// Keep the device's memory in this file, where other programs see it
+    #[arg(long, global = true, value_name = "PATH")]
+    device_file: Option<PathBuf>,
+    /// A machine without a device
+    #[arg(long, global = true, conflicts_with_all = ["device_size", "device_count", "device_file"])]
+    no_device: bool,
+    /// Who executes the guest's instructions
+    #[arg(long, global = true, value_enum, default_value = "tcg")]
+    accel: Accel,
+    /// Count instructions: exact and repeatable [default with tcg, except for bench --wall]
+    #[arg(long, global = true)]
+    icount: bool,
+    /// Do not count instructions
+    #[arg(long, global = true, conflicts_with = "icount")]
+    no_icount: bool,
+    /// How much the kernel logs
+    #[arg(long, global = true, value_enum, value_name = "LEVEL", default_value = "warn")]
+    log: LogLevel,
+    /// Stop the machine after this long [default: 60; bench: 600; gdb: never]
+    #[arg(long, global = true, value_name = "SECS", value_parser = clap::value_parser!(u64).range(1..))]
+    timeout: Option<u64>,
+    /// A further argument for QEMU (repeatable)
+    #[arg(long, global = true, value_name = "ARG", allow_hyphen_values = true)]
+    qemu_arg: Vec<String>,
+    /// Show QEMU's command line before it runs
+    #[arg(long, global = true)]
+    print_qemu: bool,
+}
+
+/// What a command wants where the user has not said.
+pub(crate) struct Defaults {
+    pub(crate) memory: Size,
+    pub(crate) device_size: Size,
+    pub(crate) icount: bool,
+    pub(crate) timeout_secs: Option<u64>,
+}
+
+impl Defaults {
+    pub(crate) const TOUR: Self =
+        Self { memory: Size::mib(256), device_size: Size::mib(64), icount: true, timeout_secs: Some(60) };
+}
+
+impl MachineArgs {
+    /// The machine that was asked for, to run this command.
+    pub(crate) fn qemu(&self, defaults: &Defaults, command: GuestCommand) -> Result<Qemu, Error> {
+        let count = if self.no_device { 0 } else { self.device_count };
+        if count > 8 {
+            return Err(Error::Devices(count));
+        }
+        if self.device_file.is_some() && count != 1 {
+            return Err(Error::DeviceFile(count));
+        }
+        let size = self.device_size.unwrap_or(defaults.device_size);
+        let device = Device { size, file: self.device_file.clone() };
+        let icount = self.icount || (defaults.icount && !self.no_icount && self.accel == Accel::Tcg);
+        let log = self.log.to_possible_value().map(|value| value.get_name().to_string()).unwrap_or_default();
+        let qemu = Qemu {
+            memory: self.memory.unwrap_or(defaults.memory),
+            cpus: self.cpus,
+            accel: self.accel,
+            icount,
+            devices: vec![device; count as usize],
+            command: command.with("log", log).with("icount", u8::from(icount)),
+            extra: self.qemu_arg.clone(),
+            timeout: self.timeout.or(defaults.timeout_secs).map(Duration::from_secs),
+            ..Qemu::default()
+        };
+        qemu.check()?;
+        Ok(qemu)
+    }
+
+    /// What every command does before its machine starts: QEMU is there, the kernel is built.
+    pub(crate) fn prepare(&self, qemu: &Qemu) -> Result<Built, Error> {
+        install::ensure_qemu()?;
+        let built = build::kernel()?;
+        if self.print_qemu {
+            eprintln!("{}", qemu.shell_line(&built));
+        }
+        Ok(built)
+    }
+}
+
+/// Does what the command line says.
+///
+/// # Errors
+/// Whatever stands in the way, as one sentence.
+pub fn run(cli: Cli) -> Result<(), Error> {
+    let machine = &cli.machine;
+    match cli.command.unwrap_or(Task::Tour) {
+        Task::Tour => tour::run(machine),
+        Task::Bench(args) => bench::run(&args, machine),
+        Task::Test(args) => test(&args),
+        Task::Gdb(args) => gdb::run(&args, machine),
+        Task::Boot(args) => boot::run(&args, machine),
+    }
+}
+
+/// `cargo test`, with the filter passed on.
+fn test(args: &TestArgs) -> Result<(), Error> {
+    let mut cargo = build::cargo_command();
+    cargo.arg("test").current_dir(build::root()).arg("--").args(&args.filter).args(&args.harness);
+    let status = cargo.status().map_err(|source| Error::Cargo("cargo".into(), source))?;
+    if status.success() { Ok(()) } else { Err(Error::Tests) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, String> {
+        Cli::try_parse_from(line.split_whitespace()).map_err(|error| error.to_string())
+    }
+
+    fn machine(line: &str) -> Result<Qemu, Error> {
+        parse(line).unwrap().machine.qemu(&Defaults::TOUR, GuestCommand::run("tour"))
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        <Cli as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn without_a_command_the_tour_runs_on_the_default_machine() {
+        assert!(parse("x").unwrap().command.is_none());
+        let command = GuestCommand::run("tour").with("log", "warn").with("icount", 1);
+        assert_eq!(machine("x").unwrap(), Qemu { command, ..Qemu::default() });
+    }
+
+    #[test]
+    fn options_stand_before_or_behind_the_command() {
+        assert_eq!(machine("x --memory 3G tour").unwrap().memory, Size::mib(3072));
+        assert_eq!(machine("x tour --memory 3G").unwrap().memory, Size::mib(3072));
+    }
+
+    #[test]
+    fn devices_are_counted_sized_and_left_out() {
+        let two = machine("x --device-count 2 --device-size 4M").unwrap();
+        assert_eq!(two.devices, vec![Device::new(Size::mib(4)); 2]);
+        assert!(machine("x --no-device").unwrap().devices.is_empty());
+        assert!(matches!(machine("x --device-count 9"), Err(Error::Devices(9))));
+        assert!(matches!(machine("x --device-count 2 --device-file f"), Err(Error::DeviceFile(2))));
+        assert!(matches!(machine("x --device-size 3M"), Err(Error::DeviceSize(_))));
+    }
+
+    #[test]
+    fn instructions_are_counted_unless_told_otherwise() {
+        assert!(machine("x").unwrap().icount);
+        assert!(!machine("x --no-icount").unwrap().icount);
+        assert!(matches!(machine("x --accel kvm --icount"), Err(Error::IcountNeedsTcg)));
+        assert!(parse("x --icount --no-icount").is_err());
+    }
+
+    #[test]
+    fn wrong_input_names_what_is_wrong() {
+        assert!(parse("x frobnicate").unwrap_err().contains("frobnicate"));
+        assert!(parse("x --memory lots").unwrap_err().contains("like 64M"));
+        assert!(parse("x --timeout 0").unwrap_err().contains("--timeout"));
+        assert!(parse("x --log loud").unwrap_err().contains("debug"));
+    }
+
+    #[test]
+    fn qemu_arguments_may_look_like_options() {
+        let qemu = machine("x --qemu-arg -d --qemu-arg int").unwrap();
+        assert_eq!(qemu.extra, ["-d", "int"]);
+    }
+}

@@ -1,0 +1,108 @@
+//! What can go wrong on the host's side, each in one sentence.
+
+use crate::size::Size;
+use ktest::stream::Ending;
+use std::io;
+use std::path::PathBuf;
+
+/// An error for the person at the prompt.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Cargo could not be started.
+    #[error("could not start cargo ({0}): {1}")]
+    Cargo(String, #[source] io::Error),
+    /// The kernel did not compile; cargo has said why.
+    #[error("the kernel could not be built: see cargo's output above")]
+    Build,
+    /// Tests failed; the harness has said which.
+    #[error("there were failing tests: see above")]
+    Tests,
+    /// A file that could not be read or written.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel's ELF could not be stripped or read.
+    #[error("{}: not a usable ELF: {why}", path.display())]
+    Elf {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
+    /// QEMU is not installed.
+    #[error("QEMU (qemu-system-x86_64) is not installed; install it with: {command}")]
+    NoQemu {
+        /// The command that installs it.
+        command: String,
+    },
+    /// QEMU is not installed, and there is no package manager that we know.
+    #[error(
+        "QEMU (qemu-system-x86_64) is not installed, and no known package manager was found; \
+         install it from https://www.qemu.org/download/"
+    )]
+    NoPackageManager,
+    /// The package manager failed.
+    #[error("installing QEMU failed: `{command}` ended with {status}")]
+    Install {
+        /// The command.
+        command: String,
+        /// How it ended.
+        status: String,
+    },
+    /// QEMU could not be started.
+    #[error("could not start QEMU ({0}): {1}")]
+    Spawn(String, #[source] io::Error),
+    /// KVM was asked for on a machine without.
+    #[error("KVM was asked for, but {0}; use --accel tcg")]
+    NoKvm(String),
+    /// Two options that exclude each other.
+    #[error("--icount counts instructions in QEMU's own translator and needs --accel tcg")]
+    IcountNeedsTcg,
+    /// A device that cannot be.
+    #[error("device memory of {0} is not possible: the size of a PCI BAR is a power of two, here 1M to 64G")]
+    DeviceSize(Size),
+    /// Machine memory that cannot be.
+    #[error("{0} of memory is not possible: use 2M to 1T")]
+    MemorySize(Size),
+    /// CPUs that cannot be.
+    #[error("{0} CPUs are not possible: use 1 to 64")]
+    Cpus(u32),
+    /// Devices that cannot be.
+    #[error("{0} devices are not possible: use 0 to 8")]
+    Devices(u32),
+    /// One file cannot back several devices.
+    #[error("--device-file backs one device, not {0}")]
+    DeviceFile(u32),
+    /// The guest did not end well.
+    #[error("{}", describe(.0))]
+    Guest(Ending),
+    /// Writing to standard output failed.
+    #[error("could not write the output: {0}")]
+    Output(#[from] io::Error),
+}
+
+/// What a guest's end means to the person who started it.
+fn describe(ending: &Ending) -> String {
+    use ktest::exit::Exit;
+    match ending {
+        Ending::Exit(Exit::Success) => "the guest ended well".into(),
+        Ending::Exit(Exit::Failed) => "the guest reported a failure: see above".into(),
+        Ending::Exit(Exit::Panic) => "the guest panicked: see above".into(),
+        Ending::Exit(Exit::Fault) => "the guest stopped at a fatal fault: see above".into(),
+        Ending::Timeout => {
+            "the guest did not end in time and was stopped; --timeout SECS gives it longer".into()
+        }
+        Ending::Died(how) => how.clone(),
+    }
+}
+
+/// Names the file in an input/output error.
+pub(crate) fn at(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Error {
+    let path = path.into();
+    move |source| Error::File { path, source }
+}

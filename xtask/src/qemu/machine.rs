@@ -1,0 +1,248 @@
+//! The machine, and the command line that makes it.
+
+use crate::build::Built;
+use crate::error::Error;
+use crate::size::Size;
+use std::ffi::OsString;
+use std::fmt::Write;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Who executes the guest's instructions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum Accel {
+    /// QEMU's translator: everywhere, and exact with instruction counting
+    #[default]
+    Tcg,
+    /// The host's own CPU, through /dev/kvm
+    Kvm,
+}
+
+/// A device with memory: QEMU's `ivshmem-plain`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Device {
+    /// Size of its memory BAR.
+    pub size: Size,
+    /// A file that holds the memory, for other programs to see; made if it does not exist.
+    pub file: Option<PathBuf>,
+}
+
+impl Device {
+    /// A device whose memory nobody else sees.
+    #[must_use]
+    pub const fn new(size: Size) -> Self {
+        Self { size, file: None }
+    }
+}
+
+/// What the guest is told to do: `key=value` words.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct GuestCommand(String);
+
+impl GuestCommand {
+    /// `run=WHAT`.
+    #[must_use]
+    pub fn run(what: &str) -> Self {
+        Self(format!("run={what}"))
+    }
+
+    /// Words as they stand.
+    #[must_use]
+    pub fn words(words: &[String]) -> Self {
+        Self(words.join(" "))
+    }
+
+    /// Adds `key=value`.
+    #[must_use]
+    pub fn with(mut self, key: &str, value: impl std::fmt::Display) -> Self {
+        let blank = if self.0.is_empty() { "" } else { " " };
+        // Writing to a string cannot fail.
+        let _ = write!(self.0, "{blank}{key}={value}");
+        self
+    }
+
+    /// The words.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// A machine with a guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Qemu {
+    /// QEMU's machine type.
+    pub machine: String,
+    /// QEMU's CPU model.
+    pub cpu: String,
+    /// RAM.
+    pub memory: Size,
+    /// CPUs.
+    pub cpus: u32,
+    /// Who executes.
+    pub accel: Accel,
+    /// Count instructions: the guest's clock advances by one tick per instruction, and runs repeat exactly.
+    pub icount: bool,
+    /// Devices with memory.
+    pub devices: Vec<Device>,
+    /// What the guest is to do.
+    pub command: GuestCommand,
+    /// A Unix socket on which QEMU's machine protocol is served.
+    pub qmp: Option<PathBuf>,
+    /// A loopback port for gdb; the guest then waits for it.
+    pub gdb: Option<u16>,
+    /// Further arguments, last.
+    pub extra: Vec<String>,
+    /// How long the run may take; `None` for a run with a person at a debugger.
+    pub timeout: Option<Duration>,
+}
+
+impl Default for Qemu {
+    /// The machine of the tour: 256 MiB of RAM, one CPU, one device of 64 MiB, instructions counted.
+    fn default() -> Self {
+        Self {
+            machine: "q35".into(),
+            cpu: "max".into(),
+            memory: Size::mib(256),
+            cpus: 1,
+            accel: Accel::Tcg,
+            icount: true,
+            devices: vec![Device::new(Size::mib(64))],
+            command: GuestCommand::default(),
+            qmp: None,
+            gdb: None,
+            extra: Vec::new(),
+            timeout: Some(Duration::from_secs(60)),
+        }
+    }
+}
+
+impl Qemu {
+    /// Refuses machines that QEMU or this host cannot make.
+    ///
+    /// # Errors
+    /// One of the sentences of [`Error`] about sizes, numbers and accelerators.
+    pub fn check(&self) -> Result<(), Error> {
+        if !(Size::mib(2)..=Size::mib(1 << 20)).contains(&self.memory) {
+            return Err(Error::MemorySize(self.memory));
+        }
+        if !(1..=64).contains(&self.cpus) {
+            return Err(Error::Cpus(self.cpus));
+        }
+        for device in &self.devices {
+            let fits = (Size::mib(1)..=Size::mib(64 << 10)).contains(&device.size);
+            if !fits || !device.size.bytes().is_power_of_two() {
+                return Err(Error::DeviceSize(device.size));
+            }
+        }
+        if self.accel == Accel::Kvm {
+            if self.icount {
+                return Err(Error::IcountNeedsTcg);
+            }
+            kvm_is_usable().map_err(Error::NoKvm)?;
+        }
+        Ok(())
+    }
+
+    /// QEMU's arguments.
+    #[must_use]
+    pub fn args(&self, built: &Built) -> Vec<OsString> {
+        let mut args = Args::default();
+        args.pair("-machine", &self.machine).pair("-cpu", &self.cpu);
+        args.pair("-m", format!("size={}", megabytes(self.memory)));
+        if self.cpus != 1 {
+            args.pair("-smp", self.cpus.to_string());
+        }
+        args.pair("-accel", if self.accel == Accel::Tcg { "tcg" } else { "kvm" });
+        if self.icount {
+            args.pair("-icount", "shift=0,sleep=off");
+        }
+        args.pair("-display", "none").flag("-nodefaults").pair("-serial", "stdio");
+        args.pair("-monitor", "none").flag("-no-reboot");
+        args.pair("-device", "isa-debug-exit,iobase=0xf4,iosize=0x4");
+        for (index, device) in self.devices.iter().enumerate() {
+            args.pair("-object", device.backend(index));
+            args.pair("-device", format!("ivshmem-plain,memdev=dev{index}"));
+        }
+        if let Some(socket) = &self.qmp {
+            args.pair("-qmp", format!("unix:{},server=on,wait=off", quoted(&socket.to_string_lossy())));
+        }
+        if let Some(port) = self.gdb {
+            args.pair("-gdb", format!("tcp:127.0.0.1:{port}")).flag("-S");
+        }
+        args.pair("-kernel", &built.boot).pair("-initrd", &built.archive);
+        let words = quoted(self.command.as_str());
+        args.pair("-fw_cfg", format!("name=opt/farpage/cmd,string={words}"));
+        args.0.extend(self.extra.iter().map(OsString::from));
+        args.0
+    }
+
+    /// The whole command line as one types it in a shell.
+    #[must_use]
+    pub fn shell_line(&self, built: &Built) -> String {
+        let words = self.args(built);
+        let words = words.iter().map(|word| shell_quoted(&word.to_string_lossy()));
+        std::iter::once(super::PROGRAM.to_string()).chain(words).collect::<Vec<_>>().join(" ")
+    }
+}
+
+impl Device {
+    fn backend(&self, index: usize) -> String {
+        let size = megabytes(self.size);
+        match &self.file {
+            Some(file) => {
+                let path = quoted(&file.to_string_lossy());
+                format!("memory-backend-file,id=dev{index},size={size},share=on,mem-path={path}")
+            }
+            None => format!("memory-backend-ram,id=dev{index},size={size},share=on"),
+        }
+    }
+}
+
+/// Sizes in a unit that all of QEMU's options read the same way.
+fn megabytes(size: Size) -> String {
+    if size.bytes().is_multiple_of(1 << 20) {
+        format!("{}M", size.bytes() >> 20)
+    } else {
+        format!("{}B", size.bytes())
+    }
+}
+
+/// QEMU's option lists are separated by commas; a comma in a value is doubled.
+fn quoted(value: &str) -> String {
+    value.replace(',', ",,")
+}
+
+fn shell_quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_=+,./:@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_string()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+/// `/dev/kvm` alone is not enough: in a container it may open on a machine without hardware virtualisation.
+fn kvm_is_usable() -> Result<(), String> {
+    let opens = std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm");
+    opens.map_err(|error| format!("/dev/kvm does not open ({error})"))?;
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let has = |flag: &str| cpuinfo.split_whitespace().any(|word| word == flag);
+    if has("vmx") || has("svm") { Ok(()) } else { Err("this CPU shows neither vmx nor svm".into()) }
+}
+
+#[derive(Default)]
+struct Args(Vec<OsString>);
+
+impl Args {
+    fn flag(&mut self, flag: &str) -> &mut Self {
+        self.0.push(flag.into());
+        self
+    }
+
+    fn pair(&mut self, flag: &str, value: impl Into<OsString>) -> &mut Self {
+        self.flag(flag);
+        self.0.push(value.into());
+        self
+    }
+}
