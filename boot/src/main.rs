@@ -49,7 +49,7 @@ fn load(start_info: u64) -> Result<Handoff, LoadError> {
     let ramdisk = page_down(module.paddr)..page_up(module.paddr + module.len_bytes).unwrap_or(u64::MAX);
     let memmap_table = info.memmap_paddr..info.memmap_paddr + memmap_len;
     let taken = [loader.clone(), ramdisk.clone(), memmap_table];
-    let free = memmap::largest_free(firmware.clone(), &taken, LOADER_REACH).unwrap_or(0..0);
+    let free = memmap::largest_free(&firmware, &taken, LOADER_REACH).unwrap_or(0..0);
     let mut arena = Arena::new(free);
     // Three ranges will be in use: the loader, the archive, and what the arena gives out.
     let max_regions = memmap::max_regions(info.memmap_entries as usize, 3);
@@ -64,7 +64,7 @@ fn load(start_info: u64) -> Result<Handoff, LoadError> {
 
     let used = [loader, ramdisk, arena.used()];
     let mut writer = bootinfo::Writer::new(&plan, max_regions);
-    memmap::carve(firmware, &used, |region| writer.region(region));
+    memmap::carve(&firmware, &used, |region| writer.region(region));
     writer.finish(&plan, &image, info.rsdp_paddr, module.len_bytes, module.paddr + kernel.offset as u64);
     let stack_top = plan.stack_bottom + plan.stack_len;
     Ok(Handoff { root: plan.root, entry: image.entry(), stack_top, boot_info: plan.boot_info_virt })

@@ -28,7 +28,7 @@ pub struct Entry {
 
 /// Calls `emit` with each region, in ascending order; `used` ranges come out as `Bootloader`.
 pub fn carve(
-    firmware: impl Iterator<Item = Entry> + Clone,
+    firmware: &(impl Iterator<Item = Entry> + Clone),
     used: &[Range<u64>],
     mut emit: impl FnMut(MemoryRegion),
 ) {
@@ -62,7 +62,7 @@ pub fn max_regions(nr_firmware: usize, nr_used: usize) -> usize {
 /// The largest free range of whole pages between 1 MiB and `limit`, clear of `taken`.
 #[must_use]
 pub fn largest_free(
-    firmware: impl Iterator<Item = Entry> + Clone,
+    firmware: &(impl Iterator<Item = Entry> + Clone),
     taken: &[Range<u64>],
     limit: u64,
 ) -> Option<Range<u64>> {
@@ -117,7 +117,7 @@ mod tests {
 
     fn carved(firmware: &[Entry], used: &[Range<u64>]) -> Vec<(u64, u64, MemoryRegionKind)> {
         let mut out = Vec::new();
-        carve(firmware.iter().copied(), used, |region| out.push((region.start, region.end, region.kind)));
+        carve(&firmware.iter().copied(), used, |region| out.push((region.start, region.end, region.kind)));
         assert!(out.len() <= max_regions(firmware.len(), used.len()));
         out
     }
@@ -175,9 +175,10 @@ mod tests {
     #[test]
     fn the_arena_is_whole_pages_above_1_mib_and_below_the_limit() {
         let firmware = [ram(0, 0x50_0123), ram(0x1_0000_0000, 0x9_0000_0000)];
-        let found = largest_free(firmware.iter().copied(), &[0x10_0000..0x14_0000], 1 << 32);
+        let loader = 0x10_0000..0x14_0000;
+        let found = largest_free(&firmware.iter().copied(), std::slice::from_ref(&loader), 1 << 32);
         assert_eq!(found, Some(0x14_0000..0x50_0000));
-        assert_eq!(largest_free([ram(0, 0x9_fc00)].iter().copied(), &[], 1 << 32), None);
+        assert_eq!(largest_free(&[ram(0, 0x9_fc00)].iter().copied(), &[], 1 << 32), None);
     }
 
     #[test]

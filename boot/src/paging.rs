@@ -137,6 +137,12 @@ impl<'m, M: Memory> Tables<'m, M> {
         Ok(Self { memory, arena, root, features })
     }
 
+    /// Tables that exist already, to look at.
+    #[cfg(test)]
+    pub(crate) fn at(memory: &'m mut M, arena: &'m mut Arena, root: u64) -> Self {
+        Self { memory, arena, root, features: Features { no_execute: true, gib_pages: true } }
+    }
+
     /// Physical address of the top table.
     #[must_use]
     pub fn root(&self) -> u64 {

@@ -152,3 +152,6 @@ fn place_recursive<M: Memory>(
     tables.map_recursively(index)?;
     Ok(Some(index))
 }
+
+#[cfg(test)]
+mod tests;
