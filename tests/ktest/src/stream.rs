@@ -264,6 +264,12 @@ impl Stream {
         self.state = State::Between;
     }
 
+    /// The tests whose result and whole console are in: all but the one that began last.
+    #[must_use]
+    pub fn settled(&self) -> &[Test] {
+        self.run.tests.split_last().map_or(&[], |(_, settled)| settled)
+    }
+
     /// The console has ended, and the machine this way.
     #[must_use]
     pub fn finish(mut self, ending: &Ending) -> Run {

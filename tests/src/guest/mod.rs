@@ -1,0 +1,161 @@
+//! In-kernel tests, each as one trial.
+//!
+//! The kernel is asked for its list. Tests that need the same machine share a boot, which runs in the
+//! background while the pool of the harness works on other trials; a trial waits for its own result only.
+//! A boot that dies takes no test with it that had not begun: those run in a further boot, until every test
+//! has had its turn or a boot gets nowhere. A destructive test has a boot of its own.
+
+mod board;
+mod boots;
+mod machine;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    thread,
+};
+
+use ktest::{
+    catalog::{self, Needs},
+    exit::Exit,
+    stream::{Ending, Outcome, Stream, Test},
+    wire::Record,
+};
+use libtest_mimic::{Completion, Failed, Trial};
+
+pub use board::Board;
+pub use boots::run_group;
+pub use machine::{Machine, QemuMachine};
+
+/// What the kernel says of one of its tests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The kernel's name for it.
+    pub name: String,
+    /// The report that a destructive test must end in.
+    pub expect: Option<String>,
+    /// What it needs of its machine.
+    pub needs: Needs,
+}
+
+/// The in-kernel tests, ready to be chosen from and started.
+pub struct Guests {
+    machine: Arc<dyn Machine>,
+    entries: Vec<Entry>,
+    board: Arc<Board>,
+}
+
+impl Guests {
+    /// Builds the kernel and asks it for its list.
+    ///
+    /// # Errors
+    /// The kernel does not build, does not boot, or does not list its tests.
+    pub fn find(machine: Arc<dyn Machine>) -> Result<Self, String> {
+        let entries = list(&*machine)?;
+        Ok(Self { machine, entries, board: Arc::new(Board::default()) })
+    }
+
+    /// A trial for every test.
+    #[must_use]
+    pub fn trials(&self) -> Vec<Trial> {
+        self.entries.iter().map(|entry| self.trial(entry)).collect()
+    }
+
+    /// Starts the shared boots of those tests whose trials were chosen.
+    pub fn start(&self, chosen: &BTreeSet<String>) {
+        let mut groups: BTreeMap<Needs, (Vec<String>, Vec<String>)> = BTreeMap::new();
+        for entry in self.entries.iter().filter(|entry| entry.expect.is_none()) {
+            let (all, mine) = groups.entry(entry.needs).or_default();
+            all.push(entry.name.clone());
+            if chosen.contains(&display_name(&entry.name)) {
+                mine.push(entry.name.clone());
+            }
+        }
+        let alone = groups.len() == 1;
+        let (machine, board) = (Arc::clone(&self.machine), Arc::clone(&self.board));
+        thread::spawn(move || {
+            for (needs, (all, mine)) in &groups {
+                run_group(&*machine, needs, all, mine, alone, &board);
+            }
+            board.close();
+        });
+    }
+
+    fn trial(&self, entry: &Entry) -> Trial {
+        let (entry, machine, board) = (entry.clone(), Arc::clone(&self.machine), Arc::clone(&self.board));
+        Trial::ignorable_test(display_name(&entry.name), move || match &entry.expect {
+            Some(expect) => destructive(&*machine, &entry, expect),
+            None => verdict(&*machine, &board.wait(&entry.name)),
+        })
+    }
+}
+
+/// `kernel::` is what the crate is called in the list, whatever its package is called.
+fn display_name(name: &str) -> String {
+    let short = name.strip_prefix("farpage_kernel::").map(|rest| format!("kernel::{rest}"));
+    short.unwrap_or_else(|| name.to_owned())
+}
+
+fn list(machine: &dyn Machine) -> Result<Vec<Entry>, String> {
+    let mut entries = Vec::new();
+    let mut console = Vec::new();
+    let ending = machine.boot(&Needs::NONE, "run=list", &mut |line| {
+        console.push(line.to_owned());
+        entries.extend(entry(line));
+    })?;
+    if ending != Ending::Exit(Exit::Success) {
+        return Err(format!("the kernel does not list its tests: {ending}{}", shown(machine, &console)));
+    }
+    Ok(entries)
+}
+
+fn entry(line: &str) -> Option<Entry> {
+    let record = Record::parse(line).filter(|record| record.kind() == catalog::TEST)?;
+    let expect = record.get("expect").map(|expect| expect.into_owned());
+    Some(Entry { name: record.get("name")?.into_owned(), expect, needs: catalog::needs_of(&record) })
+}
+
+/// Runs one test in a boot of its own, which must end in the report it names.
+fn destructive(machine: &dyn Machine, entry: &Entry, expect: &str) -> Result<Completion, Failed> {
+    let mut stream = Stream::new([entry.name.as_str()]);
+    let words = format!("run=test exact=1 filter={}", entry.name);
+    let ending = machine.boot(&entry.needs, &words, &mut |line| stream.feed(line)).map_err(Failed::from)?;
+    let mut run = stream.finish(&ending);
+    let preamble = std::mem::take(&mut run.preamble);
+    let test = run.tests.into_iter().next().filter(|test| test.name == entry.name);
+    let (outcome, mut console) =
+        test.map_or((Outcome::NeverRan, Vec::new()), |test| (test.outcome, test.console));
+    match (&outcome, &ending) {
+        (Outcome::Panic(_), Ending::Exit(Exit::Panic)) if expect == catalog::EXPECT_PANIC => {
+            return Ok(Completion::Completed);
+        }
+        (Outcome::Fault(kind), Ending::Exit(Exit::Fault)) if kind == expect => {
+            return Ok(Completion::Completed);
+        }
+        (Outcome::Skip(why), _) => return Ok(Completion::ignored_with(why)),
+        _ => {}
+    }
+    console.splice(0..0, preamble);
+    let shown = shown(machine, &console);
+    Err(Failed::from(format!("must end in a report of {expect}, but {outcome}; {ending}{shown}")))
+}
+
+fn verdict(machine: &dyn Machine, test: &Test) -> Result<Completion, Failed> {
+    match &test.outcome {
+        Outcome::Pass => Ok(Completion::Completed),
+        Outcome::Skip(why) => Ok(Completion::ignored_with(why)),
+        bad => Err(Failed::from(format!("{bad}{}", shown(machine, &test.console)))),
+    }
+}
+
+/// The console as a person reads it: backtraces with names and lines.
+fn shown(machine: &dyn Machine, console: &[String]) -> String {
+    if console.is_empty() {
+        return String::new();
+    }
+    let lines = console.iter().map(|line| format!("    {}", machine.explain(line)));
+    format!("\n--- console\n{}", lines.collect::<Vec<_>>().join("\n"))
+}
+
+#[cfg(test)]
+mod tests;

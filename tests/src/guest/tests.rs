@@ -1,0 +1,187 @@
+//! The harness against a scripted machine.
+
+use std::{
+    collections::{BTreeSet, VecDeque},
+    fmt::Write,
+    sync::{Arc, Mutex},
+};
+
+use ktest::{
+    catalog::Needs,
+    exit::Exit,
+    stream::{Ending, Outcome},
+};
+use libtest_mimic::{Arguments, Conclusion};
+
+use super::{Board, Guests, Machine, display_name, run_group};
+
+const SUCCESS: Ending = Ending::Exit(Exit::Success);
+
+/// Plays boots in order, and writes down what it was asked.
+#[derive(Default)]
+struct Script {
+    boots: Mutex<VecDeque<(String, Ending)>>,
+    asked: Mutex<Vec<String>>,
+}
+
+impl Script {
+    fn new(boots: &[(&str, Ending)]) -> Self {
+        let boots = boots.iter().map(|(console, ending)| ((*console).to_owned(), ending.clone()));
+        Self { boots: Mutex::new(boots.collect()), asked: Mutex::default() }
+    }
+
+    fn asked(&self) -> Vec<String> {
+        self.asked.lock().unwrap().clone()
+    }
+}
+
+impl Machine for Script {
+    fn boot(&self, needs: &Needs, words: &str, line: &mut dyn FnMut(&str)) -> Result<Ending, String> {
+        let mut asked = words.to_owned();
+        needs.memory_mib.iter().for_each(|mib| write!(asked, " on {mib} MiB").unwrap());
+        self.asked.lock().unwrap().push(asked);
+        let (console, ending) = self.boots.lock().unwrap().pop_front().ok_or("no more boots")?;
+        console.lines().for_each(line);
+        Ok(ending)
+    }
+
+    fn explain(&self, line: &str) -> String {
+        line.replace("@pc", "at")
+    }
+}
+
+fn names(names: &[&str]) -> Vec<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
+fn outcomes(script: &Script, all: &[&str], chosen: &[&str], alone: bool) -> Vec<Outcome> {
+    let board = Board::default();
+    run_group(script, &Needs::NONE, &names(all), &names(chosen), alone, &board);
+    board.close();
+    chosen.iter().map(|name| board.wait(name).outcome).collect()
+}
+
+#[test]
+fn one_boot_runs_all() {
+    let script = Script::new(&[("1..2\n# begin a\nok 1 - a\n# begin b\nok 2 - b # SKIP why\n", SUCCESS)]);
+    let all = ["a", "b"];
+    assert_eq!(outcomes(&script, &all, &all, true), [Outcome::Pass, Outcome::Skip("why".into())]);
+    assert_eq!(script.asked(), ["run=test"]);
+}
+
+#[test]
+fn a_choice_is_a_filter_and_what_it_takes_along_is_no_surprise() {
+    let script = Script::new(&[("1..2\n# begin a\nok 1 - a\n# begin ab\nok 2 - ab\n", SUCCESS)]);
+    assert_eq!(outcomes(&script, &["a", "ab", "c"], &["a"], true), [Outcome::Pass]);
+    assert_eq!(script.asked(), ["run=test filter=a"]);
+}
+
+#[test]
+fn one_panic_does_not_hide_the_others() {
+    let script = Script::new(&[
+        ("1..3\n# begin a\nok 1 - a\n# begin b\n@panic message=oops\n", Ending::Exit(Exit::Panic)),
+        ("1..1\n# begin c\nok 1 - c\n", SUCCESS),
+    ]);
+    let all = ["a", "b", "c"];
+    let expected = [Outcome::Pass, Outcome::Panic("oops".into()), Outcome::Pass];
+    assert_eq!(outcomes(&script, &all, &all, true), expected);
+    assert_eq!(script.asked(), ["run=test", "run=test filter=c"]);
+}
+
+#[test]
+fn a_boot_that_gets_nowhere_is_the_last() {
+    let script = Script::new(&[("hello\n", Ending::Timeout), ("", SUCCESS)]);
+    let board = Board::default();
+    let all = names(&["a", "b"]);
+    run_group(&script, &Needs::NONE, &all, &all, true, &board);
+    let test = board.wait("b");
+    assert_eq!((test.outcome, test.console), (Outcome::NeverRan, names(&["hello", "(the time was up)"])));
+    assert_eq!(script.asked().len(), 1);
+}
+
+#[test]
+fn what_goes_wrong_between_tests_is_not_lost() {
+    let good = "1..1\n# begin a\nok 1 - a\n";
+    let cases = [
+        (good, Ending::Died("status 0".into()), "after it the machine went away while it ran: status 0"),
+        (good, Ending::Exit(Exit::Failed), "no test failed, and the guest exited with failure"),
+    ];
+    for (console, ending, why) in cases {
+        let script = Script::new(&[(console, ending)]);
+        assert_eq!(outcomes(&script, &["a"], &["a"], true), [Outcome::Fail(why.into())]);
+    }
+}
+
+const LIST: &str = "@test name=farpage_kernel::a\n@test name=farpage_kernel::b memory_mib=3072\n\
+                    @test name=farpage_kernel::df expect=double-fault\n@test name=farpage_kernel::p expect=panic\n";
+
+fn harness(boots: &[(&str, Ending)], filter: Option<&str>) -> (Arc<Script>, Conclusion) {
+    let mut script = vec![(LIST, SUCCESS)];
+    script.extend_from_slice(boots);
+    let script = Arc::new(Script::new(&script));
+    let guests = Guests::find(Arc::clone(&script) as Arc<dyn Machine>).unwrap();
+    // One thread, so that the boots of destructive tests come after those of the groups.
+    let logfile = Some("/dev/null".into());
+    let args =
+        Arguments { test_threads: Some(1), logfile, filter: filter.map(str::to_owned), ..Default::default() };
+    let mut trials = guests.trials();
+    trials.retain(|trial| !args.is_filtered_out(trial));
+    guests.start(&trials.iter().map(|trial| trial.name().to_owned()).collect::<BTreeSet<_>>());
+    let conclusion = libtest_mimic::run(&args, trials);
+    (script, conclusion)
+}
+
+#[test]
+fn each_machine_has_its_boot_and_each_destructive_test_its_own() {
+    let (script, conclusion) = harness(
+        &[
+            ("1..1\n# begin farpage_kernel::a\nok 1 - farpage_kernel::a\n", SUCCESS),
+            ("1..1\n# begin farpage_kernel::b\nok 1 - farpage_kernel::b\n", SUCCESS),
+            ("1..1\n# begin farpage_kernel::df\n@fault kind=double-fault\n", Ending::Exit(Exit::Fault)),
+            ("1..1\n# begin farpage_kernel::p\n@panic message=x\n", Ending::Exit(Exit::Panic)),
+        ],
+        None,
+    );
+    assert_eq!((conclusion.num_passed, conclusion.num_failed), (4, 0));
+    assert_eq!(
+        script.asked(),
+        [
+            "run=list",
+            "run=test filter=farpage_kernel::a",
+            "run=test filter=farpage_kernel::b on 3072 MiB",
+            "run=test exact=1 filter=farpage_kernel::df",
+            "run=test exact=1 filter=farpage_kernel::p",
+        ]
+    );
+}
+
+#[test]
+fn a_destructive_test_must_end_in_its_own_report() {
+    let begun = "1..1\n# begin farpage_kernel::df\n";
+    let cases = [
+        (format!("{begun}ok 1 - farpage_kernel::df\n"), SUCCESS),
+        (format!("{begun}@fault kind=page-fault\n"), Ending::Exit(Exit::Fault)),
+        (format!("{begun}@panic message=x\n"), Ending::Exit(Exit::Panic)),
+        (format!("{begun}@fault kind=double-fault\n"), Ending::Timeout),
+        (begun.to_owned(), Ending::Died("a triple fault".into())),
+        ("@fault kind=double-fault\n".to_owned(), Ending::Exit(Exit::Fault)),
+    ];
+    for (console, ending) in cases {
+        let (script, conclusion) = harness(&[(&console, ending.clone())], Some("kernel::df"));
+        assert_eq!((conclusion.num_passed, conclusion.num_failed), (0, 1), "{console:?} {ending}");
+        assert_eq!(script.asked().len(), 2, "the list, and the one that was chosen");
+    }
+}
+
+#[test]
+fn a_kernel_that_does_not_list_is_told() {
+    let script = Arc::new(Script::new(&[("@panic message=oops\n@pc n=0\n", Ending::Exit(Exit::Panic))]));
+    let error = Guests::find(script as Arc<dyn Machine>).err().unwrap();
+    assert!(error.contains("does not list") && error.contains("oops") && error.contains("at n=0"), "{error}");
+}
+
+#[test]
+fn names_in_the_list_begin_with_kernel() {
+    assert_eq!(display_name("farpage_kernel::arch::x"), "kernel::arch::x");
+    assert_eq!(display_name("kernel::arch::x"), "kernel::arch::x");
+}

@@ -1,0 +1,132 @@
+//! Whole runs, as a user types them: `cargo run -- ...`, its output and its exit status.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use libtest_mimic::{Failed, Trial};
+
+use crate::{
+    host,
+    process::{self, Finished},
+};
+
+/// The longest a run may take, the first build of the kernel included.
+const LIMIT: Duration = Duration::from_secs(600);
+
+/// One run and what must come of it.
+struct Run {
+    name: &'static str,
+    arguments: &'static [&'static str],
+    /// The exit status must be 0.
+    succeeds: bool,
+    /// Each must be in the output; of a run that fails, in its error.
+    says: &'static [&'static str],
+}
+
+const RUNS: [Run; 13] = [
+    Run {
+        name: "help",
+        arguments: &["--help"],
+        succeeds: true,
+        says: &["tour", "bench", "test", "gdb", "--memory"],
+    },
+    Run {
+        name: "print_qemu",
+        arguments: &["tour", "--print-qemu"],
+        succeeds: true,
+        says: &["qemu-system-x86_64", "ivshmem-plain", "isa-debug-exit"],
+    },
+    Run { name: "tour", arguments: &["tour"], succeeds: true, says: &["audit ok"] },
+    Run { name: "unknown_command", arguments: &["tuor"], succeeds: false, says: &["tuor", "help"] },
+    Run { name: "unknown_option", arguments: &["--memroy", "1G"], succeeds: false, says: &["--memroy"] },
+    Run { name: "bad_size", arguments: &["--memory", "12parsecs"], succeeds: false, says: &["12parsecs"] },
+    Run {
+        name: "device_size_not_a_power_of_two",
+        arguments: &["--device-size", "3M"],
+        succeeds: false,
+        says: &["power of two"],
+    },
+    Run {
+        name: "device_too_small",
+        arguments: &["tour", "--device-size", "1M"],
+        succeeds: false,
+        says: &["BAR2", "-device ivshmem-plain"],
+    },
+    Run {
+        name: "no_device",
+        arguments: &["tour", "--no-device"],
+        succeeds: false,
+        says: &["-device ivshmem-plain"],
+    },
+    Run {
+        name: "too_little_memory",
+        arguments: &["tour", "--memory", "8M"],
+        succeeds: false,
+        says: &["memory"],
+    },
+    Run {
+        name: "hang",
+        arguments: &["tour", "--timeout", "2", "--qemu-arg=-S"],
+        succeeds: false,
+        says: &["in time", "--timeout"],
+    },
+    Run {
+        name: "qemu_dies",
+        arguments: &["tour", "--qemu-arg=-nonsense"],
+        succeeds: false,
+        says: &["nonsense"],
+    },
+    Run {
+        name: "icount_needs_tcg",
+        arguments: &["tour", "--accel", "kvm", "--icount"],
+        succeeds: false,
+        says: &["--accel tcg"],
+    },
+];
+
+/// All of them.
+#[must_use]
+pub fn trials() -> Vec<Trial> {
+    match runner() {
+        Ok(runner) => RUNS.iter().map(|run| run.trial(&runner)).collect(),
+        Err(why) => vec![Trial::test("run::build", move || Err(Failed::from(why)))],
+    }
+}
+
+/// The program behind `cargo run`, built as `cargo run` would.
+fn runner() -> Result<PathBuf, String> {
+    let manifest = host::workspace().join("xtask/Cargo.toml");
+    let artifacts = host::build_artifacts(&["build", "-p", "xtask", "--bin", "xtask"])?;
+    let ours = artifacts.iter().filter(|a| a["manifest_path"].as_str().map(Path::new) == Some(&manifest));
+    let path = ours.filter_map(|artifact| artifact["executable"].as_str()).next();
+    path.map(PathBuf::from).ok_or_else(|| "cargo has built no runner".to_owned())
+}
+
+impl Run {
+    fn trial(&'static self, runner: &Path) -> Trial {
+        let mut command = Command::new(runner);
+        command.args(self.arguments).current_dir(host::workspace()).env_remove("CARGO_MANIFEST_DIR");
+        Trial::test(format!("run::{}", self.name), move || {
+            let done = process::run(&mut command, LIMIT)?;
+            self.check(&done).map_err(|what| Failed::from(format!("{what}: {done}")))
+        })
+    }
+
+    fn check(&self, done: &Finished) -> Result<(), String> {
+        let code = done.code().ok_or("it was killed")?;
+        if (code == 0) != self.succeeds {
+            return Err(format!("exit status {code}"));
+        }
+        let text = if self.succeeds { &done.stdout } else { &done.stderr };
+        if let Some(missing) = self.says.iter().find(|part| !text.contains(**part)) {
+            return Err(format!("it does not say {missing:?}"));
+        }
+        if text.contains("panicked at") {
+            return Err("the runner panicked".to_owned());
+        }
+        Ok(())
+    }
+}
