@@ -1,0 +1,102 @@
+//! The stacks of the boot CPU: one for the thread that boots, and one for each use of the interrupt stack table.
+//!
+//! Each has a guard page below, which is left out when the kernel's image is mapped, so that running over the end is a
+//! page fault and not a silent write into the next object. The compiler probes large frames page by page, so no frame
+//! jumps over a guard page.
+
+use core::cell::UnsafeCell;
+use core::ops::Range;
+use core::sync::atomic::Ordering;
+
+use super::percpu;
+
+/// Bytes of a guard page.
+const GUARD: usize = 4096;
+/// Bytes of the thread's stack. Nested faults are the deepest use: about 1.3 KiB each.
+pub(crate) const THREAD_STACK: usize = 512 * 1024;
+/// Bytes of an interrupt stack. The report of a fatal fault runs on it.
+const INTERRUPT_STACK: usize = 24 * 1024;
+
+/// What the trap stub itself and the beginning of its handler need: a frame is moved to a stack only above this.
+const FRAME_RESERVE: u64 = 2048;
+
+/// A stack above its guard page.
+#[repr(C, align(4096))]
+struct Stack<const N: usize> {
+    guard: [u8; GUARD],
+    bytes: UnsafeCell<[u8; N]>,
+}
+
+// SAFETY: nobody in Rust reads or writes the bytes; the CPU does, on one CPU.
+unsafe impl<const N: usize> Sync for Stack<N> {}
+
+impl<const N: usize> Stack<N> {
+    const fn new() -> Self {
+        Self { guard: [0; GUARD], bytes: UnsafeCell::new([0; N]) }
+    }
+
+    fn guard(&self) -> Range<u64> {
+        let start = core::ptr::from_ref(&self.guard) as u64;
+        start..start + GUARD as u64
+    }
+
+    fn bytes(&self) -> Range<u64> {
+        let start = self.bytes.get() as u64;
+        start..start + N as u64
+    }
+}
+
+/// Which stack of the interrupt stack table an entry uses (the number is the gate's IST field).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Ist {
+    /// Every vector that is not named below; the frame leaves it at once.
+    Common = 1,
+    /// #NMI.
+    Nmi = 2,
+    /// #DF.
+    DoubleFault = 3,
+    /// #MC.
+    MachineCheck = 4,
+    /// #DB: on its own, so that a breakpoint right after `mov ss` cannot land on a stack of the interrupted code's choice.
+    Debug = 5,
+}
+
+impl Ist {
+    /// All of them.
+    pub(super) const ALL: [Self; 5] =
+        [Self::Common, Self::Nmi, Self::DoubleFault, Self::MachineCheck, Self::Debug];
+}
+
+static THREAD: Stack<THREAD_STACK> = Stack::new();
+static INTERRUPT: [Stack<INTERRUPT_STACK>; 5] = [const { Stack::new() }; 5];
+
+/// The end of the stack of an IST entry, where the CPU begins to push.
+pub(super) fn interrupt_top(ist: Ist) -> u64 {
+    INTERRUPT[ist as usize - 1].bytes().end
+}
+
+/// The end of the boot thread's stack.
+pub(super) fn thread_top() -> u64 {
+    THREAD.bytes().end
+}
+
+/// Tells the trap stub that the boot thread's stack is in use from now on.
+pub(super) fn use_thread_stack() {
+    let stack = THREAD.bytes();
+    let block = percpu::this();
+    block.stack_floor.store(stack.start + FRAME_RESERVE, Ordering::Relaxed);
+    block.stack_room.store(stack.end - stack.start - FRAME_RESERVE, Ordering::Relaxed);
+    block.kernel_stack_top.store(stack.end, Ordering::Relaxed);
+}
+
+/// The pages that must not be mapped.
+pub(crate) fn guards() -> impl Iterator<Item = Range<u64>> {
+    core::iter::once(THREAD.guard()).chain(INTERRUPT.iter().map(Stack::guard))
+}
+
+/// Is this a stack pointer, or an address, at the end of the thread's stack: in its guard page or in the reserve above?
+pub(crate) fn is_overflow(address: u64) -> bool {
+    let (guard, stack) = (THREAD.guard(), THREAD.bytes());
+    (guard.start..stack.start + FRAME_RESERVE).contains(&address)
+}

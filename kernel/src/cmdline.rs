@@ -1,0 +1,209 @@
+//! The command line: words `key=value` between blanks, by fw_cfg.
+//!
+//! Every word must be known and make sense; a typing mistake is told, not passed over.
+
+use core::fmt;
+
+/// What the kernel is to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Run {
+    /// The guided tour.
+    #[default]
+    Tour,
+    /// The benchmarks.
+    Bench,
+    /// In-kernel tests.
+    Test,
+    /// The list of in-kernel tests.
+    List,
+    /// Wait for a debugger, then the tour.
+    Gdb,
+}
+
+/// How much is logged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LogLevel {
+    /// Nothing.
+    Off,
+    /// What stops something from working.
+    Error,
+    /// What somebody should look at.
+    #[default]
+    Warn,
+    /// What the boot finds and does.
+    Info,
+    /// What each operation does.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+/// The command line, read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CommandLine<'a> {
+    /// `run=tour|bench|test|list|gdb`
+    pub run: Run,
+    /// `log=off|error|warn|info|debug|trace`
+    pub log: LogLevel,
+    /// `filter=a,b`: parts of names, separated by commas; empty takes all.
+    pub filter: &'a str,
+    /// `exact=NAME`, or `exact=1` with the name in `filter`: this one test or row, in full.
+    pub exact: Option<&'a str>,
+    /// `icount=0|1`: does the TSC count instructions?
+    pub icount: bool,
+    /// `wall=0|1`: measure wall time instead of instructions.
+    pub wall: bool,
+    /// `sizes=2M,64M`: sizes for the benchmark, separated by commas; empty takes the usual ones.
+    pub sizes: &'a str,
+}
+
+/// What is wrong with a word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CommandLineError<'a> {
+    /// Not of the form `key=value`.
+    NoValue(&'a str),
+    /// No such key.
+    UnknownKey(&'a str),
+    /// The key does not take this value.
+    BadValue {
+        /// The key.
+        key: &'static str,
+        /// What was given.
+        value: &'a str,
+        /// What could have been.
+        expected: &'static str,
+    },
+    /// `exact=1` without a name in `filter`.
+    ExactWithoutName,
+}
+
+impl fmt::Display for CommandLineError<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoValue(word) => write!(f, "command line: \"{word}\" is not of the form key=value"),
+            Self::UnknownKey(key) => write!(
+                f,
+                "command line: there is no \"{key}\"; known are run, log, filter, exact, icount, wall and sizes"
+            ),
+            Self::BadValue { key, value, expected } => {
+                write!(f, "command line: {key} cannot be \"{value}\"; it is one of {expected}")
+            }
+            Self::ExactWithoutName => write!(f, "command line: exact=1 needs a name in filter"),
+        }
+    }
+}
+
+impl<'a> CommandLine<'a> {
+    /// Reads the words of `line`. A key given twice counts the last time.
+    ///
+    /// # Errors
+    /// The first word that is unknown or makes no sense.
+    pub fn parse(line: &'a str) -> Result<Self, CommandLineError<'a>> {
+        let mut parsed = Self::default();
+        for word in line.split_ascii_whitespace() {
+            let (key, value) = word.split_once('=').ok_or(CommandLineError::NoValue(word))?;
+            parsed.set(key, value)?;
+        }
+        parsed.exact = match parsed.exact {
+            Some("0") => None,
+            Some("1") if parsed.filter.is_empty() => return Err(CommandLineError::ExactWithoutName),
+            Some("1") => Some(parsed.filter),
+            given => given,
+        };
+        Ok(parsed)
+    }
+
+    /// Does `filter` take this name?
+    #[must_use]
+    pub fn takes(&self, name: &str) -> bool {
+        match self.exact {
+            Some(exact) => name == exact,
+            None => self.filter.is_empty() || self.filter.split(',').any(|part| name.contains(part)),
+        }
+    }
+
+    fn set(&mut self, key: &'a str, value: &'a str) -> Result<(), CommandLineError<'a>> {
+        match key {
+            "run" => {
+                self.run = match value {
+                    "tour" => Run::Tour,
+                    "bench" => Run::Bench,
+                    "test" => Run::Test,
+                    "list" => Run::List,
+                    "gdb" => Run::Gdb,
+                    _ => return Err(bad("run", value, "tour, bench, test, list, gdb")),
+                }
+            }
+            "log" => {
+                self.log = match value {
+                    "off" => LogLevel::Off,
+                    "error" => LogLevel::Error,
+                    "warn" => LogLevel::Warn,
+                    "info" => LogLevel::Info,
+                    "debug" => LogLevel::Debug,
+                    "trace" => LogLevel::Trace,
+                    _ => return Err(bad("log", value, "off, error, warn, info, debug, trace")),
+                }
+            }
+            "filter" => self.filter = value,
+            "exact" => self.exact = Some(value),
+            "icount" => self.icount = flag("icount", value)?,
+            "wall" => self.wall = flag("wall", value)?,
+            "sizes" => self.sizes = value,
+            _ => return Err(CommandLineError::UnknownKey(key)),
+        }
+        Ok(())
+    }
+}
+
+fn flag<'a>(key: &'static str, value: &'a str) -> Result<bool, CommandLineError<'a>> {
+    match value {
+        "0" => Ok(false),
+        "1" => Ok(true),
+        _ => Err(bad(key, value, "0, 1")),
+    }
+}
+
+fn bad<'a>(key: &'static str, value: &'a str, expected: &'static str) -> CommandLineError<'a> {
+    CommandLineError::BadValue { key, value, expected }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{CommandLine, CommandLineError, LogLevel, Run};
+    use std::string::ToString;
+
+    #[test]
+    fn nothing_is_the_tour() {
+        let line = CommandLine::parse("  ");
+        assert_eq!(line, Ok(CommandLine::default()));
+        assert_eq!(line.map(|line| line.run), Ok(Run::Tour));
+    }
+
+    #[test]
+    fn words_are_read() {
+        let line = CommandLine::parse("run=test log=trace filter=mm::,fault icount=1").expect("good words");
+        assert_eq!((line.run, line.log, line.icount), (Run::Test, LogLevel::Trace, true));
+        assert!(line.takes("kernel::mm::split") && line.takes("x::fault_back") && !line.takes("kernel::heap"));
+    }
+
+    #[test]
+    fn exact_takes_one_name() {
+        for text in ["exact=1 filter=a::b", "exact=a::b"] {
+            let line = CommandLine::parse(text).expect("good words");
+            assert!(line.takes("a::b") && !line.takes("a::bc"));
+        }
+        assert_eq!(CommandLine::parse("exact=1"), Err(CommandLineError::ExactWithoutName));
+    }
+
+    #[test]
+    fn mistakes_are_told() {
+        assert_eq!(CommandLine::parse("rnu=test"), Err(CommandLineError::UnknownKey("rnu")));
+        assert_eq!(CommandLine::parse("quick"), Err(CommandLineError::NoValue("quick")));
+        let error = CommandLine::parse("run=tset").expect_err("a bad value");
+        assert_eq!(
+            error.to_string(),
+            "command line: run cannot be \"tset\"; it is one of tour, bench, test, list, gdb"
+        );
+    }
+}

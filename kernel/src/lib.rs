@@ -1,0 +1,14 @@
+//! The part of the kernel that needs no machine, tested on the host.
+//!
+//! The kernel proper is the binary beside this library. What can be decided by arithmetic alone is here: what a
+//! memory map says about which frames are free ([`ranges`]), how a range of RAM is covered by the largest pages
+//! ([`cover`]), and what the command line asks for ([`cmdline`]).
+#![cfg_attr(not(test), no_std)]
+#![forbid(unsafe_code)]
+
+pub mod cmdline;
+pub mod cover;
+pub mod ranges;
+
+/// Bytes of the smallest page.
+pub const PAGE_SIZE: u64 = 4096;
