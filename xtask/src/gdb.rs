@@ -11,6 +11,7 @@ use std::net::TcpListener;
 #[derive(Debug, clap::Args)]
 pub struct GdbArgs {
     /// Debug the in-kernel tests whose names contain this, instead of the tour
+    #[arg(value_parser = crate::bench::one_word)]
     filter: Option<String>,
 }
 

@@ -1,0 +1,139 @@
+//! `bench`: what each operation costs, and how much of that is moving data.
+//!
+//! The guest measures and sends rows; a row's `total` and `bulk` are sums over its `n` repetitions (a sweep's over its
+//! `rounds`), so that nothing is lost to rounding before it gets here. With instruction counting they are
+//! instructions, and `bulk` are the words moved or cleared; with `--wall` a row also carries `ns_median` and `ns_copy`,
+//! the median time of one repetition and of the raw copy of the same data in the same run.
+
+mod report;
+
+use crate::boot;
+use crate::cli::{Defaults, MachineArgs};
+use crate::error::Error;
+use crate::qemu::{Ending, GuestCommand};
+use crate::size::Size;
+use crate::symbolize::Symbolizer;
+use crate::table::Frame;
+use indicatif::{ProgressBar, ProgressStyle};
+use ktest::exit::Exit;
+use report::Report;
+use std::io::{IsTerminal, Write};
+
+/// Options of `bench`.
+#[derive(Debug, clap::Args)]
+pub struct BenchArgs {
+    /// Measure time on the wall instead of instructions
+    #[arg(long)]
+    wall: bool,
+    /// One JSON document instead of tables
+    #[arg(long)]
+    json: bool,
+    /// Sizes for the migration sweep, like 2M,64M
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    sizes: Vec<Size>,
+    /// Only rows whose names contain this (a word; several with commas)
+    #[arg(long, value_name = "TEXT", value_parser = one_word)]
+    filter: Option<String>,
+}
+
+impl BenchArgs {
+    fn command(&self) -> GuestCommand {
+        let mut command = GuestCommand::run("bench");
+        if self.wall {
+            command = command.with("wall", 1);
+        }
+        if !self.sizes.is_empty() {
+            let sizes: Vec<String> = self.sizes.iter().map(Size::to_string).collect();
+            command = command.with("sizes", sizes.join(","));
+        }
+        match &self.filter {
+            Some(filter) => command.with("filter", filter),
+            None => command,
+        }
+    }
+}
+
+/// Runs the benchmarks.
+pub(crate) fn run(args: &BenchArgs, machine: &MachineArgs) -> Result<(), Error> {
+    let defaults = Defaults {
+        memory: Size::mib(2048),
+        device_size: Size::mib(512),
+        icount: !args.wall,
+        timeout_secs: Some(600),
+    };
+    let qemu = machine.qemu(&defaults, args.command())?;
+    let built = machine.prepare(&qemu)?;
+    let mut symbolizer = Symbolizer::new(&built.kernel);
+    let mut run = qemu.spawn(&built)?;
+    let bar = progress_bar();
+    let mut report = Report::new(args.wall, qemu.icount);
+    let mut console = Vec::new();
+    while let Some(line) = run.next_line() {
+        if let Some((done, of)) = report.read(&line.text) {
+            bar.set_length(of);
+            bar.set_position(done);
+        }
+        console.push(line.text);
+    }
+    bar.finish_and_clear();
+    let ending = run.finish();
+    if ending != Ending::Exit(Exit::Success) {
+        for line in console.iter().flat_map(|line| symbolizer.expand(line)) {
+            eprintln!("{line}");
+        }
+        return boot::verdict(ending);
+    }
+    // What the guest had to say beside its records; never in the middle of a document.
+    for line in console.iter().filter(|line| !line.is_empty() && !line.starts_with('@')) {
+        eprintln!("{line}");
+    }
+    let mut out = std::io::stdout().lock();
+    if args.json {
+        writeln!(out, "{:#}", report.json())?;
+        return Ok(());
+    }
+    let frame = if out.is_terminal() { Frame::Boxed } else { Frame::Plain };
+    for line in report.lines(frame) {
+        writeln!(out, "{line}")?;
+    }
+    Ok(())
+}
+
+/// On standard error, and only if that is a terminal.
+fn progress_bar() -> ProgressBar {
+    let bar = ProgressBar::new(1);
+    if let Ok(style) = ProgressStyle::with_template("{wide_bar} {pos}/{len} rows, {elapsed}") {
+        bar.set_style(style);
+    }
+    bar
+}
+
+/// The guest's command line is split at blanks.
+pub(crate) fn one_word(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.contains(char::is_whitespace) {
+        return Err("a filter is one word, without blanks".into());
+    }
+    Ok(text.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_become_words_for_the_guest() {
+        let args = BenchArgs {
+            wall: true,
+            json: false,
+            sizes: vec![Size::mib(2), Size::mib(1024)],
+            filter: Some("fault".into()),
+        };
+        assert_eq!(args.command().as_str(), "run=bench wall=1 sizes=2M,1G filter=fault");
+    }
+
+    #[test]
+    fn filters_with_blanks_are_refused() {
+        assert!(one_word("fault back").is_err());
+        assert_eq!(one_word("fault-back").unwrap(), "fault-back");
+    }
+}
