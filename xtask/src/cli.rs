@@ -5,16 +5,19 @@ use crate::error::Error;
 use crate::qemu::{Accel, Device, GuestCommand, Qemu};
 use crate::size::Size;
 use crate::{bench, boot, gdb, install, tour};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// farpage: huge pages that move to a PCI device's memory and come back by page fault, in a bare-metal kernel.
-///
-/// Without a command: the tour. It boots the kernel under QEMU and shows each step with its cost.
+/// farpage: a bare-metal kernel whose huge pages move to a PCI device's memory and come back by page fault.
 #[derive(Debug, Parser)]
-#[command(bin_name = "cargo run --", disable_help_subcommand = true, version)]
+#[command(bin_name = "cargo run --", disable_help_flag = true, disable_help_subcommand = true)]
+#[command(after_help = EXAMPLES)]
 pub struct Cli {
+    /// Print help
+    // The short form for --help too: one line for each option, on one screen.
+    #[arg(short, long, global = true, action = ArgAction::HelpShort)]
+    help: Option<bool>,
     #[command(subcommand)]
     command: Option<Task>,
     #[command(flatten)]
@@ -44,6 +47,14 @@ struct TestArgs {
     harness: Vec<String>,
 }
 
+const EXAMPLES: &str = "\
+Examples:
+  cargo run                                 the tour
+  cargo run -- tour --memory 5G --device-size 1G
+  cargo run -- bench --filter fault --json  rows about faults, for a program
+  cargo run -- test migrate                 the tests with `migrate` in their names
+  cargo run -- boot run=test log=debug      the in-kernel tests, console and all";
+
 /// How much the guest logs.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum LogLevel {
@@ -62,14 +73,14 @@ pub struct MachineArgs {
     /// RAM, like 256M or 3G [default: 256M; bench: 2G]
     #[arg(long, global = true, value_name = "SIZE")]
     memory: Option<Size>,
-    /// Number of CPUs
-    #[arg(long, global = true, value_name = "N", default_value_t = 1)]
+    /// Number of CPUs [default: 1]
+    #[arg(long, global = true, value_name = "N", default_value_t = 1, hide_default_value = true)]
     cpus: u32,
     /// Memory of each device, a power of two [default: 64M; bench: 512M]
     #[arg(long, global = true, value_name = "SIZE")]
     device_size: Option<Size>,
-    /// Number of devices
-    #[arg(long, global = true, value_name = "N", default_value_t = 1)]
+    /// Number of devices, 0 to 8 [default: 1]
+    #[arg(long, global = true, value_name = "N", default_value_t = 1, hide_default_value = true)]
     device_count: u32,
     /// Keep the device's memory in this file, where other programs see it
     #[arg(long, global = true, value_name = "PATH")]
@@ -77,8 +88,9 @@ pub struct MachineArgs {
     /// A machine without a device
     #[arg(long, global = true, conflicts_with_all = ["device_size", "device_count", "device_file"])]
     no_device: bool,
-    /// Who executes the guest's instructions
-    #[arg(long, global = true, value_enum, default_value = "tcg")]
+    /// QEMU's translator, or the host's own CPU [default: tcg]
+    #[arg(long, global = true, value_enum, value_name = "tcg|kvm", default_value = "tcg")]
+    #[arg(hide_default_value = true, hide_possible_values = true)]
     accel: Accel,
     /// Count instructions: exact and repeatable [default with tcg, except for bench --wall]
     #[arg(long, global = true)]
@@ -86,8 +98,9 @@ pub struct MachineArgs {
     /// Do not count instructions
     #[arg(long, global = true, conflicts_with = "icount")]
     no_icount: bool,
-    /// How much the kernel logs
+    /// How much the kernel logs: off, error, warn, info, debug, trace [default: warn]
     #[arg(long, global = true, value_enum, value_name = "LEVEL", default_value = "warn")]
+    #[arg(hide_default_value = true, hide_possible_values = true)]
     log: LogLevel,
     /// Stop the machine after this long [default: 60; bench: 600; gdb: never]
     #[arg(long, global = true, value_name = "SECS", value_parser = clap::value_parser!(u64).range(1..))]

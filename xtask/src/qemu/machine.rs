@@ -11,10 +11,10 @@ use std::time::Duration;
 /// Who executes the guest's instructions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub enum Accel {
-    /// QEMU's translator: everywhere, and exact with instruction counting
+    /// QEMU's translator: everywhere, and exact with instruction counting.
     #[default]
     Tcg,
-    /// The host's own CPU, through /dev/kvm
+    /// The host's own CPU, through `/dev/kvm`.
     Kvm,
 }
 
