@@ -152,8 +152,8 @@ fn missing(needs: &Needs) -> Option<String> {
     // Firmware and the first MiB's holes take a little of what QEMU was given.
     let found = bootmem::ram().map(|range| range.end - range.start).sum::<u64>().div_ceil(1 << 20).next_multiple_of(4);
     let memory = needs.memory_mib.map_or(found, u64::from);
-    if found < memory {
-        return Some(alloc::format!("needs {memory} MiB of RAM, this machine has {found}"));
+    if found != memory {
+        return Some(alloc::format!("is for a machine with {memory} MiB of RAM, this one has {found}"));
     }
     None
 }

@@ -23,6 +23,7 @@ pub(crate) mod trap;
 mod trap_tests;
 pub(crate) mod tsc;
 pub(crate) mod uaccess;
+mod uaccess_tests;
 pub(crate) mod walk;
 
 use kernel_logic::ranges::OutOfFrames;

@@ -34,6 +34,7 @@ pub(crate) const DEVICE_WINDOW: u64 = 0xffff_c900_0000_0000;
 pub(super) mod bits {
     pub(crate) const PRESENT: u64 = 1;
     pub(crate) const WRITABLE: u64 = 1 << 1;
+    pub(crate) const USER: u64 = 1 << 2;
     pub(crate) const ACCESSED: u64 = 1 << 5;
     pub(crate) const DIRTY: u64 = 1 << 6;
     pub(crate) const LEAF: u64 = 1 << 7;
@@ -103,6 +104,29 @@ impl Table {
             table.write(n, 0);
         }
         table
+    }
+
+    /// Copies the slots of the kernel half.
+    pub(super) fn copy_kernel_half(self) {
+        let kernel = Self(kernel_root().start_address().as_u64());
+        for slot in 256..512 {
+            self.write(slot, kernel.read(slot));
+        }
+    }
+
+    /// Lets ring 3 through all tables below the user half of this PML4; the leaves decide.
+    pub(super) fn open_to_user(self) {
+        self.open(4, 0..256);
+    }
+
+    fn open(self, level: u8, slots: core::ops::Range<usize>) {
+        for slot in slots {
+            let entry = self.read(slot);
+            if level > 1 && entry & (bits::PRESENT | bits::LEAF) == bits::PRESENT {
+                self.write(slot, entry | bits::USER);
+                Self(entry & bits::ADDRESS).open(level - 1, 0..512);
+            }
+        }
     }
 
     pub(super) fn read(self, index: usize) -> u64 {
@@ -192,6 +216,8 @@ pub(super) fn build() -> Result<PhysAddr, OutOfFrames> {
         }
     }
     runs.remember();
+    let scratch = bootmem::allocate(SCRATCH_FRAMES, 1)?;
+    SCRATCH.call_once(|| scratch);
     ROOT.call_once(|| root.0);
     Ok(PhysAddr::new(root.0))
 }
@@ -201,6 +227,15 @@ fn direct_mapped(image: &image::FrameRuns) -> impl Iterator<Item = core::ops::Ra
     let ram = bootmem::ram().map(|r| Region { start: r.start, end: r.end, class: Class::Free });
     let held = image.iter().map(|r| Region { start: r.start, end: r.end, class: Class::Reserved });
     Merged::new(ram.chain(held), Want::Ram)
+}
+
+/// Frames kept for tests, which may run when all others belong to the memory manager.
+pub(super) const SCRATCH_FRAMES: u64 = 8;
+static SCRATCH: Once<u64> = Once::new();
+
+/// The first of [`SCRATCH_FRAMES`] adjacent frames that nothing but tests uses.
+pub(super) fn scratch() -> u64 {
+    SCRATCH.get().copied().unwrap_or_default()
 }
 
 /// Says that the kernel's own tables are loaded.

@@ -20,6 +20,8 @@
 use core::arch::global_asm;
 use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
+use spin::Mutex;
+
 use super::{apic, fault, percpu};
 use crate::report::{self, Kind};
 
@@ -335,7 +337,7 @@ pub(crate) fn unexpected_interrupts() -> u64 {
 extern "C" fn dispatch(frame: &mut TrapFrame) {
     match frame.vector as u8 {
         vector::TIMER => apic::timer_interrupt(),
-        3 => BREAKPOINTS.store(BREAKPOINTS.load(Ordering::Relaxed) + 1, Ordering::Relaxed),
+        3 => breakpoint(frame),
         vector::SPURIOUS => {}
         exception @ 0..32 => report::fatal(Kind::of_vector(exception), frame, None),
         unexpected => {
@@ -347,8 +349,21 @@ extern "C" fn dispatch(frame: &mut TrapFrame) {
     }
 }
 
-/// INT3s executed: the cheapest trap, for tests of the stub.
-static BREAKPOINTS: AtomicU64 = AtomicU64::new(0);
+/// What a breakpoint does. In the kernel only tests set one: it is the cheapest trap that code can ask for.
+static ON_BREAKPOINT: Mutex<Option<fn(&mut TrapFrame)>> = Mutex::new(None);
+
+/// Says what the next breakpoints do.
+pub(super) fn on_breakpoint(action: Option<fn(&mut TrapFrame)>) {
+    *ON_BREAKPOINT.lock() = action;
+}
+
+fn breakpoint(frame: &mut TrapFrame) {
+    let action = *ON_BREAKPOINT.lock();
+    match action {
+        Some(action) => action(frame),
+        None => report::fatal(Kind::Exception(3), frame, None),
+    }
+}
 
 /// A trap whose frame did not fit the thread's stack.
 extern "C" fn off_stack(frame: &mut TrapFrame, cr2: u64) -> ! {
@@ -369,9 +384,4 @@ extern "C" fn paranoid(frame: &mut TrapFrame, cr2: u64) {
         8 => report::fatal(Kind::DoubleFault, frame, Some(cr2)),
         vector => report::fatal(Kind::of_vector(vector as u8), frame, None),
     }
-}
-
-/// How many breakpoints were taken so far.
-pub(super) fn breakpoints() -> u64 {
-    BREAKPOINTS.load(Ordering::Relaxed)
 }

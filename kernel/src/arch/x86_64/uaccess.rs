@@ -47,9 +47,9 @@ impl Answer {
 
 global_asm!(
     r#"
-    # A routine: opens the way to user memory, runs its body, closes it. The handler of a fault that nobody wants puts
-    # the address in RAX and goes on at the landing.
-    .macro UACCESS name, body:vararg
+    # A routine stands between these two: the first opens the way to user memory, the second closes it. The handler of a
+    # fault that nobody wants puts the address in RAX and goes on at the landing.
+    .macro UACCESS_BEGIN name
     .pushsection .text.uaccess, "ax", @progbits
     .balign 16
     .globl \name
@@ -59,7 +59,9 @@ global_asm!(
     je      771f
     stac
 771:
-    \body
+    .endm
+
+    .macro UACCESS_END name
 772:
     cmp     byte ptr [rip + {smap}], 0
     je      773f
@@ -86,21 +88,58 @@ uaccess_landing:
     .popsection
 
     # (rdi = address) -> value
-    UACCESS uaccess_read_u64, mov rax, [rdi]
-    UACCESS uaccess_read_u8, movzx eax, byte ptr [rdi]
+    UACCESS_BEGIN uaccess_read_u64
+    mov     rax, [rdi]
+    UACCESS_END uaccess_read_u64
+
+    # (rdi = address) -> value
+    UACCESS_BEGIN uaccess_read_u8
+    movzx   eax, byte ptr [rdi]
+    UACCESS_END uaccess_read_u8
+
     # (rdi = address, rsi = value)
-    UACCESS uaccess_write_u64, mov [rdi], rsi
-    UACCESS uaccess_write_u8, mov [rdi], sil
+    UACCESS_BEGIN uaccess_write_u64
+    mov     [rdi], rsi
+    UACCESS_END uaccess_write_u64
+
+    # (rdi = address, rsi = value)
+    UACCESS_BEGIN uaccess_write_u8
+    mov     [rdi], sil
+    UACCESS_END uaccess_write_u8
+
     # (rdi = address): a write that changes nothing
-    UACCESS uaccess_dirty, lock add byte ptr [rdi], 0
+    UACCESS_BEGIN uaccess_dirty
+    lock    add byte ptr [rdi], 0
+    UACCESS_END uaccess_dirty
+
     # (rdi = to, rsi = from, rdx = words): one of the two is a user address
-    UACCESS uaccess_copy_words, mov rcx, rdx; rep movsq
+    UACCESS_BEGIN uaccess_copy_words
+    mov     rcx, rdx
+    rep     movsq
+    UACCESS_END uaccess_copy_words
+
     # (rdi = to, rsi = from, rdx = bytes)
-    UACCESS uaccess_copy_bytes, mov rcx, rdx; rep movsb
+    UACCESS_BEGIN uaccess_copy_bytes
+    mov     rcx, rdx
+    rep     movsb
+    UACCESS_END uaccess_copy_bytes
+
     # (rdi = to, rsi = words, rdx = value)
-    UACCESS uaccess_fill_words, mov rax, rdx; mov rcx, rsi; rep stosq
+    UACCESS_BEGIN uaccess_fill_words
+    mov     rax, rdx
+    mov     rcx, rsi
+    rep     stosq
+    UACCESS_END uaccess_fill_words
+
     # (rdi = address, rsi = words, not 0, rdx = value) -> words from the first that differs on, or 0
-    UACCESS uaccess_scan_words, mov rax, rdx; mov rcx, rsi; repe scasq; setne al; movzx eax, al; add rax, rcx
+    UACCESS_BEGIN uaccess_scan_words
+    mov     rax, rdx
+    mov     rcx, rsi
+    repe    scasq
+    setne   al
+    movzx   eax, al
+    add     rax, rcx
+    UACCESS_END uaccess_scan_words
     "#,
     smap = sym SMAP_ON,
 );
