@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, process::ExitCode, sync::Arc};
 
-use farpage_tests::{
+use harness::{
     guest::{Guests, QemuMachine},
     host, runs, summary,
 };

@@ -31,7 +31,7 @@ const CRATES: [HostCrate; 7] = [
     HostCrate { package: "farpage-boot", folder: "boot", prefix: "boot" },
     HostCrate { package: "farpage-kernel", folder: "kernel", prefix: "kernel-logic" },
     HostCrate { package: "ktest", folder: "tests/ktest", prefix: "ktest" },
-    HostCrate { package: "farpage-tests", folder: "tests", prefix: "harness" },
+    HostCrate { package: "xtests", folder: "tests", prefix: "harness" },
     HostCrate { package: "xtask", folder: "xtask", prefix: "xtask" },
 ];
 
@@ -200,6 +200,7 @@ mod tests {
             let manifest = std::fs::read_to_string(host.folder().join("Cargo.toml")).unwrap();
             assert!(manifest.contains(&format!("name = \"{}\"", host.package)), "{}", host.package);
             assert!(manifest.contains("[lib]") && manifest.contains("test = false"), "{}", host.package);
+            assert!(host.package <= env!("CARGO_PKG_NAME"), "the harness runs last, after {}", host.package);
         }
     }
 

@@ -22,7 +22,7 @@ struct Run {
     arguments: &'static [&'static str],
     /// The exit status must be 0.
     succeeds: bool,
-    /// Each must be in the output; of a run that fails, in its error.
+    /// Each must be in what it prints.
     says: &'static [&'static str],
 }
 
@@ -120,7 +120,10 @@ impl Run {
         if (code == 0) != self.succeeds {
             return Err(format!("exit status {code}"));
         }
-        let text = if self.succeeds { &done.stdout } else { &done.stderr };
+        if !self.succeeds && done.stderr.trim().is_empty() {
+            return Err("it says nothing to standard error".to_owned());
+        }
+        let text = [done.stdout.as_str(), &done.stderr].concat();
         if let Some(missing) = self.says.iter().find(|part| !text.contains(**part)) {
             return Err(format!("it does not say {missing:?}"));
         }

@@ -67,7 +67,7 @@ impl Guests {
         for entry in self.entries.iter().filter(|entry| entry.expect.is_none()) {
             let (all, mine) = groups.entry(entry.needs).or_default();
             all.push(entry.name.clone());
-            if chosen.contains(&display_name(&entry.name)) {
+            if chosen.contains(&entry.name) {
                 mine.push(entry.name.clone());
             }
         }
@@ -83,17 +83,11 @@ impl Guests {
 
     fn trial(&self, entry: &Entry) -> Trial {
         let (entry, machine, board) = (entry.clone(), Arc::clone(&self.machine), Arc::clone(&self.board));
-        Trial::ignorable_test(display_name(&entry.name), move || match &entry.expect {
+        Trial::ignorable_test(entry.name.clone(), move || match &entry.expect {
             Some(expect) => destructive(&*machine, &entry, expect),
             None => verdict(&*machine, &board.wait(&entry.name)),
         })
     }
-}
-
-/// `kernel::` is what the crate is called in the list, whatever its package is called.
-fn display_name(name: &str) -> String {
-    let short = name.strip_prefix("farpage_kernel::").map(|rest| format!("kernel::{rest}"));
-    short.unwrap_or_else(|| name.to_owned())
 }
 
 fn list(machine: &dyn Machine) -> Result<Vec<Entry>, String> {

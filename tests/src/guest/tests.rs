@@ -13,7 +13,7 @@ use ktest::{
 };
 use libtest_mimic::{Arguments, Conclusion};
 
-use super::{Board, Guests, Machine, display_name, run_group};
+use super::{Board, Guests, Machine, run_group};
 
 const SUCCESS: Ending = Ending::Exit(Exit::Success);
 
@@ -112,8 +112,8 @@ fn what_goes_wrong_between_tests_is_not_lost() {
     }
 }
 
-const LIST: &str = "@test name=farpage_kernel::a\n@test name=farpage_kernel::b memory_mib=3072\n\
-                    @test name=farpage_kernel::df expect=double-fault\n@test name=farpage_kernel::p expect=panic\n";
+const LIST: &str = "@test name=kernel::a\n@test name=kernel::b memory_mib=3072\n\
+                    @test name=kernel::df expect=double-fault\n@test name=kernel::p expect=panic\n";
 
 fn harness(boots: &[(&str, Ending)], filter: Option<&str>) -> (Arc<Script>, Conclusion) {
     let mut script = vec![(LIST, SUCCESS)];
@@ -135,10 +135,10 @@ fn harness(boots: &[(&str, Ending)], filter: Option<&str>) -> (Arc<Script>, Conc
 fn each_machine_has_its_boot_and_each_destructive_test_its_own() {
     let (script, conclusion) = harness(
         &[
-            ("1..1\n# begin farpage_kernel::a\nok 1 - farpage_kernel::a\n", SUCCESS),
-            ("1..1\n# begin farpage_kernel::b\nok 1 - farpage_kernel::b\n", SUCCESS),
-            ("1..1\n# begin farpage_kernel::df\n@fault kind=double-fault\n", Ending::Exit(Exit::Fault)),
-            ("1..1\n# begin farpage_kernel::p\n@panic message=x\n", Ending::Exit(Exit::Panic)),
+            ("1..1\n# begin kernel::a\nok 1 - kernel::a\n", SUCCESS),
+            ("1..1\n# begin kernel::b\nok 1 - kernel::b\n", SUCCESS),
+            ("1..1\n# begin kernel::df\n@fault kind=double-fault\n", Ending::Exit(Exit::Fault)),
+            ("1..1\n# begin kernel::p\n@panic message=x\n", Ending::Exit(Exit::Panic)),
         ],
         None,
     );
@@ -147,19 +147,19 @@ fn each_machine_has_its_boot_and_each_destructive_test_its_own() {
         script.asked(),
         [
             "run=list",
-            "run=test filter=farpage_kernel::a",
-            "run=test filter=farpage_kernel::b on 3072 MiB",
-            "run=test exact=1 filter=farpage_kernel::df",
-            "run=test exact=1 filter=farpage_kernel::p",
+            "run=test filter=kernel::a",
+            "run=test filter=kernel::b on 3072 MiB",
+            "run=test exact=1 filter=kernel::df",
+            "run=test exact=1 filter=kernel::p",
         ]
     );
 }
 
 #[test]
 fn a_destructive_test_must_end_in_its_own_report() {
-    let begun = "1..1\n# begin farpage_kernel::df\n";
+    let begun = "1..1\n# begin kernel::df\n";
     let cases = [
-        (format!("{begun}ok 1 - farpage_kernel::df\n"), SUCCESS),
+        (format!("{begun}ok 1 - kernel::df\n"), SUCCESS),
         (format!("{begun}@fault kind=page-fault\n"), Ending::Exit(Exit::Fault)),
         (format!("{begun}@panic message=x\n"), Ending::Exit(Exit::Panic)),
         (format!("{begun}@fault kind=double-fault\n"), Ending::Timeout),
@@ -181,7 +181,19 @@ fn a_kernel_that_does_not_list_is_told() {
 }
 
 #[test]
-fn names_in_the_list_begin_with_kernel() {
-    assert_eq!(display_name("farpage_kernel::arch::x"), "kernel::arch::x");
-    assert_eq!(display_name("kernel::arch::x"), "kernel::arch::x");
+fn names_that_do_not_fit_one_command_line_take_two_boots() {
+    let long: Vec<String> = (0..3).map(|n| format!("{n}{}", "x".repeat(1500))).collect();
+    let console = |names: &[String]| {
+        let mut text = format!("1..{}\n", names.len());
+        for (n, name) in names.iter().enumerate() {
+            write!(text, "# begin {name}\nok {} - {name}\n", n + 1).unwrap();
+        }
+        text
+    };
+    let script = Script::new(&[(&console(&long[..2]), SUCCESS), (&console(&long[2..]), SUCCESS)]);
+    let board = Board::default();
+    run_group(&script, &Needs::NONE, &long, &long, false, &board);
+    board.close();
+    assert!(long.iter().all(|name| board.wait(name).outcome == Outcome::Pass));
+    assert!(script.asked().iter().all(|words| words.len() < 4096));
 }
