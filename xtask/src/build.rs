@@ -68,20 +68,51 @@ fn cargo(root: &Path, target_dir: &Path) -> Result<(), Error> {
         .stderr(Stdio::piped())
         .spawn()
         .map_err(|source| Error::Cargo(name.clone(), source))?;
+    let stderr = child.stderr.take().map(BufReader::new);
+    let mut held = Vec::new();
     let mut announced = false;
-    for line in child.stderr.take().map(BufReader::new).into_iter().flat_map(BufRead::lines) {
-        let Ok(line) = line else { break };
-        if console::strip_ansi_codes(&line).trim_start().starts_with("Finished") {
-            continue;
+    for line in stderr.into_iter().flat_map(BufRead::lines).map_while(Result::ok) {
+        match Said::by(&line) {
+            Said::Finished => {}
+            Said::Waiting => eprintln!("{line}"),
+            Said::Compiling if !announced => {
+                eprintln!("Building the loader and the kernel");
+                held.drain(..).for_each(|held| eprintln!("{held}"));
+                eprintln!("{line}");
+                announced = true;
+            }
+            _ if announced => eprintln!("{line}"),
+            // When all is fresh, cargo repeats the warnings of the last build: not shown again.
+            _ => held.push(line),
         }
-        if !announced && line.contains("Compiling") {
-            eprintln!("Building the loader and the kernel");
-            announced = true;
-        }
-        eprintln!("{line}");
     }
     let status = child.wait().map_err(|source| Error::Cargo(name, source))?;
-    if status.success() { Ok(()) } else { Err(Error::Build) }
+    if status.success() {
+        return Ok(());
+    }
+    held.iter().for_each(|line| eprintln!("{line}"));
+    Err(Error::Build)
+}
+
+/// What a line of cargo's output is.
+#[derive(Debug, PartialEq, Eq)]
+enum Said {
+    Compiling,
+    Waiting,
+    Finished,
+    Other,
+}
+
+impl Said {
+    fn by(line: &str) -> Self {
+        let plain = console::strip_ansi_codes(line);
+        match plain.split_whitespace().next() {
+            Some("Compiling" | "Downloading") => Self::Compiling,
+            Some("Blocking") => Self::Waiting,
+            Some("Finished") => Self::Finished,
+            _ => Self::Other,
+        }
+    }
 }
 
 /// Cargo, without what an outer cargo or the user's environment says about flags and places.
@@ -131,4 +162,43 @@ fn strip(elf: &[u8]) -> object::build::Result<Vec<u8>> {
     let mut out = Vec::new();
     builder.write(&mut out)?;
     Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cargos_lines_are_told_apart_in_colour_too() {
+        assert_eq!(Said::by("   Compiling x v0.1.0"), Said::Compiling);
+        assert_eq!(Said::by("\u{1b}[1m\u{1b}[32m   Compiling\u{1b}[0m x"), Said::Compiling);
+        assert_eq!(Said::by("    Blocking waiting for file lock on artifact directory"), Said::Waiting);
+        assert_eq!(Said::by("    Finished `kernel` profile"), Said::Finished);
+        assert_eq!(Said::by("warning: unused: Compiling"), Said::Other);
+    }
+
+    #[test]
+    fn a_stripped_program_keeps_what_is_loaded_and_loses_the_rest() {
+        use object::read::elf::{ElfFile64, FileHeader, ProgramHeader};
+        use object::{Endianness, Object, ObjectSection};
+        let elf = fs::read(std::env::current_exe().unwrap()).unwrap();
+        let stripped = strip(&elf).unwrap();
+        let parse = |data| ElfFile64::<Endianness>::parse(data).unwrap();
+        let (before, after) = (parse(elf.as_slice()), parse(stripped.as_slice()));
+        assert!(after.sections().all(|section| !section.name().unwrap().starts_with(".debug")));
+        assert_eq!(after.entry(), before.entry());
+        let loads = |file: &ElfFile64<'_>, data| {
+            let headers = file.elf_header().program_headers(Endianness::Little, data).unwrap();
+            let loads =
+                headers.iter().filter(|header| header.p_type(Endianness::Little) == object::elf::PT_LOAD);
+            let fields = |header: &object::elf::ProgramHeader64<Endianness>| {
+                (header.p_vaddr(Endianness::Little), header.p_memsz(Endianness::Little))
+            };
+            loads.map(fields).collect::<Vec<_>>()
+        };
+        assert_eq!(loads(&before, elf.as_slice()), loads(&after, stripped.as_slice()));
+        let text = |file: &ElfFile64<'_>| file.section_by_name(".text").unwrap().data().unwrap().to_vec();
+        assert_eq!(text(&before), text(&after));
+        assert!(stripped.len() < elf.len() / 2);
+    }
 }

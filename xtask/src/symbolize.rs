@@ -29,7 +29,11 @@ impl Symbolizer {
         let n = record.u64("n").unwrap_or(0);
         // Above the innermost frame an address is where a call returns to: the call itself stands before it.
         let lookup = if n == 0 { addr } else { addr.saturating_sub(1) };
-        let frames = self.frames(lookup).unwrap_or_default();
+        let mut frames = self.frames(lookup).unwrap_or_default();
+        if frames.is_empty() {
+            // A call that never returns may be the last instruction of its function.
+            frames = self.frames(addr.saturating_sub(1)).unwrap_or_default();
+        }
         if frames.is_empty() {
             return vec![format!("{n:4}: {addr:#018x} (no symbol)")];
         }
