@@ -92,7 +92,7 @@ fn describe(ending: &Ending) -> String {
     match ending {
         Ending::Exit(Exit::Success) => "the guest ended well".into(),
         Ending::Exit(Exit::Failed) => "the guest reported a failure: see above".into(),
-        Ending::Exit(Exit::Panic) => "the guest panicked: see above".into(),
+        Ending::Exit(Exit::Panic) => "the guest stopped with an error: see above".into(),
         Ending::Exit(Exit::Fault) => "the guest stopped at a fatal fault: see above".into(),
         Ending::Timeout => {
             "the guest did not end in time and was stopped; --timeout SECS gives it longer".into()

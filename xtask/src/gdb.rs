@@ -28,9 +28,6 @@ pub(crate) fn run(args: &GdbArgs, machine: &MachineArgs) -> Result<(), Error> {
     let built = machine.prepare(&qemu)?;
     let run = qemu.spawn(&built)?;
     eprintln!("The machine waits. In another terminal:\n");
-    eprintln!(
-        "  gdb {} -ex 'target remote 127.0.0.1:{port}' -ex 'break kernel_main'\n",
-        built.kernel.display()
-    );
+    eprintln!("  gdb {} -ex 'target remote 127.0.0.1:{port}' -ex 'break _start'\n", built.kernel.display());
     boot::show(run, &mut Symbolizer::new(&built.kernel))
 }

@@ -57,7 +57,9 @@ pub(crate) fn ensure_qemu() -> Result<(), Error> {
 fn run(words: &[&str]) -> Result<(), Error> {
     let command = words.join(" ");
     let mut process = Command::new(words[0]);
-    let status = process.args(&words[1..]).env("DEBIAN_FRONTEND", "noninteractive").status();
+    // Standard output is the command's that was asked for: it may be a document.
+    process.args(&words[1..]).env("DEBIAN_FRONTEND", "noninteractive").stdout(std::io::stderr());
+    let status = process.status();
     match status {
         Ok(status) if status.success() => Ok(()),
         Ok(status) => Err(Error::Install { command, status: status.to_string() }),
