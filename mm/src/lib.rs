@@ -1,1 +1,62 @@
-//! Placeholder.
+//! The memory manager: pure logic, no `unsafe`, tested on the host.
+//!
+//! It owns page-table entries, folios, VMAs, faults, migration and split. It does not know registers, ports, real addresses
+//! or how a copy is done: those are behind [`Machine`] and [`CopyEngine`], each with a kernel and a host implementation.
+//!
+//! Where to begin reading: [`Space::handle_fault`] for the way from #PF to a mapped page, [`migrate`] for the way to a
+//! device and back, [`tlb`](self) for why a flush cannot be forgotten.
+//!
+//! Nothing here uses the global allocator: objects live in slabs on frames of the manager's own, allocation is fallible, and
+//! out of memory is a value.
+
+#![cfg_attr(not(test), no_std)]
+#![forbid(unsafe_code)]
+
+mod audit;
+mod buddy;
+mod counters;
+mod cursor;
+mod device;
+mod dump;
+mod entry;
+mod error;
+mod fault;
+mod folio;
+mod framemap;
+mod inject;
+mod machine;
+pub mod migrate;
+mod mm;
+mod rmap;
+mod slab;
+mod space;
+mod split;
+mod sync;
+mod table;
+mod tlb;
+mod types;
+mod vma;
+mod zap;
+mod zone;
+
+pub use audit::AuditError;
+pub use counters::Event;
+pub use device::{COPY_LIST, CopyEngine, CopyOp, Device, DeviceStat, Fence, PagemapOps};
+pub use dump::Run;
+pub use entry::{Attrs, BadEntry, CacheType, Entry, Leaf, NON_PRESENT_CLEAR, SoftKind, SoftLeaf};
+pub use error::{FaultError, OutOfMemory, RangeError};
+pub use fault::{FaultInfo, FaultOutcome};
+pub use folio::{Folio, FolioRef, LockedFolio};
+pub use inject::{Inject, Site};
+pub use machine::{
+    FlushReason, FlushRequest, FlushScope, FreshFrame, MAX_CPUS, Machine, TableWords, WaitKey,
+};
+pub use migrate::{Cause, Migration, Report};
+pub use mm::{MapStorage, Mm};
+pub use space::{AddressSpace, Space, SpaceStat};
+pub use types::{
+    Access, Frame, FrameRange, Level, MAX_DEVICES, Order, PAGE_SHIFT, PAGE_SIZE, PMD_SHIFT, PMD_SIZE,
+    PUD_SIZE, Place, Prot, USER_END, VaRange, Vaddr,
+};
+pub use vma::{HugeAdvice, Vma};
+pub use zone::{Need, Zone, ZoneStat};

@@ -1,0 +1,285 @@
+//! The invariants of DESIGN section 10, checked from scratch: for a machine at rest, after every test.
+//!
+//! Counts are recomputed by walking every page table, and compared with what descriptors, zones and the frame map say. It
+//! allocates nothing: the walk counts into one scratch word that every folio carries for this.
+
+use core::fmt;
+use core::sync::atomic::Ordering::Relaxed;
+
+use crate::counters::Event;
+use crate::entry::{Attrs, Entry, NON_PRESENT_CLEAR, SoftKind};
+use crate::folio::Folio;
+use crate::machine::Machine;
+use crate::mm::Mm;
+use crate::slab::NIL;
+use crate::space::Space;
+use crate::table::Table;
+use crate::types::{Frame, Level, Place, Vaddr};
+
+/// An invariant that does not hold, with the numbers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct AuditError {
+    /// What is wrong.
+    pub what: &'static str,
+    /// Where: an address, a frame, or an index.
+    pub at: u64,
+    /// What was found.
+    pub found: u64,
+    /// What it should be.
+    pub expected: u64,
+}
+
+impl fmt::Display for AuditError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "audit: {} at {:#x}: found {:#x}, expected {:#x}",
+            self.what, self.at, self.found, self.expected
+        )
+    }
+}
+
+type Audit = Result<(), AuditError>;
+
+fn expect(what: &'static str, at: u64, found: u64, expected: u64) -> Audit {
+    if found == expected { Ok(()) } else { Err(AuditError { what, at, found, expected }) }
+}
+
+/// What the machine's processors cannot tell us: how many physical address bits a speculating CPU uses.
+const MIN_PHYS_BITS: u32 = 36;
+
+impl<M: Machine> Mm<M> {
+    /// Checks everything that can be checked on a machine at rest: no migration under way, no handle held outside, no flush
+    /// owed.
+    ///
+    /// # Errors
+    /// The first invariant that does not hold.
+    pub fn audit(&self) -> Audit {
+        self.for_each_folio(&mut |folio| {
+            folio.scratch().store(0, Relaxed);
+            Ok(())
+        })?;
+        let mut tables = 0;
+        for index in 0..self.spaces.made() {
+            let space = self.spaces.get(index);
+            if space.is_live() {
+                tables += self.audit_space(space)?;
+            }
+        }
+        expect("page tables in use", 0, u64::from(self.tables.live()), tables)?;
+        let at_work = self.batches.live() + self.units.live() + self.pieces.live() + self.held.live();
+        expect("work records in use at rest", 0, u64::from(at_work), 0)?;
+        self.audit_folios()?;
+        self.audit_zone(Place::RAM, tables)?;
+        for n in 0..self.devices.len() {
+            if self.devices[n].zone.is_registered() {
+                self.audit_zone(Place::device(n), 0)?;
+            }
+        }
+        self.audit_counters()
+    }
+
+    fn for_each_folio(&self, f: &mut dyn FnMut(&'static Folio) -> Audit) -> Audit {
+        for index in 0..self.folios.made() {
+            let folio = self.folios.get(index);
+            if folio.refs() != 0 {
+                f(folio)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Walks one space; the number of its tables.
+    fn audit_space(&self, space: &'static Space<M>) -> Result<u64, AuditError> {
+        let mut tables = 0;
+        expect("flushes owed", u64::from(space.root_pfn()), space.flush.pending(), 0)?;
+        let note = core::cell::Cell::new(Ok(()));
+        let check = |r: Audit| {
+            if note.get().is_ok() {
+                note.set(r);
+            }
+        };
+        space.for_each_entry(
+            &mut |addr, level, word| check(self.audit_entry(space, addr, level, word)),
+            &mut |pfn, level, base| {
+                tables += 1;
+                check(self.audit_table(pfn, level, base));
+            },
+        );
+        note.get().map(|()| tables)
+    }
+
+    fn audit_table(&self, pfn: u32, level: Level, base: Vaddr) -> Audit {
+        let index = self.ram.table_index(pfn);
+        if index.is_none() {
+            return Err(AuditError {
+                what: "table that the frame map does not know",
+                at: u64::from(pfn),
+                found: 0,
+                expected: 1,
+            });
+        }
+        let table: &Table<M> = self.table(pfn);
+        expect("frame of a table", u64::from(pfn), u64::from(table.pfn()), u64::from(pfn))?;
+        expect("level of a table", u64::from(pfn), table.level() as u64, level as u64)?;
+        expect("base of a table", u64::from(pfn), table.base().0, base.0)?;
+        expect("lock of a table held", u64::from(pfn), u64::from(table.lock.is_locked()), 0)?;
+        let entries = if level == Level::Pgd { 256 } else { 512 };
+        let live = table.words()[..entries].iter().filter(|w| w.load(Relaxed) != 0).count();
+        expect("live entries of a table", u64::from(pfn), u64::from(*table.lock.lock()), live as u64)
+    }
+
+    fn audit_entry(&self, space: &'static Space<M>, addr: Vaddr, level: Level, word: u64) -> Audit {
+        let bad = |what, expected| Err(AuditError { what, at: addr.0, found: word, expected });
+        let Ok(entry) = Entry::try_decode(word, level) else { return bad("entry that nobody encoded", 0) };
+        let covered = space.vma_at(addr).is_some();
+        if !covered {
+            return bad("entry outside every VMA", 0);
+        }
+        match entry {
+            Entry::None | Entry::Table(_) => Ok(()),
+            Entry::Leaf(leaf) if leaf.special => {
+                let zeros = self.zero_frames();
+                let expected = if level == Level::Pmd { zeros[1] } else { zeros[0] };
+                if expected != Some(leaf.frame) || leaf.attrs.contains(Attrs::WRITE) {
+                    return bad("zero page entry", expected.map_or(0, |f| u64::from(f.index())));
+                }
+                Ok(())
+            }
+            Entry::Leaf(leaf) => self.audit_mapping(space, addr, level, leaf.frame),
+            Entry::NonPresent(soft) => {
+                if word & NON_PRESENT_CLEAR != 0 {
+                    return bad("bits that must be clear in a non-present entry", 0);
+                }
+                self.audit_l1tf(addr, word)?;
+                if soft.kind == SoftKind::Migration {
+                    return bad("migration entry at rest", 0);
+                }
+                if (soft.kind == SoftKind::DevicePrivate) == soft.frame.place().is_ram() {
+                    return bad("kind and place of a non-present entry", 0);
+                }
+                self.audit_mapping(space, addr, level, soft.frame)
+            }
+        }
+    }
+
+    /// Bits 51:12 of a non-present entry, cut to any number of physical bits that a CPU may have, name no RAM.
+    fn audit_l1tf(&self, addr: Vaddr, word: u64) -> Audit {
+        for bits in MIN_PHYS_BITS..=52 {
+            let pfn = (word & ((1 << bits) - 1)) >> 12;
+            if pfn <= u64::from(u32::MAX) && self.ram.contains(pfn as u32) {
+                return Err(AuditError {
+                    what: "non-present entry that names RAM (L1TF)",
+                    at: addr.0,
+                    found: word,
+                    expected: 0,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn audit_mapping(&self, space: &'static Space<M>, addr: Vaddr, level: Level, frame: Frame) -> Audit {
+        let at = addr.0;
+        let Some(index) = self.zone(frame.place()).folio_index(frame.index()) else {
+            return Err(AuditError {
+                what: "entry that names a frame without a folio",
+                at,
+                found: frame.raw(),
+                expected: 0,
+            });
+        };
+        let folio = self.folios.get(index);
+        expect("entry that names a free folio", at, u64::from(folio.refs() == 0), 0)?;
+        expect("entry outside its folio", at, u64::from(folio.covers(frame)), 1)?;
+        let page = u64::from(frame.index() - folio.frame().index());
+        expect("huge entry for a smaller folio", at, u64::from(folio.order() < level.order()), 0)?;
+        folio.scratch().fetch_add(1, Relaxed);
+        // The reverse map leads back here.
+        let link = folio.link();
+        expect("folio without a reverse map", at, u64::from(link.anon == NIL), 0)?;
+        let mut found = false;
+        self.for_each_mapping(folio, &mut |place| {
+            let first = place.range.start.0.wrapping_sub(u64::from(place.first_page) << 12);
+            found |= *place.space == *space
+                && place.range.contains(addr)
+                && first.wrapping_add(page << 12) == addr.0;
+            true
+        });
+        expect("mapping that the reverse map does not find", at, u64::from(found), 1)
+    }
+
+    fn audit_folios(&self) -> Audit {
+        let zeros = self.zero_frames();
+        let mut live = 0;
+        self.for_each_folio(&mut |folio| {
+            let at = folio.frame().raw();
+            live += 1;
+            let maps = folio.scratch().load(Relaxed);
+            expect("map count of a folio", at, u64::from(folio.map_count()), u64::from(maps))?;
+            expect("migration entries of a folio at rest", at, u64::from(folio.migration_entries()), 0)?;
+            expect("lock of a folio held at rest", at, u64::from(folio.is_locked()), 0)?;
+            let own = u32::from(zeros.contains(&Some(folio.frame())));
+            expect("references of a folio", at, u64::from(folio.refs()), u64::from(maps + own))?;
+            let zone = self.zone(folio.place());
+            for i in 0..folio.order().pages() {
+                let owner = zone.folio_index(folio.frame().index() + i);
+                expect(
+                    "owner of a folio's frame",
+                    at + u64::from(i),
+                    owner.map_or(!0, u64::from),
+                    u64::from(folio.slab_index()),
+                )?;
+            }
+            Ok(())
+        })?;
+        expect("folio descriptors in use", 0, u64::from(self.folios.live()), live)
+    }
+
+    /// Every frame is free, or part of exactly one folio, a table, or holds objects: the sums add up.
+    fn audit_zone(&self, place: Place, tables: u64) -> Audit {
+        let zone = self.zone(place);
+        let mut free = 0;
+        zone.for_each_free(&mut |_, order| free += u64::from(order.pages()));
+        let stat = zone.stat();
+        expect("free frames", u64::from(place.raw()), u64::from(stat.free), free)?;
+        let mut folios = 0;
+        self.for_each_folio(&mut |folio| {
+            if folio.place() == place {
+                folios += u64::from(folio.order().pages());
+            }
+            Ok(())
+        })?;
+        let objects = u64::from(zone.count_objects());
+        expect(
+            "frames of a zone",
+            u64::from(place.raw()),
+            free + folios + tables + objects,
+            u64::from(stat.managed),
+        )?;
+        if let Some(n) = place.device_number() {
+            expect("pages resident on a device", n as u64, self.device(n).stat().resident, folios)?;
+        }
+        Ok(())
+    }
+
+    fn audit_counters(&self) -> Audit {
+        let at = 0;
+        let c = |event| M::counted(event);
+        let outcomes = c(Event::PgFaultSpurious)
+            + c(Event::PgFaultError)
+            + c(Event::ZeroPageMapped)
+            + c(Event::ThpZeroPageMapped)
+            + c(Event::AnonFaultAlloc)
+            + c(Event::ThpFaultAlloc)
+            + c(Event::WriteUpgrade)
+            + c(Event::CowCopy)
+            + c(Event::DeviceFaultDone);
+        expect("faults are the sum of their outcomes", at, c(Event::PgFault), outcomes)?;
+        let resident: u64 =
+            self.devices.iter().filter(|d| d.zone.is_registered()).map(|d| d.stat().resident).sum();
+        let came = c(Event::DevicePagesIn);
+        let went = c(Event::DevicePagesOut) + c(Event::DevicePagesDropped);
+        expect("to device - from device - dropped = resident", at, came - went, resident)
+    }
+}

@@ -1,0 +1,288 @@
+//! The cursor: the only thing that changes page-table entries.
+//!
+//! A cursor is a locked table and a position in it. It borrows the address space shared, so two CPUs can work in two tables
+//! at once. Every change is a method that says what kind of change it is, and the ones after which a TLB may still hold the
+//! old translation return an [`Unflushed`]. No method overwrites a present leaf by another shape: break before make.
+
+use core::sync::atomic::Ordering::{AcqRel, Relaxed, Release};
+
+use crate::entry::{Attrs, Entry, Leaf, SoftLeaf, upgrade_bits};
+use crate::error::OutOfMemory;
+use crate::machine::Machine;
+use crate::mm::Mm;
+use crate::space::Space;
+use crate::table::{LockedTable, SpareTable, Table};
+use crate::tlb::Unflushed;
+use crate::types::{Level, PMD_SIZE, PTRS, Vaddr};
+use crate::zone::Need;
+
+/// A locked table of `space` and a position in it.
+pub(crate) struct Cursor<M: Machine> {
+    space: &'static Space<M>,
+    locked: LockedTable<M>,
+    level: Level,
+    addr: Vaddr,
+}
+
+/// What stands above an address, read without a lock.
+#[derive(Clone, Copy)]
+pub(crate) enum Peek<M: Machine> {
+    /// No PMD table.
+    NoTable,
+    /// An entry of the PMD table that is not a table.
+    Pmd(&'static Table<M>, Entry),
+    /// An entry of a PTE table.
+    Pte(&'static Table<M>, Entry),
+}
+
+impl<M: Machine> Space<M> {
+    /// The PMD table over `addr`, if there is one.
+    #[inline(always)]
+    pub(crate) fn pmd_table(&self, addr: Vaddr) -> Option<&'static Table<M>> {
+        let mm = M::mm();
+        let pgd = self.root().words()[addr.index(Level::Pgd)].load(Relaxed);
+        let Entry::Table(pud) = Entry::decode(pgd, Level::Pgd) else { return None };
+        let pud = M::table_words(pud)[addr.index(Level::Pud)].load(Relaxed);
+        let Entry::Table(pmd) = Entry::decode(pud, Level::Pud) else { return None };
+        Some(mm.table(pmd))
+    }
+
+    /// The PMD table over `addr`, made if need be.
+    #[inline(always)]
+    pub(crate) fn pmd_table_or_alloc(
+        &'static self,
+        addr: Vaddr,
+        need: Need,
+    ) -> Result<&'static Table<M>, OutOfMemory> {
+        match self.pmd_table(addr) {
+            Some(table) => Ok(table),
+            None => self.alloc_pmd_table(addr, need),
+        }
+    }
+
+    #[cold]
+    fn alloc_pmd_table(&'static self, addr: Vaddr, need: Need) -> Result<&'static Table<M>, OutOfMemory> {
+        let mut table = self.root();
+        for level in [Level::Pgd, Level::Pud] {
+            let index = addr.index(level);
+            let below = if level == Level::Pgd { Level::Pud } else { Level::Pmd };
+            let spare = SpareTable::alloc(M::mm(), below, addr, need)?;
+            let mut locked = table.lock();
+            table = match locked.entry(index, level) {
+                Entry::Table(pfn) => M::mm().table(pfn),
+                _ => {
+                    let entry = Entry::Table(spare.table().pfn());
+                    locked.words[index].store(entry.encode(level), Release);
+                    *locked.live += 1;
+                    spare.into_table()
+                }
+            };
+        }
+        Ok(table)
+    }
+
+    /// What stands at `addr`, without a lock: a hint for what to prepare. The caller holds the VMA lock, so no table goes
+    /// away.
+    #[inline(always)]
+    pub(crate) fn peek(&self, addr: Vaddr) -> Peek<M> {
+        let Some(pmd) = self.pmd_table(addr) else { return Peek::NoTable };
+        let entry = Entry::decode(pmd.words()[addr.index(Level::Pmd)].load(Relaxed), Level::Pmd);
+        let Entry::Table(pfn) = entry else { return Peek::Pmd(pmd, entry) };
+        let pte = M::mm().table(pfn);
+        Peek::Pte(pte, Entry::decode(pte.words()[addr.index(Level::Pte)].load(Relaxed), Level::Pte))
+    }
+
+    /// Locks `table`, which maps `addr`.
+    #[inline(always)]
+    pub(crate) fn cursor_in(&'static self, table: &'static Table<M>, level: Level, addr: Vaddr) -> Cursor<M> {
+        Cursor { space: self, locked: table.lock(), level, addr: addr.align_down(level.size()) }
+    }
+
+    /// Locks the lowest table over `addr`: the PTE table if there is one, else the PMD table.
+    #[inline(always)]
+    pub(crate) fn cursor(&'static self, addr: Vaddr) -> Option<Cursor<M>> {
+        let pmd = self.pmd_table(addr)?;
+        let word = pmd.words()[addr.index(Level::Pmd)].load(Relaxed);
+        if let Entry::Table(pfn) = Entry::decode(word, Level::Pmd) {
+            return Some(self.cursor_in(M::mm().table(pfn), Level::Pte, addr));
+        }
+        let cursor = self.cursor_in(pmd, Level::Pmd, addr);
+        match cursor.entry() {
+            // Split meanwhile; tables do not go away, so this ends here.
+            Entry::Table(pfn) => {
+                drop(cursor);
+                Some(self.cursor_in(M::mm().table(pfn), Level::Pte, addr))
+            }
+            _ => Some(cursor),
+        }
+    }
+}
+
+impl<M: Machine> Cursor<M> {
+    /// The address that the entry maps.
+    #[inline(always)]
+    pub(crate) const fn addr(&self) -> Vaddr {
+        self.addr
+    }
+    #[inline(always)]
+    pub(crate) const fn level(&self) -> Level {
+        self.level
+    }
+    #[inline(always)]
+    pub(crate) const fn space(&self) -> &'static Space<M> {
+        self.space
+    }
+    #[inline(always)]
+    fn index(&self) -> usize {
+        self.addr.index(self.level)
+    }
+    /// The entry under the cursor.
+    #[inline(always)]
+    pub(crate) fn entry(&self) -> Entry {
+        self.locked.entry(self.index(), self.level)
+    }
+    /// The entry for another address of the same table.
+    #[inline(always)]
+    pub(crate) fn entry_at(&self, addr: Vaddr) -> Entry {
+        self.locked.entry(addr.index(self.level), self.level)
+    }
+    /// True when the entry is still the one that was seen before the lock was taken, but for A and D.
+    #[inline(always)]
+    pub(crate) fn is_still(&self, seen: Entry) -> bool {
+        self.entry() == seen
+    }
+
+    /// Moves to `addr` if that is in the same table.
+    #[inline(always)]
+    pub(crate) fn seek(&mut self, addr: Vaddr) -> bool {
+        let span = self.level.size() << 9;
+        if (addr.0 ^ self.addr.0) & !(span - 1) != 0 {
+            return false;
+        }
+        self.addr = addr.align_down(self.level.size());
+        true
+    }
+
+    /// Moves to the next entry of the same table; false at its end.
+    #[inline(always)]
+    pub(crate) fn next(&mut self) -> bool {
+        let next = self.addr.add(self.level.size());
+        if next.index(self.level) == 0 {
+            return false;
+        }
+        self.addr = next;
+        true
+    }
+
+    #[inline(always)]
+    fn store(&mut self, entry: Entry) {
+        self.locked.words[self.index()].store(entry.encode(self.level), Release);
+    }
+
+    /// Fills an empty entry. No flush: it was not present.
+    #[inline(always)]
+    pub(crate) fn install(&mut self, entry: Entry) {
+        debug_assert_eq!(self.entry(), Entry::None);
+        self.store(entry);
+        *self.locked.live += 1;
+    }
+
+    /// Replaces a non-present entry. No flush by itself; where permission is lost or the page moves, the caller settles
+    /// what others owe first ([`crate::tlb::TlbGather::settle`]).
+    #[inline(always)]
+    pub(crate) fn replace_soft(&mut self, entry: Entry) {
+        debug_assert!(matches!(self.entry(), Entry::NonPresent(_)));
+        self.store(entry);
+    }
+
+    /// Empties a non-present entry.
+    #[inline(always)]
+    pub(crate) fn clear_soft(&mut self) {
+        debug_assert!(matches!(self.entry(), Entry::NonPresent(_)));
+        self.store(Entry::None);
+        *self.locked.live -= 1;
+    }
+
+    /// Empties a present leaf by an atomic exchange, so that no A or D bit is lost.
+    #[inline(always)]
+    pub(crate) fn clear_leaf(&mut self) -> Unflushed<M, Leaf> {
+        *self.locked.live -= 1;
+        self.exchange_leaf(Entry::None)
+    }
+
+    /// Turns a present leaf into a non-present entry made from it.
+    #[inline(always)]
+    pub(crate) fn leaf_to_soft(&mut self, make: impl FnOnce(Leaf) -> SoftLeaf) -> Unflushed<M, Leaf> {
+        let owed = self.exchange_leaf(Entry::None);
+        self.store(Entry::NonPresent(make(*owed.peek())));
+        owed
+    }
+
+    #[inline(always)]
+    fn exchange_leaf(&mut self, entry: Entry) -> Unflushed<M, Leaf> {
+        let old = self.locked.words[self.index()].swap(entry.encode(self.level), AcqRel);
+        match Entry::decode(old, self.level) {
+            Entry::Leaf(leaf) => Unflushed::new(self.space, self.addr, self.level, leaf),
+            _ => panic!("cleared an entry that is not a present leaf"),
+        }
+    }
+
+    /// Adds permission, A or D to a present leaf. No flush: a stale translation only faults again.
+    #[inline(always)]
+    pub(crate) fn upgrade(&mut self, attrs: Attrs) {
+        debug_assert!(matches!(self.entry(), Entry::Leaf(_)));
+        self.locked.words[self.index()].fetch_or(upgrade_bits(attrs), AcqRel);
+    }
+
+    /// Hooks a PTE table into an empty PMD entry.
+    pub(crate) fn hook(&mut self, table: SpareTable<M>) {
+        assert_eq!(self.level, Level::Pmd);
+        let table = table.into_table();
+        self.install(Entry::Table(table.pfn()));
+    }
+
+    /// Hooks a filled PTE table in where a non-present PMD entry was.
+    pub(crate) fn hook_over_soft(&mut self, table: SpareTable<M>) {
+        assert_eq!(self.level, Level::Pmd);
+        let table = table.into_table();
+        self.replace_soft(Entry::Table(table.pfn()));
+    }
+
+    /// Unhooks the empty PTE table under a PMD entry. The caller gives it to its gather.
+    pub(crate) fn unhook(&mut self) -> Option<SpareTable<M>> {
+        assert_eq!(self.level, Level::Pmd);
+        let Entry::Table(pfn) = self.entry() else { return None };
+        let table = M::mm().table(pfn);
+        if *table.lock.lock() != 0 {
+            return None;
+        }
+        self.store(Entry::None);
+        *self.locked.live -= 1;
+        Some(SpareTable::unhooked(table))
+    }
+}
+
+impl<M: Machine> SpareTable<M> {
+    /// Fills a PTE table that is not hooked in yet: entry `i` becomes `make(i)`; `Entry::None` leaves a gap.
+    pub(crate) fn fill(&mut self, make: impl Fn(u32) -> Entry) {
+        let mut locked = self.table().lock();
+        let mut live = 0;
+        for (i, word) in locked.words.iter().enumerate() {
+            let entry = make(i as u32);
+            if entry != Entry::None {
+                word.store(entry.encode(Level::Pte), Relaxed);
+                live += 1;
+            }
+        }
+        *locked.live = live;
+    }
+}
+
+impl<M: Machine> Mm<M> {
+    /// A PTE table for the 2 MiB around `addr`.
+    pub(crate) fn spare_pte_table(&self, addr: Vaddr, need: Need) -> Result<SpareTable<M>, OutOfMemory> {
+        SpareTable::alloc(self, Level::Pte, addr.align_down(PMD_SIZE), need)
+    }
+}
+
+const _: () = assert!(PTRS == 512);

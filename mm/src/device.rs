@@ -1,0 +1,203 @@
+//! Device memory as the memory manager sees it: a zone of frames with an owner and its operations (Linux: `dev_pagemap`).
+
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use spin::Once;
+
+use crate::counters::Event;
+use crate::error::{FaultError, RangeError};
+use crate::folio::Folio;
+use crate::machine::Machine;
+use crate::migrate::{Collected, Migration};
+use crate::mm::Mm;
+use crate::types::{Frame, Order, Place};
+use crate::zone::Zone;
+
+/// One copy or clear for a [`CopyEngine`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CopyOp {
+    /// `order.pages()` pages from `src` to `dst`; at least one of them lies on the device.
+    Copy {
+        /// First frame read.
+        src: Frame,
+        /// First frame written.
+        dst: Frame,
+        /// How much.
+        order: Order,
+    },
+    /// Clears device memory.
+    Zero {
+        /// First frame written.
+        dst: Frame,
+        /// How much.
+        order: Order,
+    },
+}
+
+/// Most operations in one list given to [`CopyEngine::submit`].
+pub const COPY_LIST: usize = 32;
+
+/// A list of copies that was handed to an engine.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fence {
+    /// It is finished; bit n is set when operation n failed.
+    Done {
+        /// Failed operations.
+        failed: u32,
+    },
+    /// The engine is at work on it.
+    Pending(u64),
+}
+
+/// Moves data between RAM and device memory. May sleep in [`CopyEngine::wait`]; is called with no lock held but folio
+/// locks and the VMA lock.
+pub trait CopyEngine: Sync {
+    /// Starts the operations (at most [`COPY_LIST`]).
+    fn submit(&self, ops: &[CopyOp]) -> Fence;
+    /// The failed operations, once the list is finished.
+    fn poll(&self, fence: Fence) -> Option<u32>;
+    /// Waits until the list is finished; the failed operations.
+    fn wait(&self, fence: Fence) -> u32;
+    /// Stops what has not started and waits for what has; the failed (or never started) operations. Afterwards the
+    /// engine touches none of the list's memory.
+    fn cancel(&self, fence: Fence) -> u32;
+}
+
+/// What the owner of device memory does. Callbacks marked *atomic* may run under page-table locks and must not sleep.
+pub trait PagemapOps<M: Machine>: Sync {
+    /// A CPU touched a page of this device. The migration holds the faulting folio, locked, with a migration entry in
+    /// its place already, so there is no way to forget that it is locked. Bring it to RAM, or drop the migration to
+    /// leave it where it is.
+    ///
+    /// # Errors
+    /// [`FaultError::Oom`] or [`FaultError::Device`]; the fault is then an error for the toucher.
+    fn migrate_to_ram(&self, fault: Migration<M, Collected>) -> Result<(), FaultError> {
+        fault.back_to_ram()
+    }
+    /// *Atomic.* The folio's last reference is gone. It must not be touched after the return.
+    fn folio_free(&self, _folio: &Folio) {}
+    /// *Atomic.* `tail` was split off `head` (which is smaller now); called once per piece, then once with no tail.
+    fn folio_split(&self, _head: &Folio, _tail: Option<&Folio>) {}
+    /// The engine that copies for this device.
+    fn engine(&self) -> &dyn CopyEngine;
+}
+
+/// What can be counted per device.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct DeviceStat {
+    /// Base pages allocated now.
+    pub resident: u64,
+    /// Folios allocated since boot, by order (fresh ones: not the pieces of a split).
+    pub allocated: [u64; 10],
+    /// Base pages freed since boot.
+    pub freed_pages: u64,
+    /// Folio splits.
+    pub splits: u64,
+}
+
+/// A registered device.
+pub struct Device<M: Machine> {
+    pub(crate) zone: Zone<M>,
+    ops: Once<&'static dyn PagemapOps<M>>,
+    allocated: [AtomicU64; 10],
+    freed_pages: AtomicU64,
+    splits: AtomicU64,
+}
+
+impl<M: Machine> Device<M> {
+    pub(crate) const fn new(number: usize) -> Self {
+        Self {
+            zone: Zone::new(Place::device(number)),
+            ops: Once::new(),
+            allocated: [const { AtomicU64::new(0) }; 10],
+            freed_pages: AtomicU64::new(0),
+            splits: AtomicU64::new(0),
+        }
+    }
+
+    /// # Panics
+    /// For a device that was never registered.
+    #[inline(always)]
+    pub(crate) fn ops(&self) -> &'static dyn PagemapOps<M> {
+        match self.ops.get() {
+            Some(ops) => *ops,
+            None => panic!("device without an owner"),
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn allocated(&self, order: Order) {
+        self.allocated[order.get() as usize].fetch_add(1, Relaxed);
+    }
+
+    #[inline(always)]
+    pub(crate) fn released(&self, folio: &Folio) {
+        let pages = u64::from(folio.order().pages());
+        self.freed_pages.fetch_add(pages, Relaxed);
+        if folio.is_resident() {
+            M::count(Event::DevicePagesDropped, pages);
+        }
+        self.ops().folio_free(folio);
+    }
+
+    pub(crate) fn split(&self) {
+        self.splits.fetch_add(1, Relaxed);
+    }
+
+    /// Counters.
+    #[must_use]
+    pub fn stat(&self) -> DeviceStat {
+        let mut allocated = [0; 10];
+        let mut pages = 0;
+        for (order, count) in self.allocated.iter().enumerate() {
+            allocated[order] = count.load(Relaxed);
+            pages += allocated[order] << order;
+        }
+        let freed_pages = self.freed_pages.load(Relaxed);
+        DeviceStat {
+            resident: pages - freed_pages,
+            allocated,
+            freed_pages,
+            splits: self.splits.load(Relaxed),
+        }
+    }
+
+    /// Free device memory.
+    #[must_use]
+    pub fn memory(&self) -> crate::zone::ZoneStat {
+        self.zone.stat()
+    }
+}
+
+impl<M: Machine> Mm<M> {
+    /// Registers device `number` with `pages` pages of memory. The map takes 8 bytes of RAM per page.
+    ///
+    /// # Errors
+    /// [`RangeError::NoDevice`] when the number is taken or out of range.
+    pub fn register_device(
+        &self,
+        number: usize,
+        pages: u32,
+        map: crate::mm::MapStorage,
+        ops: &'static dyn PagemapOps<M>,
+    ) -> Result<Place, RangeError> {
+        let device = self.devices.get(number).ok_or(RangeError::NoDevice(number))?;
+        if device.zone.is_registered() {
+            return Err(RangeError::NoDevice(number));
+        }
+        device.ops.call_once(|| ops);
+        device.zone.set_map(0, map.into_map());
+        device.zone.add(0..pages);
+        Ok(Place::device(number))
+    }
+
+    /// The device of this number.
+    ///
+    /// # Panics
+    /// When the number is not below [`crate::types::MAX_DEVICES`].
+    #[must_use]
+    #[inline(always)]
+    pub fn device(&self, number: usize) -> &Device<M> {
+        &self.devices[number]
+    }
+}

@@ -1,0 +1,78 @@
+//! Errors: facts with addresses in them.
+
+use core::fmt;
+
+use crate::types::{Access, VaRange, Vaddr};
+
+/// No memory for an allocation of `order`. Nothing was changed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct OutOfMemory {
+    /// The order asked for.
+    pub order: u8,
+}
+
+impl fmt::Display for OutOfMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "out of memory for an allocation of order {}", self.order)
+    }
+}
+
+/// Why a fault could not be resolved.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FaultError {
+    /// No VMA covers the address (SIGSEGV, `SEGV_MAPERR`).
+    NoVma(Vaddr),
+    /// The VMA forbids the access (SIGSEGV, `SEGV_ACCERR`).
+    Access(Vaddr, Access),
+    /// Out of memory; the task that faulted has to go.
+    Oom(Vaddr),
+    /// The device that holds the page could not give it back (SIGBUS).
+    Device(Vaddr),
+    /// A reserved bit was set in a present entry: the page table is corrupt.
+    Reserved(Vaddr),
+}
+
+impl fmt::Display for FaultError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::NoVma(a) => write!(f, "no mapping at {a}"),
+            Self::Access(a, access) => write!(f, "mapping at {a} does not allow {access:?}"),
+            Self::Oom(a) => write!(f, "out of memory at {a}"),
+            Self::Device(a) => write!(f, "device could not return the page at {a}"),
+            Self::Reserved(a) => write!(f, "reserved bit set in the entry for {a}"),
+        }
+    }
+}
+
+/// Why an operation on a range of an address space could not be done.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RangeError {
+    /// Not page aligned, empty, wrapping, or outside the user half (EINVAL).
+    Invalid(VaRange),
+    /// Overlaps a mapping (EEXIST).
+    Exists(VaRange),
+    /// Part of the range is not mapped (ENOMEM, as mprotect and madvise report it).
+    NotMapped(Vaddr),
+    /// A mapping of the range cannot be migrated (EINVAL).
+    NotMigratable(Vaddr),
+    /// No device is registered under this number (ENODEV).
+    NoDevice(usize),
+    /// Out of memory; what was changed before is said by the operation (ENOMEM).
+    Oom(Vaddr),
+    /// The folio at this address is locked or pinned (EAGAIN).
+    Busy(Vaddr),
+}
+
+impl fmt::Display for RangeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Invalid(r) => write!(f, "{r} is not a page-aligned range of user addresses"),
+            Self::Exists(r) => write!(f, "{r} overlaps an existing mapping"),
+            Self::NotMapped(a) => write!(f, "nothing is mapped at {a}"),
+            Self::NotMigratable(a) => write!(f, "the mapping at {a} cannot be migrated"),
+            Self::NoDevice(n) => write!(f, "no device {n}"),
+            Self::Oom(a) => write!(f, "out of memory at {a}"),
+            Self::Busy(a) => write!(f, "the page at {a} is busy"),
+        }
+    }
+}

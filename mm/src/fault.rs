@@ -1,0 +1,411 @@
+//! Page faults: from a touched address to a mapped page.
+//!
+//! ```text
+//!  handle_fault ── VMA (shared lock), permission
+//!      │
+//!      ├─ peek the entry, no lock: what will be needed?
+//!      │      None ................. allocate and clear, then lock, look again, install
+//!      │      present, no write .... lock, look again: grant the write, or replace the zero page, or copy
+//!      │      device-private ....... lock, look again, lock the folio, put a migration entry there,
+//!      │                             and hand it all to the owner: migrate_to_ram ([`crate::migrate`])
+//!      │      migration ............ sleep on the folio
+//!      └─ the entry changed meanwhile? once more from the top
+//! ```
+//!
+//! It never looks at the current CR3 or task: a device, or one day a guest's #NPF, calls it for another space.
+
+use core::sync::atomic::Ordering::Relaxed;
+
+use crate::counters::Event;
+use crate::cursor::Peek;
+use crate::entry::{Attrs, Entry, Leaf, SoftKind, SoftLeaf};
+use crate::error::FaultError;
+use crate::folio::{Folio, FolioRef, LockedFolio, RmapLink};
+use crate::machine::{FlushReason, Machine};
+use crate::migrate::{Extent, Migration};
+use crate::space::Space;
+use crate::split::split_pmd_at;
+use crate::table::Table;
+use crate::types::{Access, Level, Order, PMD_SIZE, Place, Prot, Vaddr};
+use crate::vma::Vma;
+use crate::zone::Need;
+
+/// A page fault, free of any architecture's error code.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FaultInfo {
+    /// The address touched.
+    pub addr: Vaddr,
+    /// How.
+    pub access: Access,
+    /// From ring 3.
+    pub from_user: bool,
+    /// The CPU saw a present entry (a protection fault).
+    pub present: bool,
+    /// The CPU saw a reserved bit set.
+    pub rsvd: bool,
+}
+
+impl FaultInfo {
+    /// A plain fault at `addr`.
+    #[must_use]
+    pub const fn new(addr: Vaddr, access: Access) -> Self {
+        Self { addr, access, from_user: false, present: false, rsvd: false }
+    }
+}
+
+/// How a fault was resolved. The instruction can be run again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FaultOutcome {
+    /// The entry was as wanted already: a stale translation, or another CPU was faster.
+    Spurious,
+    /// The shared zero page (order 0) or zero folio (order 9) was mapped.
+    ZeroPage(Order),
+    /// A fresh page was mapped.
+    Allocated(Order),
+    /// The write was granted in place.
+    Upgraded,
+    /// A shared page was copied.
+    Copied(Order),
+    /// A page came back from its device.
+    Returned,
+}
+
+/// What one attempt led to.
+enum Step {
+    Done(FaultOutcome),
+    /// Look again from the top.
+    Again,
+    /// Sleep on the folio first. No lock is held any more.
+    Sleep(&'static Folio),
+}
+
+impl<M: Machine> Space<M> {
+    /// Resolves a fault. May sleep; the caller holds no lock.
+    ///
+    /// # Errors
+    /// [`FaultError`], with the address.
+    #[inline]
+    pub fn handle_fault(&'static self, fault: &FaultInfo) -> Result<FaultOutcome, FaultError> {
+        M::count(Event::PgFault, 1);
+        self.faults.fetch_add(1, Relaxed);
+        let result = self.resolve(fault);
+        match &result {
+            Ok(FaultOutcome::Spurious) => M::count(Event::PgFaultSpurious, 1),
+            Ok(_) => {}
+            Err(_) => M::count(Event::PgFaultError, 1),
+        }
+        result
+    }
+
+    #[inline(always)]
+    fn resolve(&'static self, fault: &FaultInfo) -> Result<FaultOutcome, FaultError> {
+        if fault.rsvd {
+            return Err(FaultError::Reserved(fault.addr));
+        }
+        loop {
+            let folio = {
+                let vmas = self.vmas.read();
+                let vma = self.find_vma(&vmas, fault.addr).ok_or(FaultError::NoVma(fault.addr))?;
+                if !vma.prot().allows(fault.access) {
+                    return Err(FaultError::Access(fault.addr, fault.access));
+                }
+                match self.attempt(vma, fault)? {
+                    Step::Done(outcome) => return Ok(outcome),
+                    Step::Again => continue,
+                    Step::Sleep(folio) => folio,
+                }
+            };
+            M::count(Event::FaultWait, 1);
+            folio.wait_unlocked::<M>();
+        }
+    }
+
+    #[inline(always)]
+    fn attempt(&'static self, vma: &'static Vma, fault: &FaultInfo) -> Result<Step, FaultError> {
+        match self.peek(fault.addr) {
+            Peek::NoTable => self.fault_none(vma, fault, None),
+            Peek::Pmd(table, Entry::None) => self.fault_none(vma, fault, Some(table)),
+            Peek::Pte(table, Entry::None) => self.fault_pte(vma, fault, table),
+            Peek::Pmd(table, entry) => self.fault_entry(vma, fault, table, Level::Pmd, entry),
+            Peek::Pte(table, entry) => self.fault_entry(vma, fault, table, Level::Pte, entry),
+        }
+    }
+
+    /// Nothing is there, not even a PTE table.
+    fn fault_none(
+        &'static self,
+        vma: &'static Vma,
+        fault: &FaultInfo,
+        pmd: Option<&'static Table<M>>,
+    ) -> Result<Step, FaultError> {
+        let oom = |_| FaultError::Oom(fault.addr);
+        let pmd = match pmd {
+            Some(pmd) => pmd,
+            None => self.pmd_table_or_alloc(fault.addr, Need::User).map_err(oom)?,
+        };
+        if let Some(start) = vma.huge_range(fault.addr) {
+            if let Some(step) = self.fault_huge(vma, fault, pmd, start) {
+                return Ok(step);
+            }
+            M::count(Event::ThpFaultFallback, 1);
+        }
+        let spare = M::mm().spare_pte_table(fault.addr, Need::User).map_err(oom)?;
+        let mut cursor = self.cursor_in(pmd, Level::Pmd, fault.addr);
+        if cursor.is_still(Entry::None) {
+            let table = spare.table();
+            cursor.hook(spare);
+            drop(cursor);
+            return self.fault_pte(vma, fault, table);
+        }
+        Ok(Step::Again)
+    }
+
+    /// A 2 MiB page, or the zero folio, into an empty PMD entry. `None` when there is no memory for it.
+    fn fault_huge(
+        &'static self,
+        vma: &'static Vma,
+        fault: &FaultInfo,
+        pmd: &'static Table<M>,
+        start: Vaddr,
+    ) -> Option<Step> {
+        let mm = M::mm();
+        if fault.access != Access::Write {
+            let leaf = zero_leaf(vma, mm.zero_folio().ok()?);
+            let mut cursor = self.cursor_in(pmd, Level::Pmd, start);
+            if !cursor.is_still(Entry::None) {
+                return Some(Step::Again);
+            }
+            cursor.install(leaf);
+            M::count(Event::ThpZeroPageMapped, 1);
+            return Some(Step::Done(FaultOutcome::ZeroPage(Order::PMD)));
+        }
+        let folio = self.fresh_folio(vma, start, Order::PMD)?;
+        let mut cursor = self.cursor_in(pmd, Level::Pmd, start);
+        if !cursor.is_still(Entry::None) {
+            return Some(Step::Again);
+        }
+        cursor.install(map_fresh(vma, folio));
+        M::count(Event::ThpFaultAlloc, 1);
+        Some(Step::Done(FaultOutcome::Allocated(Order::PMD)))
+    }
+
+    /// A 4 KiB page, or the zero page, into an empty PTE.
+    #[inline(always)]
+    fn fault_pte(
+        &'static self,
+        vma: &'static Vma,
+        fault: &FaultInfo,
+        pte: &'static Table<M>,
+    ) -> Result<Step, FaultError> {
+        let mm = M::mm();
+        if fault.access != Access::Write {
+            let mut cursor = self.cursor_in(pte, Level::Pte, fault.addr);
+            if !cursor.is_still(Entry::None) {
+                return Ok(Step::Again);
+            }
+            cursor.install(zero_leaf(vma, mm.zero_page()));
+            M::count(Event::ZeroPageMapped, 1);
+            return Ok(Step::Done(FaultOutcome::ZeroPage(Order::BASE)));
+        }
+        let folio = self.fresh_folio(vma, fault.addr, Order::BASE).ok_or(FaultError::Oom(fault.addr))?;
+        let mut cursor = self.cursor_in(pte, Level::Pte, fault.addr);
+        if !cursor.is_still(Entry::None) {
+            return Ok(Step::Again);
+        }
+        cursor.install(map_fresh(vma, folio));
+        M::count(Event::AnonFaultAlloc, 1);
+        Ok(Step::Done(FaultOutcome::Allocated(Order::BASE)))
+    }
+
+    /// A zeroed folio for `addr` of `vma`, not mapped yet.
+    #[inline(always)]
+    fn fresh_folio(&self, vma: &'static Vma, addr: Vaddr, order: Order) -> Option<FolioRef<M>> {
+        let folio = M::mm().alloc_folio(Place::RAM, order, Need::User).ok()?;
+        M::zero(folio.frame(), order);
+        folio.set_link(RmapLink { anon: vma.anon(), index: vma.page_index(addr.align_down(order.bytes())) });
+        Some(folio)
+    }
+
+    /// Something is there.
+    #[inline(always)]
+    fn fault_entry(
+        &'static self,
+        vma: &'static Vma,
+        fault: &FaultInfo,
+        table: &'static Table<M>,
+        level: Level,
+        seen: Entry,
+    ) -> Result<Step, FaultError> {
+        match seen {
+            Entry::NonPresent(soft) => match soft.kind {
+                SoftKind::DevicePrivate => self.fault_device(fault, table, level, soft),
+                SoftKind::Migration => Ok(self.fault_migration(fault, table, level, soft)),
+                SoftKind::DeviceExclusive => Err(FaultError::Device(fault.addr)),
+            },
+            Entry::Leaf(leaf) if fault.access == Access::Write && !leaf.attrs.contains(Attrs::WRITE) => {
+                self.fault_write(vma, fault, table, level, leaf)
+            }
+            Entry::Leaf(_) => Ok(Step::Done(FaultOutcome::Spurious)),
+            Entry::None | Entry::Table(_) => Ok(Step::Again),
+        }
+    }
+
+    /// Being moved: sleep until the mover lets go of the folio. The table lock is held while the folio is found, so that it
+    /// cannot vanish under our feet.
+    #[cold]
+    fn fault_migration(
+        &'static self,
+        fault: &FaultInfo,
+        table: &'static Table<M>,
+        level: Level,
+        soft: SoftLeaf,
+    ) -> Step {
+        let cursor = self.cursor_in(table, level, fault.addr);
+        if cursor.is_still(Entry::NonPresent(soft)) {
+            Step::Sleep(M::mm().mapped_folio(soft.frame))
+        } else {
+            Step::Again
+        }
+    }
+
+    /// On a device: the faulting folio's entries become migration entries in the same hold of the table lock in which they
+    /// were looked at again, and the owner gets a migration that is under way.
+    #[inline(always)]
+    fn fault_device(
+        &'static self,
+        fault: &FaultInfo,
+        table: &'static Table<M>,
+        level: Level,
+        soft: SoftLeaf,
+    ) -> Result<Step, FaultError> {
+        let mm = M::mm();
+        let Some(device) = soft.frame.place().device_number() else {
+            return Err(FaultError::Device(fault.addr));
+        };
+        let mut migration =
+            Migration::begin(Place::RAM, Need::Reserve).map_err(|_| FaultError::Oom(fault.addr))?;
+        let mut cursor = self.cursor_in(table, level, fault.addr);
+        if !cursor.is_still(Entry::NonPresent(soft)) {
+            return Ok(Step::Again);
+        }
+        let folio = mm.mapped_folio(soft.frame);
+        let Ok(locked) = LockedFolio::try_lock(FolioRef::get(folio)) else { return Ok(Step::Sleep(folio)) };
+        match migration.extent(&cursor, &locked, soft.frame, None) {
+            Extent::Whole(addr) => migration.take(&mut cursor, locked, addr),
+            Extent::Cut(at) => {
+                // Mapped only in part: split as far as that goes, then look again at what is left. A folio that cannot be
+                // split now is somebody else's for a moment.
+                drop(cursor);
+                if self.split_folio(&locked, fault.addr, at) {
+                    return Ok(Step::Again);
+                }
+                return Err(FaultError::Device(fault.addr));
+            }
+        }
+        drop(cursor);
+        M::count(Event::DeviceFault, 1);
+        mm.device(device).ops().migrate_to_ram(migration.collected(fault.addr))?;
+        M::count(Event::DeviceFaultDone, 1);
+        Ok(Step::Done(FaultOutcome::Returned))
+    }
+
+    /// A write to a present page that does not allow it, in a VMA that does.
+    #[inline(never)]
+    fn fault_write(
+        &'static self,
+        vma: &'static Vma,
+        fault: &FaultInfo,
+        table: &'static Table<M>,
+        level: Level,
+        leaf: Leaf,
+    ) -> Result<Step, FaultError> {
+        let seen = Entry::Leaf(leaf);
+        if !leaf.special && leaf.attrs.contains(Attrs::EXCLUSIVE) {
+            let mut cursor = self.cursor_in(table, level, fault.addr);
+            if !cursor.is_still(seen) {
+                return Ok(Step::Again);
+            }
+            cursor.upgrade(Attrs::WRITE | Attrs::YOUNG | Attrs::DIRTY | Attrs::SOFT_DIRTY);
+            M::count(Event::WriteUpgrade, 1);
+            return Ok(Step::Done(FaultOutcome::Upgraded));
+        }
+        // The zero page or a shared page: a copy of its own, of the same size if that can be had.
+        let order = level.order();
+        let start = fault.addr.align_down(order.bytes());
+        let Some(copy) = self.own_copy(vma, start, leaf, order) else {
+            return if level == Level::Pmd {
+                self.split_for_write(fault, table)
+            } else {
+                Err(FaultError::Oom(fault.addr))
+            };
+        };
+        let mut cursor = self.cursor_in(table, level, fault.addr);
+        if !cursor.is_still(seen) {
+            return Ok(Step::Again);
+        }
+        // Another frame: not present, flush, new entry. The old page's reference goes last.
+        let old = cursor.clear_leaf().flush(FlushReason::CopyOnWrite);
+        cursor.install(map_fresh(vma, copy));
+        drop(cursor);
+        if !old.special {
+            let folio = M::mm().mapped_folio(old.frame);
+            folio.remove_maps(1);
+            drop(FolioRef::<M>::from_owned(folio));
+        }
+        M::count(if old.special { alloc_event(order) } else { Event::CowCopy }, 1);
+        Ok(Step::Done(if old.special { FaultOutcome::Allocated(order) } else { FaultOutcome::Copied(order) }))
+    }
+
+    /// A folio with the contents of `leaf`, not mapped yet.
+    fn own_copy(&self, vma: &'static Vma, start: Vaddr, leaf: Leaf, order: Order) -> Option<FolioRef<M>> {
+        if leaf.special {
+            return self.fresh_folio(vma, start, order);
+        }
+        let folio = M::mm().alloc_folio(Place::RAM, order, Need::User).ok()?;
+        M::copy(leaf.frame, folio.frame(), order);
+        folio.set_link(RmapLink { anon: vma.anon(), index: vma.page_index(start) });
+        Some(folio)
+    }
+
+    /// No 2 MiB page for a copy: small pages then.
+    fn split_for_write(
+        &'static self,
+        fault: &FaultInfo,
+        table: &'static Table<M>,
+    ) -> Result<Step, FaultError> {
+        let spare =
+            M::mm().spare_pte_table(fault.addr, Need::Reserve).map_err(|_| FaultError::Oom(fault.addr))?;
+        M::count(Event::ThpFaultFallback, 1);
+        let mut cursor = self.cursor_in(table, Level::Pmd, fault.addr);
+        split_pmd_at(&mut cursor, spare);
+        Ok(Step::Again)
+    }
+}
+
+const fn alloc_event(order: Order) -> Event {
+    if order.get() == Order::PMD.get() { Event::ThpFaultAlloc } else { Event::AnonFaultAlloc }
+}
+
+/// The entry for the zero page or zero folio: read-only, not counted.
+#[inline(always)]
+fn zero_leaf(vma: &Vma, frame: crate::types::Frame) -> Entry {
+    let attrs = Attrs::YOUNG | exec_of(vma);
+    Entry::Leaf(Leaf { special: true, ..Leaf::ram(frame, attrs) })
+}
+
+/// The entry for a page that was just allocated for a write; the handle becomes the mapping's reference.
+#[inline(always)]
+fn map_fresh<M: Machine>(vma: &Vma, folio: FolioRef<M>) -> Entry {
+    let write = Attrs::WRITE | Attrs::EXCLUSIVE | Attrs::YOUNG | Attrs::DIRTY | Attrs::SOFT_DIRTY;
+    let frame = folio.frame();
+    folio.set_maps(1);
+    folio.into_owned();
+    Entry::Leaf(Leaf::ram(frame, write | exec_of(vma)))
+}
+
+#[inline(always)]
+fn exec_of(vma: &Vma) -> Attrs {
+    if vma.prot().contains(Prot::EXEC) { Attrs::EXEC } else { Attrs::empty() }
+}
+
+const _: () = assert!(PMD_SIZE == Order::PMD.bytes());

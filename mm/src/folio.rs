@@ -1,0 +1,459 @@
+//! Folios: the unit in which memory is owned, mapped, moved and freed.
+//!
+//! A descriptor of one cache line is allocated on demand (the "memdesc" pattern), for 4 KiB and 2 MiB alike. Reference
+//! rules:
+//! - `refs` = entries that map it (present, device-private, exclusive) + handles ([`FolioRef`]);
+//! - `maps` = entries that map it; a PMD entry counts once;
+//! - `migs` = migration entries that name it; they hold no reference, the migration's handle does.
+//!
+//! [`FolioRef`] is the counted handle. A frame cannot be freed while one exists, and freeing runs exactly once: at the drop
+//! that takes `refs` to zero. A frame freed at one order may come back at another; every field is set anew at allocation.
+
+use core::fmt;
+use core::marker::PhantomData;
+use core::ops::Deref;
+use core::ptr;
+use core::sync::atomic::{
+    AtomicU32, AtomicU64,
+    Ordering::{AcqRel, Acquire, Relaxed, Release},
+};
+
+use crate::counters::Event;
+use crate::error::OutOfMemory;
+use crate::machine::{Machine, WaitKey};
+use crate::mm::Mm;
+use crate::slab::{NIL, Slot, SlotHeader};
+use crate::types::{Frame, Order, Place};
+use crate::zone::Need;
+
+/// A folio's descriptor. Read through a [`FolioRef`], or under the lock of a table whose entry names it.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+pub struct Folio {
+    header: SlotHeader,
+    refs: AtomicU32,
+    maps: AtomicU32,
+    migs: AtomicU32,
+    lock: AtomicU32,
+    /// First frame.
+    frame: AtomicU64,
+    /// Order in the low byte, [`DIRTY`] and [`RESIDENT`] above.
+    meta: AtomicU32,
+    /// Reverse map: the index of the set of VMAs that may map it.
+    anon: AtomicU32,
+    /// Reverse map: its page index in that set.
+    index: AtomicU64,
+    /// For the device that owns it.
+    driver: AtomicU64,
+    /// For the audit to count in.
+    scratch: AtomicU32,
+}
+
+const DIRTY: u32 = 1 << 8;
+/// Counted as having moved to its device, so its end must be counted too.
+const RESIDENT: u32 = 1 << 9;
+const LOCKED: u32 = 1;
+const WAITERS: u32 = 2;
+
+impl Slot for Folio {
+    #[inline(always)]
+    fn header(&self) -> &SlotHeader {
+        &self.header
+    }
+}
+
+/// Where the reverse map finds the mappings of a folio.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct RmapLink {
+    /// The set of VMAs.
+    pub(crate) anon: u32,
+    /// Page index of the folio's first page in the set.
+    pub(crate) index: u64,
+}
+
+impl RmapLink {
+    pub(crate) const NONE: Self = Self { anon: NIL, index: 0 };
+}
+
+impl Folio {
+    /// First frame.
+    #[must_use]
+    #[inline(always)]
+    pub fn frame(&self) -> Frame {
+        Frame::from_raw(self.frame.load(Relaxed))
+    }
+    /// Where it lies.
+    #[must_use]
+    #[inline(always)]
+    pub fn place(&self) -> Place {
+        self.frame().place()
+    }
+    /// Its order.
+    #[must_use]
+    #[inline(always)]
+    pub fn order(&self) -> Order {
+        Order::new((self.meta.load(Relaxed) & 0xf) as u8)
+    }
+    /// References: mappings and handles.
+    #[must_use]
+    #[inline(always)]
+    pub fn refs(&self) -> u32 {
+        self.refs.load(Acquire)
+    }
+    /// Entries that map it.
+    #[must_use]
+    #[inline(always)]
+    pub fn map_count(&self) -> u32 {
+        self.maps.load(Acquire)
+    }
+    /// Migration entries that name it.
+    #[must_use]
+    #[inline(always)]
+    pub fn migration_entries(&self) -> u32 {
+        self.migs.load(Acquire)
+    }
+    /// True while somebody holds its lock.
+    #[must_use]
+    pub fn is_locked(&self) -> bool {
+        self.lock.load(Relaxed) & LOCKED != 0
+    }
+    /// True when its contents changed since they were last written back; kept over migration.
+    #[must_use]
+    pub fn is_dirty(&self) -> bool {
+        self.meta.load(Relaxed) & DIRTY != 0
+    }
+    /// The owner's own word.
+    #[must_use]
+    pub fn driver_word(&self) -> u64 {
+        self.driver.load(Relaxed)
+    }
+    /// Sets the owner's own word.
+    pub fn set_driver_word(&self, word: u64) {
+        self.driver.store(word, Relaxed);
+    }
+    /// True when `frame` is one of its frames.
+    #[must_use]
+    #[inline(always)]
+    pub fn covers(&self, frame: Frame) -> bool {
+        frame.is_within(self.frame(), self.order())
+    }
+
+    pub(crate) fn scratch(&self) -> &AtomicU32 {
+        &self.scratch
+    }
+    pub(crate) fn set_dirty(&self) {
+        self.meta.fetch_or(DIRTY, Relaxed);
+    }
+    #[inline(always)]
+    pub(crate) fn set_resident(&self) {
+        self.meta.fetch_or(RESIDENT, Relaxed);
+    }
+    #[inline(always)]
+    pub(crate) fn clear_resident(&self) {
+        self.meta.fetch_and(!RESIDENT, Relaxed);
+    }
+    pub(crate) fn is_resident(&self) -> bool {
+        self.meta.load(Relaxed) & RESIDENT != 0
+    }
+    /// A tail of a split takes over what is known of its head.
+    pub(crate) fn inherit(&self, head: &Self) {
+        self.meta.fetch_or(head.meta.load(Relaxed) & (DIRTY | RESIDENT), Relaxed);
+    }
+    pub(crate) fn link(&self) -> RmapLink {
+        RmapLink { anon: self.anon.load(Relaxed), index: self.index.load(Relaxed) }
+    }
+    #[inline(always)]
+    pub(crate) fn set_link(&self, link: RmapLink) {
+        self.anon.store(link.anon, Relaxed);
+        self.index.store(link.index, Relaxed);
+    }
+    pub(crate) fn slab_index(&self) -> u32 {
+        self.header.index()
+    }
+    pub(crate) fn wait_key(&self) -> WaitKey {
+        WaitKey(ptr::from_ref(self).addr())
+    }
+
+    /// `n` more entries map it; their references are added too.
+    #[inline(always)]
+    pub(crate) fn add_maps(&self, n: u32) {
+        self.refs.fetch_add(n, Relaxed);
+        self.maps.fetch_add(n, Relaxed);
+    }
+    /// `n` entries fewer map it; the caller now owns their references.
+    #[inline(always)]
+    pub(crate) fn remove_maps(&self, n: u32) {
+        self.maps.fetch_sub(n, Release);
+    }
+    /// `n` mappings became migration entries; the caller now owns the mappings' references.
+    #[inline(always)]
+    pub(crate) fn maps_to_migs(&self, n: u32) {
+        self.migs.fetch_add(n, Relaxed);
+        self.maps.fetch_sub(n, Release);
+    }
+    /// `n` migration entries fewer name it.
+    #[inline(always)]
+    pub(crate) fn remove_migs(&self, n: u32) {
+        self.migs.fetch_sub(n, Release);
+    }
+    /// A PMD entry became 512 PTEs (or migration entries likewise).
+    pub(crate) fn add_migs(&self, n: u32) {
+        self.migs.fetch_add(n, Relaxed);
+    }
+
+    /// Takes the references from `expected` to none, so that nobody can get a new one; false when there were others.
+    #[inline(always)]
+    pub(crate) fn freeze(&self, expected: u32) -> bool {
+        self.refs.compare_exchange(expected, 0, AcqRel, Relaxed).is_ok()
+    }
+    /// Undoes [`Folio::freeze`], with the references that are there now.
+    #[inline(always)]
+    pub(crate) fn unfreeze(&self, refs: u32) {
+        self.refs.store(refs, Release);
+    }
+    pub(crate) fn set_maps(&self, maps: u32) {
+        self.maps.store(maps, Relaxed);
+    }
+    pub(crate) fn set_order(&self, order: Order) {
+        let flags = self.meta.load(Relaxed) & !0xff;
+        self.meta.store(flags | u32::from(order.get()), Relaxed);
+    }
+
+    #[inline(always)]
+    fn try_get(&self) -> bool {
+        let mut refs = self.refs.load(Relaxed);
+        while refs != 0 {
+            match self.refs.compare_exchange_weak(refs, refs + 1, Acquire, Relaxed) {
+                Ok(_) => return true,
+                Err(now) => refs = now,
+            }
+        }
+        false
+    }
+
+    #[inline(always)]
+    fn try_lock_raw(&self) -> bool {
+        self.lock.fetch_or(LOCKED, Acquire) & LOCKED == 0
+    }
+
+    #[inline(always)]
+    fn unlock_raw<M: Machine>(&self) {
+        if self.lock.swap(0, Release) & WAITERS != 0 {
+            M::wake(self.wait_key());
+        }
+    }
+
+    /// Sleeps until the folio is unlocked. The caller holds no spin lock and no reference is needed: descriptors are
+    /// type-stable, and a folio that was freed meanwhile is not locked.
+    pub(crate) fn wait_unlocked<M: Machine>(&self) {
+        M::wait(self.wait_key(), &|| {
+            let locked = self.lock.load(Acquire) & LOCKED != 0;
+            locked && self.lock.fetch_or(WAITERS, AcqRel) & LOCKED != 0
+        });
+    }
+}
+
+/// A counted handle of a folio.
+pub struct FolioRef<M: Machine> {
+    folio: &'static Folio,
+    machine: PhantomData<fn() -> M>,
+}
+
+impl<M: Machine> FolioRef<M> {
+    /// Takes over one reference that the caller owns already (a mapping's, say).
+    #[inline(always)]
+    pub(crate) const fn from_owned(folio: &'static Folio) -> Self {
+        Self { folio, machine: PhantomData }
+    }
+
+    /// Adds a reference to a folio that a mapping under the caller's table lock keeps alive.
+    #[inline(always)]
+    pub(crate) fn get(folio: &'static Folio) -> Self {
+        folio.refs.fetch_add(1, Relaxed);
+        Self::from_owned(folio)
+    }
+
+    /// Gets a reference unless the folio is being freed or was never allocated.
+    pub(crate) fn try_get(folio: &'static Folio) -> Option<Self> {
+        if folio.try_get() { Some(Self::from_owned(folio)) } else { None }
+    }
+
+    /// The descriptor, for as long as the caller knows that it lives.
+    #[inline(always)]
+    pub(crate) const fn folio(&self) -> &'static Folio {
+        self.folio
+    }
+
+    /// Gives the reference to somebody else (a mapping): the count stays.
+    #[inline(always)]
+    pub(crate) fn into_owned(self) -> &'static Folio {
+        let folio = self.folio;
+        core::mem::forget(self);
+        folio
+    }
+}
+
+impl<M: Machine> Clone for FolioRef<M> {
+    fn clone(&self) -> Self {
+        Self::get(self.folio)
+    }
+}
+
+impl<M: Machine> Deref for FolioRef<M> {
+    type Target = Folio;
+    #[inline(always)]
+    fn deref(&self) -> &Folio {
+        self.folio
+    }
+}
+
+impl<M: Machine> fmt::Debug for FolioRef<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "folio {} order {}", self.frame(), self.order().get())
+    }
+}
+
+impl<M: Machine> Drop for FolioRef<M> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        put_many::<M>(self.folio, 1);
+    }
+}
+
+/// Drops `n` references that the caller owns.
+#[inline(always)]
+pub(crate) fn put_many<M: Machine>(folio: &'static Folio, n: u32) {
+    if folio.refs.fetch_sub(n, AcqRel) == n {
+        free::<M>(folio);
+    }
+}
+
+/// The last reference is gone.
+#[inline]
+fn free<M: Machine>(folio: &'static Folio) {
+    debug_assert_eq!(folio.maps.load(Relaxed), 0, "freed while mapped");
+    let mm = M::mm();
+    let (frame, order) = (folio.frame(), folio.order());
+    if let Some(device) = frame.place().device_number() {
+        mm.device(device).released(folio);
+    }
+    // The descriptor goes first: once the frames are free, somebody else may own them at another order.
+    folio.anon.store(NIL, Relaxed);
+    mm.folios.free(folio);
+    mm.zone(frame.place()).free_frames(frame, order);
+}
+
+/// A folio whose lock this value holds, with the reference that keeps it. It is `Send`: a migration may be parked by one
+/// thread and finished by another.
+#[derive(Debug)]
+pub struct LockedFolio<M: Machine>(FolioRef<M>);
+
+impl<M: Machine> LockedFolio<M> {
+    /// Locks the folio if nobody else has. Takes the reference either way; gives it back when the lock is taken.
+    #[inline(always)]
+    pub(crate) fn try_lock(folio: FolioRef<M>) -> Result<Self, FolioRef<M>> {
+        if folio.try_lock_raw() { Ok(Self(folio)) } else { Err(folio) }
+    }
+
+    /// Unlocks; the reference stays.
+    #[inline(always)]
+    pub(crate) fn unlock(self) -> FolioRef<M> {
+        let folio = FolioRef::from_owned(self.0.folio);
+        folio.unlock_raw::<M>();
+        core::mem::forget(self);
+        folio
+    }
+
+    #[inline(always)]
+    pub(crate) const fn folio(&self) -> &'static Folio {
+        self.0.folio
+    }
+}
+
+impl<M: Machine> Deref for LockedFolio<M> {
+    type Target = Folio;
+    #[inline(always)]
+    fn deref(&self) -> &Folio {
+        self.0.folio
+    }
+}
+
+impl<M: Machine> Drop for LockedFolio<M> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        self.0.folio.unlock_raw::<M>();
+    }
+}
+
+impl<M: Machine> Mm<M> {
+    /// Allocates a folio of `order` in `place`: one reference, unlocked, contents undefined.
+    #[inline]
+    pub(crate) fn alloc_folio(
+        &self,
+        place: Place,
+        order: Order,
+        need: Need,
+    ) -> Result<FolioRef<M>, OutOfMemory> {
+        match self.try_alloc_folio(place, order, need) {
+            Ok(folio) => Ok(folio),
+            Err(oom) => {
+                M::count(Event::AllocFail, 1);
+                Err(oom)
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn try_alloc_folio(&self, place: Place, order: Order, need: Need) -> Result<FolioRef<M>, OutOfMemory> {
+        let folio = self.folios.alloc(self)?;
+        let frame = match self.zone(place).alloc_folio(&self.inject, order, need, folio.slab_index()) {
+            Ok(frame) => frame,
+            Err(oom) => {
+                self.folios.free(folio);
+                return Err(oom);
+            }
+        };
+        self.init_folio(folio, frame, order, RmapLink::NONE);
+        folio.unfreeze(1);
+        if let Some(device) = place.device_number() {
+            self.device(device).allocated(order);
+        }
+        Ok(FolioRef::from_owned(folio))
+    }
+
+    /// Sets every field but the reference count, which the caller stores last.
+    #[inline(always)]
+    pub(crate) fn init_folio(&self, folio: &Folio, frame: Frame, order: Order, link: RmapLink) {
+        folio.maps.store(0, Relaxed);
+        folio.migs.store(0, Relaxed);
+        folio.lock.store(0, Relaxed);
+        folio.frame.store(frame.raw(), Relaxed);
+        folio.meta.store(u32::from(order.get()), Relaxed);
+        folio.driver.store(0, Relaxed);
+        folio.set_link(link);
+    }
+
+    /// The folio that a mapping names. Only under the lock of the table that holds the mapping.
+    ///
+    /// # Panics
+    /// When the frame map knows no such folio: an entry names memory that is not mapped memory.
+    #[inline(always)]
+    pub(crate) fn mapped_folio(&self, frame: Frame) -> &'static Folio {
+        match self.zone(frame.place()).folio_index(frame.index()) {
+            Some(index) => self.folios.get(index),
+            None => panic!("an entry names a frame that no folio owns"),
+        }
+    }
+
+    /// The folio that owns `frame` now, with a reference. Needs no lock.
+    #[must_use]
+    pub fn try_get_folio(&self, frame: Frame) -> Option<FolioRef<M>> {
+        let zone = self.zone(frame.place());
+        if !zone.contains(frame.index()) {
+            return None;
+        }
+        let folio = FolioRef::try_get(self.folios.get(zone.folio_index(frame.index())?))?;
+        // The descriptor may have been freed and reused between the two reads; the reference holds it still now.
+        if folio.covers(frame) { Some(folio) } else { None }
+    }
+}

@@ -1,0 +1,158 @@
+//! The frame map: from a frame to its owner, in two levels.
+//!
+//! One *block word* per 2 MiB says `Reserved`, `Free`, `Huge(folio)` or `Small`; one *slot word* per 4 KiB is in use only
+//! while its block is `Small` (in free chunks the first slot holds the buddy's links). A 2 MiB folio touches one word,
+//! where Linux initialises 512 `struct page`s; the storage is reserved with the range, so no allocation, free or split
+//! ever needs memory for the map.
+//!
+//! Look-up takes no lock: read the word, try to get the folio (fails at zero), and check that the folio *still* covers the
+//! frame; a descriptor that was freed and reused meanwhile does not. `Huge` to `Small` writes the slots first and the block
+//! word last, with release.
+
+use core::sync::atomic::{AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
+
+/// Frames per block.
+pub(crate) const BLOCK: u32 = 512;
+/// "No frame" in a buddy link.
+pub(crate) const NO_FRAME: u32 = (1 << 28) - 1;
+
+/// The state of a 2 MiB block.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Block {
+    /// Not ours.
+    Reserved,
+    /// One free chunk of order 9.
+    Free,
+    /// One folio of order 9.
+    Huge(u32),
+    /// Look at the slots.
+    Small,
+}
+
+/// The state of a frame whose block is `Small` (or, for `FreeHead`, also the first of a `Free` block).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Slot {
+    /// Not ours.
+    Reserved,
+    /// First frame of a free chunk.
+    FreeHead { order: u8, next: u32, prev: u32 },
+    /// In a CPU's cache of free frames.
+    Cached,
+    /// Part of a folio of order 0..=8.
+    Folio(u32),
+    /// A page table.
+    Table(u32),
+    /// Objects of a slab or pool; frame map storage; for ever.
+    Objects,
+}
+
+/// The words of one range of frames. Numbers here are relative to the range's first frame.
+pub(crate) struct FrameMap {
+    blocks: &'static [AtomicU64],
+    slots: &'static [AtomicU64],
+}
+
+impl Block {
+    #[inline(always)]
+    const fn encode(self) -> u64 {
+        match self {
+            Self::Reserved => 0,
+            Self::Free => 1,
+            Self::Small => 2,
+            Self::Huge(folio) => 3 | (folio as u64) << 8,
+        }
+    }
+    #[inline(always)]
+    const fn decode(word: u64) -> Self {
+        match word & 0xff {
+            0 => Self::Reserved,
+            1 => Self::Free,
+            2 => Self::Small,
+            _ => Self::Huge((word >> 8) as u32),
+        }
+    }
+}
+
+impl Slot {
+    #[inline(always)]
+    const fn encode(self) -> u64 {
+        match self {
+            Self::Reserved => 0,
+            Self::FreeHead { order, next, prev } => {
+                1 | (order as u64) << 4 | (next as u64) << 8 | (prev as u64) << 36
+            }
+            Self::Cached => 2,
+            Self::Folio(i) => 3 | (i as u64) << 8,
+            Self::Table(i) => 4 | (i as u64) << 8,
+            Self::Objects => 5,
+        }
+    }
+    #[inline(always)]
+    const fn decode(word: u64) -> Self {
+        match word & 0xf {
+            0 => Self::Reserved,
+            1 => Self::FreeHead {
+                order: (word >> 4) as u8 & 0xf,
+                next: (word >> 8) as u32 & NO_FRAME,
+                prev: (word >> 36) as u32 & NO_FRAME,
+            },
+            2 => Self::Cached,
+            3 => Self::Folio((word >> 8) as u32),
+            4 => Self::Table((word >> 8) as u32),
+            _ => Self::Objects,
+        }
+    }
+}
+
+impl FrameMap {
+    /// A map over zeroed words: everything reserved. `blocks` has one word per 512 of `slots`.
+    pub(crate) fn new(blocks: &'static [AtomicU64], slots: &'static [AtomicU64]) -> Self {
+        assert_eq!(blocks.len() * BLOCK as usize, slots.len(), "one block word per 512 slots");
+        Self { blocks, slots }
+    }
+
+    /// Frames in the map.
+    #[inline(always)]
+    pub(crate) const fn frames(&self) -> u32 {
+        self.slots.len() as u32
+    }
+
+    #[inline(always)]
+    pub(crate) fn block(&self, frame: u32) -> Block {
+        Block::decode(self.blocks[(frame / BLOCK) as usize].load(Acquire))
+    }
+    #[inline(always)]
+    pub(crate) fn set_block(&self, frame: u32, block: Block) {
+        self.blocks[(frame / BLOCK) as usize].store(block.encode(), Release);
+    }
+    #[inline(always)]
+    pub(crate) fn slot(&self, frame: u32) -> Slot {
+        Slot::decode(self.slots[frame as usize].load(Acquire))
+    }
+    #[inline(always)]
+    pub(crate) fn set_slot(&self, frame: u32, slot: Slot) {
+        self.slots[frame as usize].store(slot.encode(), Release);
+    }
+
+    /// Names `folio` as the owner of `pages` frames from `first`.
+    #[inline(always)]
+    pub(crate) fn set_folio(&self, first: u32, pages: u32, folio: u32) {
+        let word = Slot::Folio(folio).encode();
+        for slot in &self.slots[first as usize..(first + pages) as usize] {
+            slot.store(word, Relaxed);
+        }
+    }
+
+    /// The index of the folio that owns `frame`, if one does.
+    #[inline(always)]
+    pub(crate) fn folio(&self, frame: u32) -> Option<u32> {
+        match self.block(frame) {
+            Block::Huge(folio) => Some(folio),
+            Block::Small => match self.slot(frame) {
+                Slot::Folio(folio) => Some(folio),
+                _ => None,
+            },
+            Block::Free | Block::Reserved => None,
+        }
+    }
+}

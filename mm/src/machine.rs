@@ -1,0 +1,144 @@
+//! What the memory manager asks of the machine under it.
+//!
+//! [`Machine`] is implemented twice: by the kernel over real registers and real memory, and by the host tests over
+//! arrays and a software MMU. All methods are associated functions: there is one machine per kernel, and one per
+//! *thread group* in a test, so no handle has to be carried through every call and stored in every reference.
+//!
+//! The memory manager forbids `unsafe`; the implementor turns frame numbers into memory. It may rely on this: a
+//! [`FreshFrame`] is made once per allocation from the buddy, and `table_words` is asked only for frames that were
+//! handed out as page tables.
+
+use core::sync::atomic::AtomicU64;
+
+use crate::counters::Event;
+use crate::mm::Mm;
+use crate::types::{Frame, Order, PTRS, VaRange};
+
+/// CPUs that per-CPU caches are kept for.
+pub const MAX_CPUS: usize = 16;
+
+/// A table's 512 words. Entries are read and written as single atomic words and copied, never borrowed: the CPU sets
+/// A and D behind our back.
+pub type TableWords = [AtomicU64; PTRS];
+
+/// A RAM frame that was just taken from the buddy and belongs to the caller alone. Made only by this crate, consumed by
+/// [`Machine::objects`].
+#[derive(Debug)]
+pub struct FreshFrame(pub(crate) u32);
+
+impl FreshFrame {
+    /// Its page frame number.
+    #[must_use]
+    pub const fn pfn(&self) -> u32 {
+        self.0
+    }
+}
+
+/// What a flush must remove from the TLBs of one flush domain.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FlushRequest {
+    /// Page frame number of the address space's root table.
+    pub root: u32,
+    /// CPUs that may hold its translations (bit n is CPU n).
+    pub cpus: u64,
+    /// What to drop.
+    pub scope: FlushScope,
+    /// Page tables were freed as well: paging-structure caches must go too.
+    pub tables: bool,
+    /// Why.
+    pub reason: FlushReason,
+}
+
+/// What a flush is for: every place that owes one. Lets a test or an experiment leave out one kind and see what breaks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(usize)]
+pub enum FlushReason {
+    /// A huge mapping is about to become a table: break before make.
+    Split,
+    /// Pages are about to be copied out.
+    Migrate,
+    /// A zero page is replaced by a device page.
+    ZeroReplaced,
+    /// A zero page or shared page is replaced by the writer's own.
+    CopyOnWrite,
+    /// Pages are about to be freed.
+    Unmap,
+    /// Page tables are about to be freed.
+    FreeTables,
+    /// Somebody else's flush is still owed, and an entry that it concerns is about to change.
+    Owed,
+}
+
+impl FlushReason {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::Split,
+        Self::Migrate,
+        Self::ZeroReplaced,
+        Self::CopyOnWrite,
+        Self::Unmap,
+        Self::FreeTables,
+        Self::Owed,
+    ];
+}
+
+/// The extent of a flush.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FlushScope {
+    /// Every page of the range, `stride` bytes apart (4 KiB or 2 MiB).
+    Range {
+        /// The addresses.
+        range: VaRange,
+        /// Distance between pages, in bytes.
+        stride: u64,
+    },
+    /// Every non-global translation of the space.
+    All,
+}
+
+/// What a sleeper waits for: an address-like number that is unique per object.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct WaitKey(pub usize);
+
+/// The machine: memory, TLBs, CPUs, sleep, counters.
+pub trait Machine: Sized + Send + Sync + 'static {
+    /// The memory manager of this machine.
+    fn mm() -> &'static Mm<Self>;
+
+    /// The words of RAM frame `pfn`.
+    fn table_words(pfn: u32) -> &'static TableWords;
+
+    /// Turns a fresh frame into as many default `T`s as fit. It stays that way for ever: descriptor memory is
+    /// type-stable.
+    fn objects<T: Default>(frame: FreshFrame) -> &'static mut [T];
+
+    /// Clears RAM.
+    fn zero(first: Frame, order: Order);
+
+    /// Copies RAM to RAM.
+    fn copy(src: Frame, dst: Frame, order: Order);
+
+    /// The number of the CPU that runs this, below [`MAX_CPUS`]. Stable only while preemption is off.
+    fn cpu() -> usize;
+
+    /// Forbids preemption on this CPU; nests.
+    fn preempt_disable();
+
+    /// Undoes one [`Machine::preempt_disable`].
+    fn preempt_enable();
+
+    /// Removes translations and returns when every CPU named has done so.
+    fn flush(request: &FlushRequest);
+
+    /// Sleeps until a [`Machine::wake`] of `key`, as long as `still()` says that there is something to wait for.
+    fn wait(key: WaitKey, still: &dyn Fn() -> bool);
+
+    /// Wakes all sleepers on `key`.
+    fn wake(key: WaitKey);
+
+    /// Adds to a system-wide counter of this CPU.
+    fn count(event: Event, n: u64);
+
+    /// Reads a system-wide counter, summed over the CPUs.
+    fn counted(event: Event) -> u64;
+}

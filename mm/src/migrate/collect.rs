@@ -1,0 +1,365 @@
+//! First phase: walk the range once, lock what can be locked, put migration entries in its place. Never waits.
+
+use crate::counters::Event;
+use crate::cursor::{Cursor, Peek};
+use crate::entry::{Attrs, Entry, Leaf, SoftKind, SoftLeaf};
+use crate::error::OutOfMemory;
+use crate::folio::{FolioRef, LockedFolio, RmapLink};
+use crate::machine::Machine;
+use crate::migrate::unit::{Batch, Dest, Source, Unit};
+use crate::migrate::{BATCH_PAGES, Cause, Collected, Migration, Work};
+use crate::space::Space;
+use crate::split::split_pmd;
+use crate::types::{Frame, Level, Order, PAGE_SIZE, PMD_SIZE, PUD_SIZE, Place, Prot, VaRange, Vaddr};
+use crate::vma::Vma;
+use crate::zone::Need;
+
+/// A batch that is being filled.
+pub(crate) struct Collecting<M: Machine>(Work<M>);
+
+/// How a folio lies in the page table around an entry that names it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Extent {
+    /// All of it is mapped, in order, from this address, in one table.
+    Whole(Vaddr),
+    /// It is not; a cut before this page of it brings it nearer.
+    Cut(u32),
+}
+
+impl<M: Machine> Collecting<M> {
+    #[inline(always)]
+    pub(crate) fn new(to: Place, need: Need) -> Result<Self, OutOfMemory> {
+        let mut batch = M::mm().batches.alloc(M::mm())?;
+        debug_assert_eq!(batch.units.len(), 0);
+        batch.to = to;
+        batch.need = need;
+        batch.pages = 0;
+        batch.report = crate::migrate::Report::default();
+        Ok(Self(Work(batch)))
+    }
+
+    /// The batch is full enough.
+    #[inline(always)]
+    pub(crate) fn collected(mut self, fault: Vaddr) -> Migration<M, Collected> {
+        self.0.0.fault = fault;
+        Migration::from_work(self.0)
+    }
+
+    fn batch(&mut self) -> &mut Batch<M> {
+        &mut self.0.0
+    }
+
+    fn skip(&mut self, cause: Cause, pages: u32) {
+        self.batch().report.fail(cause, pages);
+        M::count(Event::MigrateFail, 1);
+    }
+
+    /// How `folio`, one of whose frames the cursor's entry names, is mapped around it; `limits` are the addresses that may be
+    /// taken.
+    #[inline(always)]
+    pub(crate) fn extent(
+        &self,
+        cursor: &Cursor<M>,
+        folio: &LockedFolio<M>,
+        frame: Frame,
+        limits: Option<VaRange>,
+    ) -> Extent {
+        if cursor.level() == Level::Pmd || folio.order() == Order::BASE {
+            return Extent::Whole(cursor.addr());
+        }
+        large_extent(cursor, folio, frame, limits)
+    }
+
+    /// Takes a folio that is wholly mapped from `addr`: its entries become migration entries, their references the unit's.
+    #[inline(always)]
+    pub(crate) fn take(&mut self, cursor: &mut Cursor<M>, folio: LockedFolio<M>, addr: Vaddr) {
+        let batch = self.batch();
+        let order = folio.order();
+        let n = if cursor.level() == Level::Pmd { 1 } else { order.pages() };
+        cursor.seek(addr);
+        for i in 0..n {
+            to_migration(cursor, &folio, &mut batch.gather);
+            if i + 1 < n {
+                cursor.next();
+            }
+        }
+        folio.maps_to_migs(n);
+        // The unit holds one reference already; the mappings' go.
+        crate::folio::put_many::<M>(folio.folio(), n);
+        batch.pages += order.pages();
+        batch.units.push(Unit {
+            source: Source::Folio(folio),
+            dest: Dest::None,
+            space: Some(cursor.space()),
+            addr,
+            order,
+            failed: None,
+        });
+    }
+
+    fn take_hole(&mut self, space: &'static Space<M>, vma: &Vma, addr: Vaddr, order: Order) {
+        let prot = vma.prot();
+        let mut attrs = Attrs::EXCLUSIVE;
+        attrs.set(Attrs::WRITE, prot.contains(Prot::WRITE));
+        attrs.set(Attrs::EXEC, prot.contains(Prot::EXEC));
+        let link = RmapLink { anon: vma.anon(), index: vma.page_index(addr) };
+        let batch = self.batch();
+        batch.pages += order.pages();
+        batch.units.push(Unit {
+            source: Source::Hole { link, attrs },
+            dest: Dest::None,
+            space: Some(space),
+            addr,
+            order,
+            failed: None,
+        });
+    }
+}
+
+/// Turns the entry under the cursor into a migration entry.
+#[inline(always)]
+pub(crate) fn to_migration<M: Machine>(
+    cursor: &mut Cursor<M>,
+    folio: &LockedFolio<M>,
+    gather: &mut crate::tlb::TlbGather<M>,
+) {
+    match cursor.entry() {
+        Entry::Leaf(_) => {
+            let owed = cursor.leaf_to_soft(|leaf| SoftLeaf::new(SoftKind::Migration, leaf.frame, leaf.attrs));
+            let leaf = gather.defer(owed);
+            if leaf.attrs.contains(Attrs::DIRTY) {
+                folio.set_dirty();
+            }
+        }
+        Entry::NonPresent(soft) => {
+            gather.settle(cursor.space());
+            cursor.replace_soft(Entry::NonPresent(SoftLeaf { kind: SoftKind::Migration, ..soft }));
+        }
+        Entry::None | Entry::Table(_) => unreachable!("taken entries were looked at under this lock"),
+    }
+}
+
+#[inline(never)]
+fn large_extent<M: Machine>(
+    cursor: &Cursor<M>,
+    folio: &LockedFolio<M>,
+    frame: Frame,
+    limits: Option<VaRange>,
+) -> Extent {
+    let first = folio.frame();
+    let pages = folio.order().pages();
+    let page = frame.index() - first.index();
+    let start = Vaddr(cursor.addr().0.wrapping_sub(u64::from(page) * PAGE_SIZE));
+    let table = cursor.addr().align_down(PMD_SIZE);
+    let table = VaRange::between(table, table.add(PMD_SIZE));
+    let limits = limits.map_or(table, |limits| limits.intersect(table));
+    // Pages of the folio before and after what may be taken. `start` may lie below zero: compare offsets, not addresses.
+    let room_before = ((cursor.addr().0 - limits.start.0) / PAGE_SIZE) as u32;
+    let room_after = ((limits.end.0 - cursor.addr().0) / PAGE_SIZE) as u32;
+    if room_before < page {
+        return Extent::Cut(page - room_before);
+    }
+    if room_after < pages - page {
+        return Extent::Cut(page + room_after);
+    }
+    let wanted = |i: u32| match cursor.entry_at(start.add(u64::from(i) * PAGE_SIZE)) {
+        Entry::Leaf(leaf) => !leaf.special && leaf.frame == first.offset(i),
+        Entry::NonPresent(soft) => soft.kind == SoftKind::DevicePrivate && soft.frame == first.offset(i),
+        _ => false,
+    };
+    let at_start = wanted(0);
+    match (1..pages).find(|&i| wanted(i) != at_start) {
+        Some(i) => Extent::Cut(i),
+        None => Extent::Whole(start),
+    }
+}
+
+impl<M: Machine> Space<M> {
+    /// Collects from the start of `range` until the batch is full; the address to go on at.
+    pub(crate) fn collect(&'static self, range: VaRange, collecting: &mut Collecting<M>) -> Vaddr {
+        let vmas = self.vmas.read();
+        let mut at = range.start;
+        while at < range.end && collecting.batch().pages < BATCH_PAGES {
+            let Some(vma) = vmas.find(at) else {
+                // Unmapped since it was checked; nothing to move.
+                at = vmas.first_after(at).map_or(range.end, |vma| vma.start().min(range.end));
+                continue;
+            };
+            let part = VaRange::between(at, range.end).intersect(vma.range());
+            match self.collect_step(vma, part, collecting) {
+                Some(next) => at = next,
+                None if collecting.batch().units.len() == 0 => {
+                    // Not even one unit: without memory for the work the rest of the range stays.
+                    collecting.skip(Cause::NoMemory, VaRange::between(at, range.end).nr_pages() as u32);
+                    return range.end;
+                }
+                None => return at,
+            }
+        }
+        at.min(range.end)
+    }
+
+    /// Collects what stands under one PMD entry, at most; the address after it. `None` when there is no room for more units.
+    fn collect_step(
+        &'static self,
+        vma: &Vma,
+        part: VaRange,
+        collecting: &mut Collecting<M>,
+    ) -> Option<Vaddr> {
+        let addr = part.start;
+        let next = addr.align_down(PMD_SIZE).add(PMD_SIZE);
+        let to_device = !collecting.batch().to.is_ram();
+        if !collecting.batch().units.reserve() {
+            return None;
+        }
+        match self.peek(addr) {
+            Peek::NoTable if !to_device => Some(addr.align_down(PUD_SIZE).add(PUD_SIZE).min(part.end)),
+            Peek::Pmd(_, Entry::None) if !to_device => Some(next.min(part.end)),
+            Peek::NoTable | Peek::Pmd(_, Entry::None) => Some(self.collect_hole(vma, part, collecting)),
+            Peek::Pmd(_, Entry::Leaf(_)) if !to_device => Some(next.min(part.end)),
+            Peek::Pmd(..) if !addr.is_aligned(PMD_SIZE) || next > part.end => {
+                // Only a part of a huge mapping: split it and look at its pieces.
+                match M::mm().spare_pte_table(addr, Need::Reserve) {
+                    Ok(spare) => split_pmd(self, addr, spare),
+                    Err(_) => {
+                        let end = next.min(part.end);
+                        collecting.skip(Cause::NoMemory, VaRange::between(addr, end).nr_pages() as u32);
+                        return Some(end);
+                    }
+                }
+                Some(addr)
+            }
+            Peek::Pmd(table, _) => {
+                let mut cursor = self.cursor_in(table, Level::Pmd, addr);
+                self.collect_entry(vma, &mut cursor, collecting);
+                Some(next)
+            }
+            Peek::Pte(table, _) => self.collect_ptes(vma, table, part, collecting),
+        }
+    }
+
+    /// A hole where there is no PTE table: one huge unit where the VMA wants huge pages and one fits, else single pages.
+    fn collect_hole(&'static self, vma: &Vma, part: VaRange, collecting: &mut Collecting<M>) -> Vaddr {
+        let addr = part.start;
+        if vma.huge_range(addr) == Some(addr) && addr.0 + PMD_SIZE <= part.end.0 {
+            collecting.take_hole(self, vma, addr, Order::PMD);
+            return addr.add(PMD_SIZE);
+        }
+        collecting.take_hole(self, vma, addr, Order::BASE);
+        addr.add(PAGE_SIZE)
+    }
+
+    fn collect_ptes(
+        &'static self,
+        vma: &Vma,
+        table: &'static crate::table::Table<M>,
+        part: VaRange,
+        collecting: &mut Collecting<M>,
+    ) -> Option<Vaddr> {
+        let end = part.start.align_down(PMD_SIZE).add(PMD_SIZE).min(part.end);
+        let mut cursor = self.cursor_in(table, Level::Pte, part.start);
+        loop {
+            if !collecting.batch().units.reserve() {
+                return Some(cursor.addr()).filter(|&at| at > part.start);
+            }
+            let after = match self.collect_pte(vma, &mut cursor, part, collecting) {
+                Ok(after) => after,
+                Err((folio, at)) => {
+                    let addr = cursor.addr();
+                    drop(cursor);
+                    if !self.split_folio(&folio, addr, at) {
+                        let frame_page = folio_page(self, addr, &folio);
+                        let skip = VaRange::between(addr, end)
+                            .nr_pages()
+                            .min(u64::from(folio.order().pages() - frame_page));
+                        collecting.skip(Cause::NotSplit, skip as u32);
+                        return Some(addr.add(skip * PAGE_SIZE));
+                    }
+                    return Some(addr);
+                }
+            };
+            if after >= end || !cursor.seek(after) {
+                return Some(after.min(end));
+            }
+        }
+    }
+
+    /// One PTE, or all PTEs of the folio that it names; the address after them. An error is a folio to be split first.
+    #[inline(always)]
+    fn collect_pte(
+        &'static self,
+        vma: &Vma,
+        cursor: &mut Cursor<M>,
+        part: VaRange,
+        collecting: &mut Collecting<M>,
+    ) -> Result<Vaddr, (LockedFolio<M>, u32)> {
+        let addr = cursor.addr();
+        let next = addr.add(PAGE_SIZE);
+        let Some(frame) = self.wanted(vma, cursor, collecting) else { return Ok(next) };
+        let folio = M::mm().mapped_folio(frame);
+        let Ok(locked) = LockedFolio::try_lock(FolioRef::get(folio)) else {
+            collecting.skip(Cause::Busy, 1);
+            return Ok(next);
+        };
+        match collecting.extent(cursor, &locked, frame, Some(part)) {
+            Extent::Whole(start) => {
+                let after = start.add(locked.order().bytes());
+                collecting.take(cursor, locked, start);
+                Ok(after)
+            }
+            Extent::Cut(at) => Err((locked, at)),
+        }
+    }
+
+    /// A whole PMD entry.
+    fn collect_entry(&'static self, vma: &Vma, cursor: &mut Cursor<M>, collecting: &mut Collecting<M>) {
+        let Some(frame) = self.wanted(vma, cursor, collecting) else { return };
+        let folio = M::mm().mapped_folio(frame);
+        match LockedFolio::try_lock(FolioRef::get(folio)) {
+            Ok(locked) => {
+                let addr = cursor.addr();
+                collecting.take(cursor, locked, addr);
+            }
+            Err(_busy) => collecting.skip(Cause::Busy, cursor.level().order().pages()),
+        }
+    }
+
+    /// The frame that the entry names, if it is one to be moved. Holes and zero pages are taken here.
+    #[inline(always)]
+    fn wanted(&'static self, vma: &Vma, cursor: &Cursor<M>, collecting: &mut Collecting<M>) -> Option<Frame> {
+        let to = collecting.batch().to;
+        match cursor.entry() {
+            Entry::None | Entry::Leaf(Leaf { special: true, .. }) if !to.is_ram() => {
+                collecting.take_hole(self, vma, cursor.addr(), cursor.level().order());
+                None
+            }
+            Entry::Leaf(leaf) if !leaf.special && !to.is_ram() => Some(leaf.frame),
+            Entry::NonPresent(SoftLeaf { kind: SoftKind::DevicePrivate, frame, .. }) => {
+                if to.is_ram() {
+                    return Some(frame);
+                }
+                if frame.place() != to {
+                    collecting.skip(Cause::Foreign, cursor.level().order().pages());
+                }
+                None
+            }
+            Entry::NonPresent(SoftLeaf { kind: SoftKind::Migration, .. }) => {
+                collecting.skip(Cause::Busy, cursor.level().order().pages());
+                None
+            }
+            _ => None,
+        }
+    }
+}
+
+/// The page of `folio` that is mapped at `addr`, 0 when none is any more.
+fn folio_page<M: Machine>(space: &Space<M>, addr: Vaddr, folio: &LockedFolio<M>) -> u32 {
+    match space.peek(addr) {
+        Peek::Pte(_, Entry::Leaf(Leaf { frame, .. }) | Entry::NonPresent(SoftLeaf { frame, .. }))
+            if folio.covers(frame) =>
+        {
+            frame.index() - folio.frame().index()
+        }
+        _ => 0,
+    }
+}

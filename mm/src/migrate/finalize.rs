@@ -1,0 +1,368 @@
+//! Last phase, and its mirror image: entries get a name again, the destination's or, where a unit failed, the source's.
+
+use core::sync::atomic::Ordering::Relaxed;
+
+use crate::counters::Event;
+use crate::cursor::{Cursor, Peek};
+use crate::entry::{Attrs, Entry, Leaf, SoftKind, SoftLeaf};
+use crate::folio::{Folio, LockedFolio, RmapLink};
+use crate::machine::{FlushReason, Machine};
+use crate::migrate::unit::{Batch, Dest, Source, Unit};
+use crate::migrate::{Cause, Report};
+use crate::slab::NIL;
+use crate::space::Space;
+use crate::table::SpareTable;
+use crate::types::{Frame, Level, Order, PAGE_SIZE, PMD_SIZE, VaRange, Vaddr};
+use crate::zone::Need;
+
+/// Which folio owns page `page` of a unit from now on.
+struct Names<'a, M: Machine> {
+    dest: &'a Dest<M>,
+    source: &'a LockedFolio<M>,
+}
+
+/// The entry for `frame`: present in RAM, device-private on a device.
+#[inline(always)]
+fn entry_for(frame: Frame, attrs: Attrs) -> Entry {
+    if frame.place().is_ram() {
+        Entry::Leaf(Leaf::ram(frame, attrs))
+    } else {
+        Entry::NonPresent(SoftLeaf::new(SoftKind::DevicePrivate, frame, attrs))
+    }
+}
+
+impl<M: Machine> Names<'_, M> {
+    /// The folio that `page` belongs to, and that folio's first page in the unit.
+    fn folio(&self, page: u32) -> (&'static Folio, u32) {
+        match self.dest {
+            Dest::None => (self.source.folio(), 0),
+            Dest::One(folio) => (folio.folio(), 0),
+            Dest::Pieces { first, .. } => {
+                let mut at = 0;
+                for folio in first.iter() {
+                    let pages = folio.order().pages();
+                    if page < at + pages {
+                        return (folio.folio(), at);
+                    }
+                    at += pages;
+                }
+                unreachable!("the pieces fill the unit")
+            }
+        }
+    }
+}
+
+/// Replaces the migration entries of `source` from the cursor to `end`, in its table. How many there were.
+#[inline(always)]
+fn replace_run<M: Machine>(
+    cursor: &mut Cursor<M>,
+    names: &Names<'_, M>,
+    table: &mut Option<SpareTable<M>>,
+    end: Vaddr,
+) -> u32 {
+    let source = names.source;
+    let (mut n, mut of_folio) = (0, 0);
+    let mut current: Option<(&'static Folio, u32)> = None;
+    loop {
+        if let Entry::NonPresent(SoftLeaf { kind: SoftKind::Migration, frame, attrs }) = cursor.entry()
+            && source.covers(frame)
+        {
+            let page = frame.index() - source.frame().index();
+            if cursor.level() == Level::Pmd && matches!(names.dest, Dest::Pieces { .. }) {
+                replace_by_table(cursor, names, table, attrs);
+                return 1;
+            }
+            let (folio, start) = match current {
+                Some((folio, start)) if page.wrapping_sub(start) < folio.order().pages() => (folio, start),
+                _ => {
+                    if let Some((folio, _)) = current {
+                        folio.add_maps(of_folio);
+                    }
+                    of_folio = 0;
+                    let next = names.folio(page);
+                    current = Some(next);
+                    next
+                }
+            };
+            cursor.replace_soft(entry_for(folio.frame().offset(page - start), attrs));
+            n += 1;
+            of_folio += 1;
+        }
+        if !cursor.next() || cursor.addr() >= end {
+            break;
+        }
+    }
+    if let Some((folio, _)) = current {
+        folio.add_maps(of_folio);
+    }
+    n
+}
+
+/// A PMD entry whose unit arrived in pieces becomes a table of 512 entries.
+#[cold]
+fn replace_by_table<M: Machine>(
+    cursor: &mut Cursor<M>,
+    names: &Names<'_, M>,
+    table: &mut Option<SpareTable<M>>,
+    attrs: Attrs,
+) {
+    let Some(mut spare) = table.take() else {
+        unreachable!("a table was set aside for the unit's PMD entry");
+    };
+    fill_pieces_table(&mut spare, names.dest, attrs);
+    cursor.hook_over_soft(spare);
+}
+
+/// Fills a table with entries for the pieces of a destination and counts them as mappings.
+fn fill_pieces_table<M: Machine>(spare: &mut SpareTable<M>, dest: &Dest<M>, attrs: Attrs) {
+    let Dest::Pieces { first, .. } = dest else { return };
+    let words = spare.table().words();
+    let mut at = 0;
+    for folio in first.iter() {
+        for i in 0..folio.order().pages() {
+            let entry = entry_for(folio.frame().offset(i), attrs);
+            words[at].store(entry.encode(Level::Pte), Relaxed);
+            at += 1;
+        }
+        folio.add_maps(folio.order().pages());
+    }
+    spare.set_live(at as u32);
+}
+
+/// Gives every migration entry of the unit's source a name: at the place where it was found, then wherever the reverse map
+/// leads. Afterwards no migration entry names the source.
+#[inline(always)]
+fn replace_all<M: Machine>(unit: &mut Unit<M>) {
+    let Source::Folio(source) = &unit.source else { return };
+    let mut table = match &mut unit.dest {
+        Dest::Pieces { table, .. } => table.take(),
+        _ => None,
+    };
+    let names = Names { dest: &unit.dest, source };
+    if let Some(space) = unit.space {
+        let range = VaRange::new(unit.addr.0, source.order().bytes());
+        replace_in(space, range, &names, &mut table);
+    }
+    if source.migration_entries() != 0 {
+        replace_elsewhere(&names, &mut table);
+    }
+    debug_assert_eq!(source.migration_entries(), 0, "a migration entry was lost");
+}
+
+/// The entries moved (a remap), or there are more than one.
+#[cold]
+fn replace_elsewhere<M: Machine>(names: &Names<'_, M>, table: &mut Option<SpareTable<M>>) {
+    M::mm().for_each_mapping(names.source, &mut |place| {
+        replace_in(place.space, place.range, names, table);
+        names.source.migration_entries() != 0
+    });
+}
+
+#[inline(always)]
+fn replace_in<M: Machine>(
+    space: &'static Space<M>,
+    range: VaRange,
+    names: &Names<'_, M>,
+    table: &mut Option<SpareTable<M>>,
+) {
+    let mut at = range.start;
+    while at < range.end {
+        let next = at.align_down(PMD_SIZE).add(PMD_SIZE).min(range.end);
+        if let Some(mut cursor) = space.cursor(at) {
+            let n = replace_run(&mut cursor, names, table, next);
+            if n != 0 {
+                names.source.remove_migs(n);
+            }
+        }
+        at = next;
+    }
+}
+
+/// Puts a unit back that cannot go, and notes why.
+#[cold]
+pub(crate) fn fail<M: Machine>(unit: &mut Unit<M>, cause: Cause, report: &mut Report) {
+    report.fail(cause, unit.order.pages());
+    M::count(Event::MigrateFail, 1);
+    unit.failed = Some(cause);
+    unit.dest.release();
+    replace_all(unit);
+    if let Source::Folio(folio) = core::mem::replace(&mut unit.source, Source::Gone) {
+        drop(folio.unlock());
+    }
+}
+
+/// A migration was dropped: everything goes back.
+#[cold]
+pub(crate) fn put_back<M: Machine>(batch: &mut Batch<M>) {
+    // Copies that are still owed a flush must not outlive it: a restored entry may be cleared again at once.
+    batch.gather.flush();
+    let mut unused = Report::default();
+    batch.units.for_each(|unit| {
+        let filled = matches!(unit.source, Source::Hole { .. }) && unit.failed.is_none() && is_filled(unit);
+        if filled {
+            finish(unit, &mut unused);
+        } else if !matches!(unit.source, Source::Gone) {
+            unit.dest.release();
+            replace_all(unit);
+            if let Source::Folio(folio) = core::mem::replace(&mut unit.source, Source::Gone) {
+                drop(folio.unlock());
+            }
+        }
+    });
+    batch.units.clear();
+}
+
+/// A hole that commit filled already stays filled: nobody can tell it from one that was filled by a touch.
+fn is_filled<M: Machine>(unit: &Unit<M>) -> bool {
+    match &unit.dest {
+        Dest::One(folio) => folio.map_count() != 0,
+        Dest::Pieces { first, .. } => first.iter().any(|folio| folio.map_count() != 0),
+        Dest::None => false,
+    }
+}
+
+/// Maps the destination of a hole, if the hole is still one.
+pub(crate) fn fill_hole<M: Machine>(unit: &mut Unit<M>) -> Result<(), Cause> {
+    let (Source::Hole { link, attrs }, Some(space)) = (&unit.source, unit.space) else { return Ok(()) };
+    let (link, attrs) = (*link, *attrs);
+    let vmas = space.vmas.read();
+    let vma = vmas.find(unit.addr).filter(|vma| {
+        vma.anon() == link.anon
+            && vma.page_index(unit.addr) == link.index
+            && vma.range().covers(VaRange::new(unit.addr.0, unit.order.bytes()))
+    });
+    if vma.is_none() || link.anon == NIL {
+        return Err(Cause::Raced);
+    }
+    name_pieces(&unit.dest, link);
+    let spare = match (&mut unit.dest, unit.order) {
+        (Dest::Pieces { table, .. }, Order::PMD) => table.take(),
+        _ => None,
+    };
+    let mut cursor = hole_cursor(space, unit.addr, unit.order)?;
+    match cursor.entry() {
+        Entry::None => {}
+        Entry::Leaf(Leaf { special: true, .. }) => {
+            // The CPU reads zeros through this entry: they must be out of every TLB before the device's page is there.
+            cursor.clear_leaf().flush(FlushReason::ZeroReplaced);
+        }
+        _ => return Err(Cause::Raced),
+    }
+    match (&unit.dest, spare) {
+        (Dest::One(folio), _) => {
+            folio.add_maps(1);
+            cursor.install(entry_for(folio.frame(), attrs));
+        }
+        (dest @ Dest::Pieces { .. }, Some(mut spare)) => {
+            fill_pieces_table(&mut spare, dest, attrs);
+            cursor.hook(spare);
+        }
+        _ => return Err(Cause::NoMemory),
+    }
+    Ok(())
+}
+
+fn name_pieces<M: Machine>(dest: &Dest<M>, link: RmapLink) {
+    match dest {
+        Dest::None => {}
+        Dest::One(folio) => folio.set_link(link),
+        Dest::Pieces { first, .. } => {
+            let mut page = 0;
+            for folio in first.iter() {
+                folio.set_link(RmapLink { index: link.index + u64::from(page), ..link });
+                page += u64::from(folio.order().pages()) as u32;
+            }
+        }
+    }
+}
+
+/// The place for a hole's entry: in the PMD table for 2 MiB, in a PTE table (made if need be) for 4 KiB.
+fn hole_cursor<M: Machine>(space: &'static Space<M>, addr: Vaddr, order: Order) -> Result<Cursor<M>, Cause> {
+    let no_memory = |_| Cause::NoMemory;
+    if let Peek::Pte(table, _) = space.peek(addr) {
+        return if order == Order::BASE {
+            Ok(space.cursor_in(table, Level::Pte, addr))
+        } else {
+            Err(Cause::Raced)
+        };
+    }
+    let pmd = space.pmd_table_or_alloc(addr, Need::User).map_err(no_memory)?;
+    if order == Order::PMD {
+        return Ok(space.cursor_in(pmd, Level::Pmd, addr));
+    }
+    let spare = M::mm().spare_pte_table(addr, Need::User).map_err(no_memory)?;
+    let mut cursor = space.cursor_in(pmd, Level::Pmd, addr);
+    let table = match cursor.entry() {
+        Entry::None => {
+            let table = spare.table();
+            cursor.hook(spare);
+            table
+        }
+        Entry::Table(pfn) => M::mm().table(pfn),
+        Entry::Leaf(_) | Entry::NonPresent(_) => return Err(Cause::Raced),
+    };
+    drop(cursor);
+    Ok(space.cursor_in(table, Level::Pte, addr))
+}
+
+/// The end of a migration that was committed.
+pub(crate) fn finalize<M: Machine>(batch: &mut Batch<M>) -> Report {
+    let Batch { units, report, gather, .. } = batch;
+    units.for_each(|unit| finish(unit, report));
+    units.clear();
+    gather.flush();
+    *report
+}
+
+/// One unit: entries first, then locks, then the source.
+#[inline(always)]
+fn finish<M: Machine>(unit: &mut Unit<M>, report: &mut Report) {
+    if matches!(unit.source, Source::Gone) {
+        return;
+    }
+    replace_all(unit);
+    let pages = u64::from(unit.order.pages());
+    report.units += 1;
+    report.pages += pages;
+    let to_device = match &unit.dest {
+        Dest::One(folio) => {
+            if unit.order == Order::PMD {
+                report.huge_pages += pages;
+            }
+            note_resident(folio)
+        }
+        Dest::Pieces { first, .. } => {
+            report.torn += pages;
+            M::count(Event::MigrateSplit, 1);
+            first.iter().fold(false, |_, folio| note_resident(folio))
+        }
+        Dest::None => false,
+    };
+    let (folios, moved) = if to_device {
+        (Event::DeviceIn, Event::DevicePagesIn)
+    } else {
+        (Event::DeviceOut, Event::DevicePagesOut)
+    };
+    M::count(folios, 1);
+    M::count(moved, pages);
+    match core::mem::replace(&mut unit.source, Source::Gone) {
+        Source::Folio(folio) => {
+            folio.clear_resident();
+            drop(folio.unlock());
+        }
+        Source::Hole { .. } | Source::Gone => report.holes += pages,
+    }
+    unit.dest.release();
+}
+
+/// Marks a destination on a device as counted in.
+#[inline(always)]
+fn note_resident(folio: &Folio) -> bool {
+    let on_device = !folio.place().is_ram();
+    if on_device {
+        folio.set_resident();
+    }
+    on_device
+}
+
+const _: () = assert!(PMD_SIZE == 512 * PAGE_SIZE);

@@ -1,0 +1,284 @@
+//! Migration between RAM and device memory, in phases that are types.
+//!
+//! ```text
+//!  Migration<Collected>   folios locked, migration entries in their place; what could not be had is skipped, never waited for
+//!      │ unmap()          other mappings too; one flush round for the batch; pins checked
+//!  Migration<Unmapped>    contents are stable from here
+//!      │ copy()           destinations allocated (a list of smaller folios where no whole one is free), data copied
+//!  Migration<Copied>
+//!      │ commit()         references frozen for a moment: the last point of refusal; identity moves to the destination
+//!  Migration<Committed>
+//!      │ finalize()       entries name the new folios, all is unlocked, sources are freed
+//!   Report
+//! ```
+//!
+//! Each step consumes the last. Dropping a migration in any phase puts everything back. Between phases it holds folio
+//! references and folio locks as `Send` values and borrows nothing: it can be parked and finished by another thread.
+//!
+//! A *unit* is a folio with the entries that map it, or a hole. Each unit has its own verdict: one that fails is put back
+//! alone.
+
+mod collect;
+mod finalize;
+mod transfer;
+mod unit;
+
+use core::marker::PhantomData;
+
+use crate::error::{FaultError, OutOfMemory, RangeError};
+use crate::machine::Machine;
+use crate::slab::PoolBox;
+use crate::space::Space;
+use crate::types::{Place, Prot, VaRange, Vaddr};
+use crate::zone::Need;
+
+pub(crate) use collect::{Collecting, Extent};
+pub(crate) use unit::{Batch, PieceChunk, UnitChunk};
+
+/// Why a unit stayed where it was.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(usize)]
+pub enum Cause {
+    /// Its folio was locked by somebody else.
+    Busy,
+    /// Somebody else holds references: pinned.
+    Pinned,
+    /// No memory at the destination, or none for the work itself.
+    NoMemory,
+    /// The copy engine failed.
+    CopyFailed,
+    /// The hole was filled by somebody else meanwhile.
+    Raced,
+    /// The folio reaches out of the range and could not be split.
+    NotSplit,
+    /// It lies on a device that the caller did not ask for.
+    Foreign,
+}
+
+impl Cause {
+    /// Number of causes.
+    pub const COUNT: usize = 7;
+}
+
+/// What a migration did. Counts are base pages unless said otherwise.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Report {
+    /// Units moved.
+    pub units: u64,
+    /// Pages moved, new pages for holes included.
+    pub pages: u64,
+    /// Pages moved as part of a 2 MiB unit that arrived as one.
+    pub huge_pages: u64,
+    /// Pages of holes and zero pages that got memory.
+    pub holes: u64,
+    /// Pages that arrived in smaller pieces than they left.
+    pub torn: u64,
+    /// Pages that stayed, by [`Cause`].
+    pub failed: [u64; Cause::COUNT],
+    /// Batches worked off.
+    pub batches: u64,
+}
+
+impl Report {
+    /// Pages that stayed, for whatever cause.
+    #[must_use]
+    pub fn failed_pages(&self) -> u64 {
+        self.failed.iter().sum()
+    }
+
+    fn fail(&mut self, cause: Cause, pages: u32) {
+        self.failed[cause as usize] += u64::from(pages);
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.units += other.units;
+        self.pages += other.pages;
+        self.huge_pages += other.huge_pages;
+        self.holes += other.holes;
+        self.torn += other.torn;
+        for (sum, n) in self.failed.iter_mut().zip(other.failed) {
+            *sum += n;
+        }
+        self.batches += 1;
+    }
+}
+
+/// Phase: folios locked, migration entries installed, flushes owed.
+#[derive(Debug)]
+pub struct Collected(());
+/// Phase: nothing maps the folios any more and no TLB remembers them.
+#[derive(Debug)]
+pub struct Unmapped(());
+/// Phase: destinations hold the data.
+#[derive(Debug)]
+pub struct Copied(());
+/// Phase: the destinations are the folios now.
+#[derive(Debug)]
+pub struct Committed(());
+
+/// A migration on its way. See the module's picture.
+#[must_use = "dropping a migration puts everything back"]
+pub struct Migration<M: Machine, P> {
+    work: Work<M>,
+    phase: PhantomData<P>,
+}
+
+/// The batch, and the promise to put back what is left in it.
+pub(crate) struct Work<M: Machine>(pub(crate) PoolBox<M, Batch<M>>);
+
+impl<M: Machine> Drop for Work<M> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        if self.0.units.len() != 0 {
+            finalize::put_back(&mut self.0);
+        }
+    }
+}
+
+impl<M: Machine, P> Migration<M, P> {
+    fn into<Q>(self) -> Migration<M, Q> {
+        Migration { work: self.work, phase: PhantomData }
+    }
+
+    /// Where it goes.
+    #[must_use]
+    pub fn target(&self) -> Place {
+        self.work.0.to
+    }
+
+    /// The address whose fault began it (0 for one that was asked for).
+    #[must_use]
+    pub fn fault_addr(&self) -> Vaddr {
+        self.work.0.fault
+    }
+
+    /// Units on their way.
+    #[must_use]
+    pub fn nr_units(&self) -> usize {
+        self.work.0.units.len()
+    }
+}
+
+impl<M: Machine> Migration<M, Collected> {
+    /// Begins to collect units that go to `to`.
+    pub(crate) fn begin(to: Place, need: Need) -> Result<Collecting<M>, OutOfMemory> {
+        Collecting::new(to, need)
+    }
+
+    fn from_work(work: Work<M>) -> Self {
+        Self { work, phase: PhantomData }
+    }
+
+    /// Unmaps, flushes once, and checks for pins.
+    pub fn unmap(mut self) -> Migration<M, Unmapped> {
+        transfer::unmap(&mut self.work.0);
+        self.into()
+    }
+
+    /// All remaining phases, for a fault: the pages come to RAM.
+    ///
+    /// # Errors
+    /// [`FaultError::Oom`] without a free page; [`FaultError::Device`] when the copy failed or the page is held.
+    pub fn back_to_ram(self) -> Result<(), FaultError> {
+        let addr = self.fault_addr();
+        let report = self.unmap().copy().commit().finalize();
+        if report.units != 0 {
+            Ok(())
+        } else if report.failed[Cause::NoMemory as usize] != 0 {
+            Err(FaultError::Oom(addr))
+        } else {
+            Err(FaultError::Device(addr))
+        }
+    }
+}
+
+impl<M: Machine> Migration<M, Unmapped> {
+    /// Allocates destinations and copies, waiting for the engine.
+    pub fn copy(mut self) -> Migration<M, Copied> {
+        transfer::copy(&mut self.work.0);
+        self.into()
+    }
+}
+
+impl<M: Machine> Migration<M, Copied> {
+    /// Moves the folios' identity to the destinations.
+    pub fn commit(mut self) -> Migration<M, Committed> {
+        transfer::commit(&mut self.work.0);
+        self.into()
+    }
+}
+
+impl<M: Machine> Migration<M, Committed> {
+    /// Replaces the entries, unlocks, frees the sources.
+    pub fn finalize(mut self) -> Report {
+        finalize::finalize(&mut self.work.0)
+    }
+}
+
+/// Base pages in a batch: no folio stays locked for longer than it takes to move 32 MiB.
+pub const BATCH_PAGES: u32 = 8192;
+
+impl<M: Machine> Space<M> {
+    /// Moves the anonymous memory of `range` to `to`: RAM, or the private memory of a device. Any mix of 2 MiB and 4 KiB
+    /// pages and holes is one call, worked off in batches with one flush round each. Holes and zero pages get cleared
+    /// device memory; on the way to RAM they are left alone.
+    ///
+    /// What cannot be moved stays as it was and is in the report. Pages that are there already are neither moved nor failed.
+    ///
+    /// # Errors
+    /// [`RangeError::Invalid`]; [`RangeError::NotMapped`] or [`RangeError::NotMigratable`] (not readable) with the first such
+    /// address, before anything is moved; [`RangeError::NoDevice`]. Running out of memory is not an error but a cause in the
+    /// report.
+    pub fn migrate(&'static self, range: VaRange, to: Place) -> Result<Report, RangeError> {
+        self.check_migratable(range, to)?;
+        let mut report = Report::default();
+        let mut at = range.start;
+        while at < range.end {
+            let Ok(mut collecting) = Migration::begin(to, Need::User) else {
+                report.fail(Cause::NoMemory, VaRange::between(at, range.end).nr_pages() as u32);
+                break;
+            };
+            at = self.collect(VaRange::between(at, range.end), &mut collecting);
+            let migration = collecting.collected(Vaddr(0));
+            report.add(&migration.unmap().copy().commit().finalize());
+        }
+        Ok(report)
+    }
+
+    /// The first phase alone, for callers that do the others themselves: collects from the start of `range` at most one
+    /// batch. Also returns the address that the next batch starts at.
+    ///
+    /// # Errors
+    /// As [`Space::migrate`], and [`RangeError::Oom`] without memory for the work.
+    pub fn migrate_collect(
+        &'static self,
+        range: VaRange,
+        to: Place,
+    ) -> Result<(Migration<M, Collected>, Vaddr), RangeError> {
+        self.check_migratable(range, to)?;
+        let mut collecting = Migration::begin(to, Need::User).map_err(|_| RangeError::Oom(range.start))?;
+        let next = self.collect(range, &mut collecting);
+        Ok((collecting.collected(Vaddr(0)), next))
+    }
+
+    fn check_migratable(&self, range: VaRange, to: Place) -> Result<(), RangeError> {
+        if !range.is_user_pages() {
+            return Err(RangeError::Invalid(range));
+        }
+        if let Some(n) = to.device_number()
+            && !M::mm().device(n).zone.is_registered()
+        {
+            return Err(RangeError::NoDevice(n));
+        }
+        let vmas = self.vmas.read();
+        let mut at = range.start;
+        while at < range.end {
+            let vma = vmas.find(at).ok_or(RangeError::NotMapped(at))?;
+            if !vma.prot().contains(Prot::READ) {
+                return Err(RangeError::NotMigratable(at));
+            }
+            at = vma.range().end;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,322 @@
+//! The middle phases: unmap what else maps the folios, allocate and copy, commit.
+
+use crate::cursor::Cursor;
+use crate::device::{COPY_LIST, CopyEngine, CopyOp, Fence};
+use crate::entry::{Entry, Leaf, SoftKind, SoftLeaf};
+use crate::error::OutOfMemory;
+use crate::folio::{Folio, LockedFolio};
+use crate::machine::Machine;
+use crate::migrate::collect::to_migration;
+use crate::migrate::unit::{Batch, Dest, PieceChunk, Source, Unit};
+use crate::migrate::{Cause, finalize};
+use crate::mm::Mm;
+use crate::slab::PoolBox;
+use crate::tlb::TlbGather;
+use crate::types::{Frame, Order, PAGE_SIZE, PMD_SIZE, Place, Vaddr};
+use crate::zone::Need;
+
+/// Other mappings, the flush, the pin check.
+pub(crate) fn unmap<M: Machine>(batch: &mut Batch<M>) {
+    let Batch { units, gather, report, .. } = batch;
+    units.for_each(|unit| {
+        if let Source::Folio(folio) = &unit.source
+            && folio.map_count() != 0
+        {
+            unmap_others(folio, gather);
+        }
+    });
+    let _flushed = gather.flush();
+    units.for_each(|unit| {
+        if let Source::Folio(folio) = &unit.source
+            && (folio.refs() != 1 || folio.map_count() != 0)
+        {
+            finalize::fail(unit, Cause::Pinned, report);
+        }
+    });
+}
+
+/// Turns what the reverse map still finds into migration entries. A huge mapping of the folio is one entry; a mapping of
+/// another shape than the walk expects is left, and the unit fails the pin check.
+fn unmap_others<M: Machine>(folio: &LockedFolio<M>, gather: &mut TlbGather<M>) {
+    M::mm().for_each_mapping(folio, &mut |place| {
+        let mut at = place.range.start;
+        while at < place.range.end {
+            let next = at.align_down(PMD_SIZE).add(PMD_SIZE).min(place.range.end);
+            if let Some(mut cursor) = place.space.cursor(at) {
+                let n = unmap_run(&mut cursor, folio, next, gather);
+                if n != 0 {
+                    folio.maps_to_migs(n);
+                    crate::folio::put_many::<M>(folio.folio(), n);
+                }
+            }
+            at = next;
+        }
+        folio.map_count() != 0
+    });
+}
+
+fn unmap_run<M: Machine>(
+    cursor: &mut Cursor<M>,
+    folio: &LockedFolio<M>,
+    end: Vaddr,
+    gather: &mut TlbGather<M>,
+) -> u32 {
+    let mut n = 0;
+    loop {
+        let names = match cursor.entry() {
+            Entry::Leaf(Leaf { special: false, frame, .. }) => folio.covers(frame),
+            Entry::NonPresent(SoftLeaf { kind: SoftKind::DevicePrivate, frame, .. }) => folio.covers(frame),
+            _ => false,
+        };
+        if names {
+            to_migration(cursor, folio, gather);
+            n += 1;
+        }
+        if !cursor.next() || cursor.addr() >= end {
+            return n;
+        }
+    }
+}
+
+/// Copies on their way to one engine, and which unit each belongs to.
+struct List {
+    engine: Option<&'static dyn CopyEngine>,
+    ops: [CopyOp; COPY_LIST],
+    units: [u32; COPY_LIST],
+    len: usize,
+}
+
+impl List {
+    const fn new() -> Self {
+        let unused = CopyOp::Zero { dst: Frame::ram(0), order: Order::BASE };
+        Self { engine: None, ops: [unused; COPY_LIST], units: [0; COPY_LIST], len: 0 }
+    }
+
+    #[inline(always)]
+    fn push<M: Machine>(
+        &mut self,
+        op: CopyOp,
+        unit: usize,
+        engine: &'static dyn CopyEngine,
+        batch: &mut Batch<M>,
+    ) {
+        let same = self.engine.is_none_or(|e| core::ptr::addr_eq(e, engine));
+        if !same || self.len == COPY_LIST {
+            self.run(batch);
+        }
+        self.engine = Some(engine);
+        self.ops[self.len] = op;
+        self.units[self.len] = unit as u32;
+        self.len += 1;
+    }
+
+    /// Copies, waits, and puts the units back whose copy failed.
+    #[inline(always)]
+    fn run<M: Machine>(&mut self, batch: &mut Batch<M>) {
+        let len = core::mem::take(&mut self.len);
+        let Some(engine) = self.engine else { return };
+        let failed = match engine.submit(&self.ops[..len]) {
+            Fence::Done { failed } => failed,
+            fence @ Fence::Pending(_) => engine.wait(fence),
+        };
+        if failed != 0 {
+            self.fail(failed, len, batch);
+        }
+    }
+
+    #[cold]
+    fn fail<M: Machine>(&self, failed: u32, len: usize, batch: &mut Batch<M>) {
+        for (i, &unit) in self.units[..len].iter().enumerate() {
+            let unit = batch.units.get_mut(unit as usize);
+            if failed & 1 << i != 0 && !matches!(unit.source, Source::Gone) {
+                finalize::fail(unit, Cause::CopyFailed, &mut batch.report);
+            }
+        }
+    }
+}
+
+/// Destinations for every unit, then the data, in lists.
+pub(crate) fn copy<M: Machine>(batch: &mut Batch<M>) {
+    let (to, need) = (batch.to, batch.need);
+    let Batch { units, report, .. } = batch;
+    units.for_each(|unit| {
+        if !matches!(unit.source, Source::Gone) {
+            match alloc_dest(to, unit.order, need, unit.addr) {
+                Ok(dest) => unit.dest = dest,
+                Err(OutOfMemory { .. }) => finalize::fail(unit, Cause::NoMemory, report),
+            }
+        }
+    });
+    // The list stays on this frame between units: no copy of 32 operations for a single fault.
+    let mut list = List::new();
+    for i in 0..batch.units.len() {
+        let unit = batch.units.get_mut(i);
+        let Some(engine) = engine_for(to, unit) else { continue };
+        if let Some(op) = single_op(unit) {
+            list.push(op, i, engine, batch);
+        } else {
+            let mut at = 0;
+            while let Some(op) = piece_op(batch.units.get_mut(i), &mut at) {
+                list.push(op, i, engine, batch);
+            }
+        }
+    }
+    list.run(batch);
+}
+
+/// The engine of the device at either end.
+#[inline(always)]
+fn engine_for<M: Machine>(to: Place, unit: &Unit<M>) -> Option<&'static dyn CopyEngine> {
+    let place = match &unit.source {
+        Source::Gone => return None,
+        Source::Folio(folio) if to.is_ram() => folio.place(),
+        Source::Folio(_) | Source::Hole { .. } => to,
+    };
+    place.device_number().map(|n| M::mm().device(n).ops().engine())
+}
+
+/// The one operation of a unit that arrives as it left.
+#[inline(always)]
+fn single_op<M: Machine>(unit: &Unit<M>) -> Option<CopyOp> {
+    match (&unit.source, &unit.dest) {
+        (Source::Folio(src), Dest::One(dst)) => {
+            Some(CopyOp::Copy { src: src.frame(), dst: dst.frame(), order: unit.order })
+        }
+        (Source::Hole { .. }, Dest::One(dst)) => Some(CopyOp::Zero { dst: dst.frame(), order: unit.order }),
+        _ => None,
+    }
+}
+
+/// The operation for the piece at page `at` of a unit in pieces; `at` moves on.
+fn piece_op<M: Machine>(unit: &Unit<M>, at: &mut u32) -> Option<CopyOp> {
+    let Dest::Pieces { first, .. } = &unit.dest else { return None };
+    let mut page = 0;
+    let folio = first.iter().find(|folio| {
+        let here = page == *at;
+        page += folio.order().pages();
+        here
+    })?;
+    let (dst, order, from) = (folio.frame(), folio.order(), *at);
+    *at += order.pages();
+    match &unit.source {
+        Source::Folio(src) => Some(CopyOp::Copy { src: src.frame().offset(from), dst, order }),
+        Source::Hole { .. } => Some(CopyOp::Zero { dst, order }),
+        Source::Gone => None,
+    }
+}
+
+/// One folio of `order`; or, where there is none free, smaller ones that fill it, and the table that its PMD entry becomes.
+#[inline(always)]
+fn alloc_dest<M: Machine>(to: Place, order: Order, need: Need, addr: Vaddr) -> Result<Dest<M>, OutOfMemory> {
+    let mm = M::mm();
+    match alloc_locked(mm, to, order, need) {
+        Ok(folio) => Ok(Dest::One(folio)),
+        Err(oom) if order == Order::BASE => Err(oom),
+        Err(_) => alloc_pieces(mm, to, order, need, addr),
+    }
+}
+
+#[inline(always)]
+fn alloc_locked<M: Machine>(
+    mm: &Mm<M>,
+    to: Place,
+    order: Order,
+    need: Need,
+) -> Result<LockedFolio<M>, OutOfMemory> {
+    let folio = mm.alloc_folio(to, order, need)?;
+    match LockedFolio::try_lock(folio) {
+        Ok(folio) => Ok(folio),
+        Err(_) => unreachable!("nobody can have locked a folio that nothing names"),
+    }
+}
+
+#[cold]
+fn alloc_pieces<M: Machine>(
+    mm: &Mm<M>,
+    to: Place,
+    order: Order,
+    need: Need,
+    addr: Vaddr,
+) -> Result<Dest<M>, OutOfMemory> {
+    let table = if order == Order::PMD { Some(mm.spare_pte_table(addr, need)?) } else { None };
+    let mut first = PieceChunk::alloc(mm)?;
+    match fill_pieces(mm, &mut first, to, order, need) {
+        Ok(()) => Ok(Dest::Pieces { first, table }),
+        Err(oom) => {
+            first.release();
+            first.next = None;
+            Err(oom)
+        }
+    }
+}
+
+fn fill_pieces<M: Machine>(
+    mm: &Mm<M>,
+    first: &mut PoolBox<M, PieceChunk<M>>,
+    to: Place,
+    order: Order,
+    need: Need,
+) -> Result<(), OutOfMemory> {
+    let mut at = 0;
+    let mut largest = Order::new(order.get() - 1);
+    while at < order.pages() {
+        let want = largest.min(Order::largest(at, order.pages() - at));
+        match alloc_locked(mm, to, want, need) {
+            Ok(folio) => {
+                at += want.pages();
+                first.push(folio)?;
+            }
+            Err(oom) if want == Order::BASE => return Err(oom),
+            Err(_) => largest = Order::new(want.get() - 1),
+        }
+    }
+    Ok(())
+}
+
+/// Freezes each source for a moment to make sure that nobody got a reference since the pin check, and passes its identity
+/// on. Holes are filled here.
+pub(crate) fn commit<M: Machine>(batch: &mut Batch<M>) {
+    let Batch { units, report, .. } = batch;
+    units.for_each(|unit| {
+        let ok = match &unit.source {
+            Source::Gone => return,
+            Source::Folio(folio) => {
+                let frozen = folio.freeze(1);
+                if frozen {
+                    pass_identity(folio, &unit.dest);
+                    folio.unfreeze(1);
+                }
+                frozen.then_some(()).ok_or(Cause::Pinned)
+            }
+            Source::Hole { .. } => finalize::fill_hole(unit),
+        };
+        if let Err(cause) = ok {
+            finalize::fail(unit, cause, report);
+        }
+    });
+}
+
+#[inline(always)]
+fn pass_identity<M: Machine>(source: &Folio, dest: &Dest<M>) {
+    let link = source.link();
+    let dirty = source.is_dirty();
+    let pass = |folio: &Folio, page: u32| {
+        folio.set_link(crate::folio::RmapLink { index: link.index + u64::from(page), ..link });
+        if dirty {
+            folio.set_dirty();
+        }
+    };
+    match dest {
+        Dest::None => {}
+        Dest::One(folio) => pass(folio, 0),
+        Dest::Pieces { first, .. } => {
+            let mut page = 0;
+            for folio in first.iter() {
+                pass(folio, page);
+                page += folio.order().pages();
+            }
+        }
+    }
+}
+
+const _: () = assert!(PMD_SIZE / PAGE_SIZE == 512);

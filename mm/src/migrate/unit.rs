@@ -1,0 +1,281 @@
+//! The work record of a migration: units, in a batch that comes from a pool.
+
+use crate::entry::Attrs;
+use crate::error::OutOfMemory;
+use crate::folio::{FolioRef, LockedFolio, RmapLink};
+use crate::machine::{FlushReason, Machine};
+use crate::migrate::{Cause, Report};
+use crate::mm::Mm;
+use crate::slab::{Pool, PoolBox, Pooled};
+use crate::space::Space;
+use crate::table::SpareTable;
+use crate::tlb::TlbGather;
+use crate::types::{Order, Place, Vaddr};
+use crate::zone::Need;
+
+/// What a unit moves.
+pub(crate) enum Source<M: Machine> {
+    /// A folio, with migration entries where it was mapped.
+    Folio(LockedFolio<M>),
+    /// Nothing yet: an empty entry, or one of the zero page. Where it will belong, and how it will be mapped.
+    Hole { link: RmapLink, attrs: Attrs },
+    /// The unit is done with.
+    Gone,
+}
+
+/// Where a unit goes.
+pub(crate) enum Dest<M: Machine> {
+    None,
+    One(LockedFolio<M>),
+    /// Smaller folios that fill it, first page to last, and the table that a PMD entry becomes.
+    Pieces {
+        first: PoolBox<M, PieceChunk<M>>,
+        table: Option<SpareTable<M>>,
+    },
+}
+
+/// One folio or hole on its way.
+pub(crate) struct Unit<M: Machine> {
+    pub(crate) source: Source<M>,
+    pub(crate) dest: Dest<M>,
+    /// Where it was found: a hint.
+    pub(crate) space: Option<&'static Space<M>>,
+    pub(crate) addr: Vaddr,
+    pub(crate) order: Order,
+    /// Why it stays, once that is clear.
+    pub(crate) failed: Option<Cause>,
+}
+
+impl<M: Machine> Default for Unit<M> {
+    fn default() -> Self {
+        Self {
+            source: Source::Gone,
+            dest: Dest::None,
+            space: None,
+            addr: Vaddr(0),
+            order: Order::BASE,
+            failed: None,
+        }
+    }
+}
+
+const PIECES: usize = 128;
+
+/// Destinations of a unit that arrives in pieces.
+pub(crate) struct PieceChunk<M: Machine> {
+    pub(crate) len: usize,
+    pub(crate) folios: [Option<LockedFolio<M>>; PIECES],
+    pub(crate) next: Option<PoolBox<M, Self>>,
+}
+
+impl<M: Machine> Default for PieceChunk<M> {
+    fn default() -> Self {
+        Self { len: 0, folios: [const { None }; PIECES], next: None }
+    }
+}
+
+impl<M: Machine> Pooled<M> for PieceChunk<M> {
+    fn pool(mm: &Mm<M>) -> &Pool<M, Self> {
+        &mm.pieces
+    }
+}
+
+impl<M: Machine> PieceChunk<M> {
+    pub(crate) fn alloc(mm: &Mm<M>) -> Result<PoolBox<M, Self>, OutOfMemory> {
+        let mut chunk = mm.pieces.alloc(mm)?;
+        chunk.len = 0;
+        chunk.next = None;
+        Ok(chunk)
+    }
+
+    /// Appends a folio to the chain.
+    pub(crate) fn push(&mut self, folio: LockedFolio<M>) -> Result<(), OutOfMemory> {
+        let mut at = self;
+        while at.len == PIECES {
+            if at.next.is_none() {
+                at.next = Some(Self::alloc(M::mm())?);
+            }
+            match &mut at.next {
+                Some(next) => at = next,
+                None => return Err(OutOfMemory { order: 0 }),
+            }
+        }
+        at.folios[at.len] = Some(folio);
+        at.len += 1;
+        Ok(())
+    }
+
+    /// The folios, first page to last.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &LockedFolio<M>> {
+        let mut chunk = Some(self);
+        core::iter::from_fn(move || {
+            let here = chunk?;
+            chunk = here.next.as_deref();
+            Some(here.folios[..here.len].iter().flatten())
+        })
+        .flatten()
+    }
+
+    /// Unlocks all of them and drops their handles.
+    pub(crate) fn release(&mut self) {
+        let mut chunk = Some(self);
+        while let Some(here) = chunk {
+            for folio in here.folios[..here.len].iter_mut().filter_map(Option::take) {
+                drop(folio.unlock());
+            }
+            here.len = 0;
+            chunk = here.next.as_deref_mut();
+        }
+    }
+}
+
+impl<M: Machine> Dest<M> {
+    /// Unlocks and drops what it holds: the folios stay if something maps them, and are freed if not.
+    pub(crate) fn release(&mut self) {
+        match core::mem::replace(self, Self::None) {
+            Self::None => {}
+            Self::One(folio) => drop::<FolioRef<M>>(folio.unlock()),
+            Self::Pieces { mut first, table } => {
+                first.release();
+                first.next = None;
+                drop(table);
+            }
+        }
+    }
+}
+
+const CHUNK: usize = 48;
+const INLINE: usize = 8;
+const CHUNKS: usize = 192;
+
+/// A page full of units.
+pub(crate) struct UnitChunk<M: Machine> {
+    units: [Unit<M>; CHUNK],
+}
+
+impl<M: Machine> Default for UnitChunk<M> {
+    fn default() -> Self {
+        Self { units: core::array::from_fn(|_| Unit::default()) }
+    }
+}
+
+impl<M: Machine> Pooled<M> for UnitChunk<M> {
+    fn pool(mm: &Mm<M>) -> &Pool<M, Self> {
+        &mm.units
+    }
+}
+
+/// The units of a batch: the first few in the batch itself, so that a fault needs no more.
+pub(crate) struct Units<M: Machine> {
+    len: usize,
+    inline: [Unit<M>; INLINE],
+    chunks: [Option<PoolBox<M, UnitChunk<M>>>; CHUNKS],
+}
+
+impl<M: Machine> Units<M> {
+    fn new() -> Self {
+        Self { len: 0, inline: core::array::from_fn(|_| Unit::default()), chunks: [const { None }; CHUNKS] }
+    }
+
+    #[inline(always)]
+    pub(crate) const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Makes sure that the next push has room. False when the batch is full or memory is.
+    #[inline(always)]
+    pub(crate) fn reserve(&mut self) -> bool {
+        if self.len < INLINE { true } else { self.reserve_chunk() }
+    }
+
+    fn reserve_chunk(&mut self) -> bool {
+        let chunk = (self.len - INLINE) / CHUNK;
+        if chunk >= CHUNKS {
+            return false;
+        }
+        if self.chunks[chunk].is_none() {
+            self.chunks[chunk] = M::mm().units.alloc(M::mm()).ok();
+        }
+        self.chunks[chunk].is_some()
+    }
+
+    /// Appends a unit, whose room was reserved.
+    #[inline(always)]
+    pub(crate) fn push(&mut self, unit: Unit<M>) {
+        *self.get_mut(self.len) = unit;
+        self.len += 1;
+    }
+
+    /// Unit `i`, counted in the order in which they were collected.
+    #[inline(always)]
+    pub(crate) fn get_mut(&mut self, i: usize) -> &mut Unit<M> {
+        if i < INLINE {
+            return &mut self.inline[i];
+        }
+        let at = i - INLINE;
+        match &mut self.chunks[at / CHUNK] {
+            Some(chunk) => &mut chunk.units[at % CHUNK],
+            None => unreachable!("units below len have their chunk"),
+        }
+    }
+
+    /// Calls `f` for every unit, in the order in which they were collected.
+    #[inline(always)]
+    pub(crate) fn for_each(&mut self, mut f: impl FnMut(&mut Unit<M>)) {
+        for unit in &mut self.inline[..self.len.min(INLINE)] {
+            f(unit);
+        }
+        let mut left = self.len.saturating_sub(INLINE);
+        for chunk in self.chunks.iter_mut().flatten() {
+            let here = left.min(CHUNK);
+            for unit in &mut chunk.units[..here] {
+                f(unit);
+            }
+            left -= here;
+            if left == 0 {
+                break;
+            }
+        }
+    }
+
+    /// Forgets the units, which are all done with, and gives the chunks back.
+    pub(crate) fn clear(&mut self) {
+        if self.len > INLINE {
+            for chunk in self.chunks.iter_mut().take_while(|chunk| chunk.is_some()) {
+                *chunk = None;
+            }
+        }
+        self.len = 0;
+    }
+}
+
+/// One batch of a migration.
+pub(crate) struct Batch<M: Machine> {
+    pub(crate) to: Place,
+    pub(crate) need: Need,
+    pub(crate) fault: Vaddr,
+    pub(crate) pages: u32,
+    pub(crate) gather: TlbGather<M>,
+    pub(crate) units: Units<M>,
+    pub(crate) report: Report,
+}
+
+impl<M: Machine> Default for Batch<M> {
+    fn default() -> Self {
+        Self {
+            to: Place::RAM,
+            need: Need::User,
+            fault: Vaddr(0),
+            pages: 0,
+            gather: TlbGather::new(FlushReason::Migrate),
+            units: Units::new(),
+            report: Report::default(),
+        }
+    }
+}
+
+impl<M: Machine> Pooled<M> for Batch<M> {
+    fn pool(mm: &Mm<M>) -> &Pool<M, Self> {
+        &mm.batches
+    }
+}

@@ -1,0 +1,122 @@
+//! Reverse map, by object: folio -> (anonymous set, page index) -> VMAs -> addresses.
+//!
+//! A folio stores the set and its index there, never an address: a remap moves addresses silently. Every address that the
+//! walk yields is only a *place to look*: the caller locks the table there, reads the entry again, and accepts it only if it
+//! names a frame of the folio and is of the kind asked for. (Linux had both mistakes: a walk that returned any
+//! device-private PMD without checking the frame, and one that returned it to a caller who wanted migration entries.)
+
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use crate::error::OutOfMemory;
+use crate::folio::{Folio, RmapLink};
+use crate::machine::Machine;
+use crate::mm::Mm;
+use crate::slab::{NIL, Slot, SlotHeader};
+use crate::space::Space;
+use crate::sync::SpinLock;
+use crate::types::{PAGE_SHIFT, VaRange, Vaddr};
+use crate::vma::Vma;
+
+/// The VMAs that may map one family of anonymous pages (Linux: `anon_vma`).
+pub(crate) struct AnonSet<M: Machine> {
+    header: SlotHeader,
+    /// Head of the list of VMAs, linked through [`Vma::list_link`].
+    vmas: SpinLock<M, u32>,
+    /// Walks done, for tests of the cost of a walk.
+    walks: AtomicU64,
+}
+
+impl<M: Machine> Default for AnonSet<M> {
+    fn default() -> Self {
+        Self { header: SlotHeader::default(), vmas: SpinLock::new(NIL), walks: AtomicU64::new(0) }
+    }
+}
+
+impl<M: Machine> Slot for AnonSet<M> {
+    fn header(&self) -> &SlotHeader {
+        &self.header
+    }
+}
+
+/// A place where the walk says that a folio may be mapped.
+#[derive(Clone, Copy)]
+pub(crate) struct Mapped<M: Machine> {
+    pub(crate) space: &'static Space<M>,
+    /// Part of the VMA that the folio's pages would occupy.
+    pub(crate) range: VaRange,
+    /// Page of the folio at the range's start.
+    pub(crate) first_page: u32,
+}
+
+impl<M: Machine> AnonSet<M> {
+    pub(crate) fn alloc(mm: &Mm<M>) -> Result<&'static Self, OutOfMemory> {
+        let set = mm.anons.alloc(mm)?;
+        *set.vmas.lock() = NIL;
+        set.walks.store(0, Relaxed);
+        Ok(set)
+    }
+
+    pub(crate) fn slab_index(&self) -> u32 {
+        self.header.index()
+    }
+
+    /// Adds a VMA to the set.
+    pub(crate) fn attach(&self, vma: &Vma) {
+        let mut head = self.vmas.lock();
+        vma.list_link().store(*head, Relaxed);
+        *head = vma.slab_index();
+    }
+
+    /// Takes a VMA out; true when the set is empty now and can be freed.
+    pub(crate) fn detach(&self, mm: &Mm<M>, vma: &Vma) -> bool {
+        let mut head = self.vmas.lock();
+        let next = vma.list_link().load(Relaxed);
+        if *head == vma.slab_index() {
+            *head = next;
+        } else {
+            let mut at = mm.vmas.get(*head);
+            while at.list_link().load(Relaxed) != vma.slab_index() {
+                at = mm.vmas.get(at.list_link().load(Relaxed));
+            }
+            at.list_link().store(next, Relaxed);
+        }
+        *head == NIL
+    }
+}
+
+impl<M: Machine> Mm<M> {
+    /// Calls `f` for every place where `folio` may be mapped, until it returns false. The set's lock is held: `f` may lock
+    /// page tables, nothing else.
+    pub(crate) fn for_each_mapping(&self, folio: &Folio, f: &mut dyn FnMut(Mapped<M>) -> bool) {
+        let RmapLink { anon, index } = folio.link();
+        if anon == NIL {
+            return;
+        }
+        let set = self.anons.get(anon);
+        let head = set.vmas.lock();
+        set.walks.fetch_add(1, Relaxed);
+        let mut at = *head;
+        while at != NIL {
+            let vma = self.vmas.get(at);
+            if let Some((range, first_page)) = folio_in_vma(vma, index, folio.order().pages()) {
+                let space = self.spaces.get(vma.space());
+                if !f(Mapped { space, range, first_page }) {
+                    return;
+                }
+            }
+            at = vma.list_link().load(Relaxed);
+        }
+    }
+}
+
+/// The part of `vma` that pages `index .. index + pages` of its set would occupy.
+fn folio_in_vma(vma: &Vma, index: u64, pages: u32) -> Option<(VaRange, u32)> {
+    let first = vma.page_index(vma.start());
+    let last = first + vma.range().nr_pages();
+    let (from, to) = (first.max(index), last.min(index + u64::from(pages)));
+    if from >= to {
+        return None;
+    }
+    let start: Vaddr = vma.address_of(from)?;
+    Some((VaRange::new(start.0, (to - from) << PAGE_SHIFT), (from - index) as u32))
+}

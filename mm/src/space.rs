@@ -1,0 +1,297 @@
+//! Address spaces (Linux: `mm_struct`): the VMAs, the root of the page table, and what is owed to its TLBs.
+
+use core::fmt;
+use core::ops::Deref;
+use core::ptr;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::AcqRel, Ordering::Relaxed};
+
+use crate::error::{OutOfMemory, RangeError};
+use crate::machine::{FlushReason, Machine, TableWords};
+use crate::rmap::AnonSet;
+use crate::slab::{Slot, SlotHeader};
+use crate::sync::SleepRwLock;
+use crate::table::{SpareTable, Table};
+use crate::tlb::{FlushState, TlbGather};
+use crate::types::{Level, PAGE_SHIFT, Prot, VaRange, Vaddr};
+use crate::vma::{HugeAdvice, Vma, VmaAttrs, VmaCache, VmaIndex, VmaSpares};
+use crate::zone::Need;
+
+/// What one address space did and owns.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct SpaceStat {
+    /// Faults handled.
+    pub faults: u64,
+    /// Flush rounds.
+    pub flushes: u64,
+}
+
+/// An address space's shared part; reached through its owner, an [`AddressSpace`].
+pub struct Space<M: Machine> {
+    header: SlotHeader,
+    /// Slab index of the root table.
+    root: AtomicU32,
+    root_pfn: AtomicU32,
+    /// 1 while it exists.
+    live: AtomicU32,
+    pub(crate) flush: FlushState,
+    pub(crate) vmas: SleepRwLock<M, VmaIndex<M>>,
+    pub(crate) cache: VmaCache,
+    pub(crate) faults: AtomicU64,
+    flushes: AtomicU64,
+}
+
+impl<M: Machine> Default for Space<M> {
+    fn default() -> Self {
+        Self {
+            header: SlotHeader::default(),
+            root: AtomicU32::new(0),
+            root_pfn: AtomicU32::new(0),
+            live: AtomicU32::new(0),
+            flush: FlushState::default(),
+            vmas: SleepRwLock::default(),
+            cache: VmaCache::default(),
+            faults: AtomicU64::new(0),
+            flushes: AtomicU64::new(0),
+        }
+    }
+}
+
+impl<M: Machine> Slot for Space<M> {
+    #[inline(always)]
+    fn header(&self) -> &SlotHeader {
+        &self.header
+    }
+}
+
+impl<M: Machine> fmt::Debug for Space<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "space {} root {:#x}", self.header.index(), self.root_pfn())
+    }
+}
+
+/// Owns an address space; dropping it unmaps everything and frees the tables.
+#[derive(Debug)]
+pub struct AddressSpace<M: Machine>(&'static Space<M>);
+
+impl<M: Machine> Deref for AddressSpace<M> {
+    type Target = Space<M>;
+    #[inline(always)]
+    fn deref(&self) -> &Space<M> {
+        self.0
+    }
+}
+
+impl<M: Machine> AddressSpace<M> {
+    /// An empty address space. `kernel_half` is handed the root table, to fill in what every space shares.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub fn new(kernel_half: impl FnOnce(&'static TableWords)) -> Result<Self, OutOfMemory> {
+        let mm = M::mm();
+        let root = SpareTable::alloc(mm, Level::Pgd, Vaddr(0), Need::User)?;
+        let space = mm.spaces.alloc(mm)?;
+        let table = root.into_table();
+        kernel_half(table.words());
+        space.root.store(table.slab_index(), Relaxed);
+        space.root_pfn.store(table.pfn(), Relaxed);
+        space.flush.cpus.store(0, Relaxed);
+        space.cache.clear();
+        space.faults.store(0, Relaxed);
+        space.flushes.store(0, Relaxed);
+        space.live.store(1, Relaxed);
+        Ok(Self(space))
+    }
+
+    /// The shared part, for code that keeps it while this owner lives (the current-space pointer of a CPU).
+    #[must_use]
+    #[inline(always)]
+    pub const fn space(&self) -> &'static Space<M> {
+        self.0
+    }
+}
+
+impl<M: Machine> Drop for AddressSpace<M> {
+    fn drop(&mut self) {
+        self.0.exit();
+    }
+}
+
+impl<M: Machine> Space<M> {
+    /// Page frame number of the root table, for CR3.
+    #[must_use]
+    #[inline(always)]
+    pub fn root_pfn(&self) -> u32 {
+        self.root_pfn.load(Relaxed)
+    }
+    #[inline(always)]
+    pub(crate) fn root(&self) -> &'static Table<M> {
+        M::mm().tables.get(self.root.load(Relaxed))
+    }
+    pub(crate) fn is_live(&self) -> bool {
+        self.live.load(Relaxed) != 0
+    }
+    pub(crate) fn slab_index(&self) -> u32 {
+        self.header.index()
+    }
+    pub(crate) fn count_flush(&self) {
+        self.flushes.fetch_add(1, Relaxed);
+    }
+
+    /// Notes that `cpu` may hold translations of this space from now on. Before CR3 is loaded.
+    pub fn loaded_on(&self, cpu: usize) {
+        self.flush.cpus.fetch_or(1 << cpu, AcqRel);
+    }
+    /// Notes that `cpu` holds none any more. After another CR3 was loaded and the TLB flushed.
+    pub fn unloaded_from(&self, cpu: usize) {
+        self.flush.cpus.fetch_and(!(1 << cpu), AcqRel);
+    }
+
+    /// What it did.
+    #[must_use]
+    pub fn stat(&self) -> SpaceStat {
+        SpaceStat { faults: self.faults.load(Relaxed), flushes: self.flushes.load(Relaxed) }
+    }
+
+    /// Maps anonymous private memory at exactly `range` (`MAP_FIXED_NOREPLACE`).
+    ///
+    /// # Errors
+    /// [`RangeError::Invalid`], [`RangeError::Exists`], [`RangeError::Oom`].
+    pub fn map_anon(&'static self, range: VaRange, prot: Prot, advice: HugeAdvice) -> Result<(), RangeError> {
+        if !range.is_user_pages() {
+            return Err(RangeError::Invalid(range));
+        }
+        let mm = M::mm();
+        let oom = |_| RangeError::Oom(range.start);
+        let mut vmas = self.vmas.write();
+        if vmas.first_after(range.start).is_some_and(|vma| vma.start() < range.end) {
+            return Err(RangeError::Exists(range));
+        }
+        vmas.reserve(mm).map_err(oom)?;
+        let vma = mm.vmas.alloc(mm).map_err(oom)?;
+        let set = match AnonSet::alloc(mm) {
+            Ok(set) => set,
+            Err(e) => {
+                mm.vmas.free(vma);
+                return Err(oom(e));
+            }
+        };
+        vma.set(&VmaAttrs {
+            range,
+            pgoff: range.start.0 >> PAGE_SHIFT,
+            prot,
+            advice,
+            anon: set.slab_index(),
+            space: self.slab_index(),
+        });
+        set.attach(vma);
+        vmas.insert(vma);
+        Ok(())
+    }
+
+    /// The VMA that holds `addr`, found with the lock held by the caller.
+    #[inline(always)]
+    pub(crate) fn find_vma(&self, vmas: &VmaIndex<M>, addr: Vaddr) -> Option<&'static Vma> {
+        if let Some(index) = self.cache.get() {
+            let vma = M::mm().vmas.get(index);
+            if vma.range().contains(addr) {
+                return Some(vma);
+            }
+        }
+        let vma = vmas.find(addr)?;
+        self.cache.set(vma);
+        Some(vma)
+    }
+
+    /// The range and protection of the VMA that holds `addr`.
+    #[must_use]
+    pub fn vma_at(&self, addr: Vaddr) -> Option<(VaRange, Prot, HugeAdvice)> {
+        let vmas = self.vmas.read();
+        vmas.find(addr).map(|vma| (vma.range(), vma.prot(), vma.advice()))
+    }
+
+    /// Calls `f` for every VMA, in address order (`/proc/self/maps`).
+    pub fn for_each_vma(&self, mut f: impl FnMut(&Vma)) {
+        let vmas = self.vmas.read();
+        vmas.iter().for_each(|vma| f(vma));
+    }
+
+    /// Sets the huge-page advice of a range that VMAs cover wholly (`MADV_HUGEPAGE`, `MADV_NOHUGEPAGE`). VMAs are split at
+    /// its ends.
+    ///
+    /// # Errors
+    /// [`RangeError::Invalid`], [`RangeError::NotMapped`] with the first hole (nothing is changed then), [`RangeError::Oom`].
+    pub fn advise_huge(&'static self, range: VaRange, advice: HugeAdvice) -> Result<(), RangeError> {
+        if !range.is_user_pages() {
+            return Err(RangeError::Invalid(range));
+        }
+        let mut vmas = self.vmas.write();
+        let mut at = range.start;
+        while at < range.end {
+            let vma = vmas.find(at).ok_or(RangeError::NotMapped(at))?;
+            at = vma.range().end;
+        }
+        let mut spares = VmaSpares::reserve(&mut vmas).map_err(|_| RangeError::Oom(range.start))?;
+        self.split_vma(&mut vmas, range.start, &mut spares);
+        self.split_vma(&mut vmas, range.end, &mut spares);
+        let mut at = range.start;
+        while at < range.end {
+            let vma = vmas.find(at).ok_or(RangeError::NotMapped(at))?;
+            vma.set_advice(advice);
+            at = vma.range().end;
+        }
+        Ok(())
+    }
+
+    /// Splits the VMA that holds `at` in two there, unless it starts there or there is none. Page tables are not touched:
+    /// a huge mapping may cross the border until somebody changes a part of it.
+    pub(crate) fn split_vma(&'static self, vmas: &mut VmaIndex<M>, at: Vaddr, spares: &mut VmaSpares<M>) {
+        let Some(vma) = vmas.find(at).filter(|vma| vma.start() != at) else { return };
+        let tail = spares.take();
+        let attrs = vma.attrs();
+        tail.set(&VmaAttrs {
+            range: VaRange::between(at, attrs.range.end),
+            pgoff: vma.page_index(at),
+            ..attrs
+        });
+        vma.set_range(VaRange::between(attrs.range.start, at), attrs.pgoff);
+        M::mm().anons.get(attrs.anon).attach(tail);
+        vmas.insert(tail);
+        self.cache.clear();
+    }
+
+    /// Takes a VMA, whose pages are unmapped already, out of the index and its set, and frees it.
+    pub(crate) fn drop_vma(&self, vmas: &mut VmaIndex<M>, vma: &'static Vma) {
+        let mm = M::mm();
+        vmas.remove(vma);
+        let set = mm.anons.get(vma.anon());
+        if set.detach(mm, vma) {
+            mm.anons.free(set);
+        }
+        mm.vmas.free(vma);
+        self.cache.clear();
+    }
+
+    /// Unmaps everything, frees all tables and the space itself (`exit_mmap`). Never splits, never allocates.
+    fn exit(&'static self) {
+        let mm = M::mm();
+        let mut vmas = self.vmas.write();
+        let mut gather = TlbGather::new(FlushReason::Unmap);
+        while let Some(vma) = vmas.first_after(Vaddr(0)) {
+            self.zap(vma.range(), &mut gather);
+            self.drop_vma(&mut vmas, vma);
+        }
+        vmas.clear();
+        self.free_all_tables(&mut gather);
+        gather.flush();
+        drop(vmas);
+        self.live.store(0, Relaxed);
+        drop(SpareTable::unhooked(self.root()));
+        mm.spaces.free(self);
+    }
+}
+
+impl<M: Machine> PartialEq for Space<M> {
+    fn eq(&self, other: &Self) -> bool {
+        ptr::eq(self, other)
+    }
+}

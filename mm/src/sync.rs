@@ -1,0 +1,165 @@
+//! Locks. Every lock of the memory manager is made here, so that one file decides what a lock does besides locking.
+//!
+//! Order (a lock may be taken only while those to its left are held, or none):
+//!
+//! ```text
+//! VMA lock -> notifier -> folio (try only, once another folio or a table lock is held) -> AnonSet
+//!   -> PMD table -> PTE table -> frame map, buddy, slab, device allocator -> wait queue
+//! ```
+//!
+//! Spin locks turn preemption off and nothing sleeps under one. The VMA lock sleeps.
+
+use core::marker::PhantomData;
+use core::ops::{Deref, DerefMut};
+use core::ptr;
+
+use crate::machine::{Machine, WaitKey};
+
+/// A spin lock whose holder cannot be preempted.
+pub(crate) struct SpinLock<M, T> {
+    inner: spin::mutex::SpinMutex<T>,
+    machine: PhantomData<fn() -> M>,
+}
+
+/// A held [`SpinLock`]. Fields drop in order: the lock is free before preemption comes back.
+pub(crate) struct SpinGuard<'a, M: Machine, T> {
+    inner: spin::mutex::SpinMutexGuard<'a, T>,
+    _pinned: NoPreempt<M>,
+}
+
+/// Preemption is off while this lives.
+struct NoPreempt<M: Machine>(PhantomData<fn() -> M>);
+
+impl<M: Machine> NoPreempt<M> {
+    #[inline(always)]
+    fn new() -> Self {
+        M::preempt_disable();
+        Self(PhantomData)
+    }
+}
+
+impl<M: Machine> Drop for NoPreempt<M> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        M::preempt_enable();
+    }
+}
+
+impl<M, T> SpinLock<M, T> {
+    pub(crate) const fn new(value: T) -> Self {
+        Self { inner: spin::mutex::SpinMutex::new(value), machine: PhantomData }
+    }
+}
+
+impl<M, T: Default> Default for SpinLock<M, T> {
+    fn default() -> Self {
+        Self::new(T::default())
+    }
+}
+
+impl<M: Machine, T> SpinLock<M, T> {
+    #[inline(always)]
+    pub(crate) fn lock(&self) -> SpinGuard<'_, M, T> {
+        let pinned = NoPreempt::new();
+        SpinGuard { inner: self.inner.lock(), _pinned: pinned }
+    }
+
+    pub(crate) fn is_locked(&self) -> bool {
+        self.inner.is_locked()
+    }
+}
+
+impl<M: Machine, T> Deref for SpinGuard<'_, M, T> {
+    type Target = T;
+    #[inline(always)]
+    fn deref(&self) -> &T {
+        &self.inner
+    }
+}
+
+impl<M: Machine, T> DerefMut for SpinGuard<'_, M, T> {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.inner
+    }
+}
+
+/// A readers-writer lock whose waiters sleep; for the VMA lock, which is held across allocation and copying.
+pub(crate) struct SleepRwLock<M, T> {
+    inner: spin::RwLock<T>,
+    machine: PhantomData<fn() -> M>,
+}
+
+/// A [`SleepRwLock`] held shared.
+pub(crate) struct ReadGuard<'a, M: Machine, T> {
+    inner: spin::RwLockReadGuard<'a, T>,
+    _wake: WakeOnDrop<M>,
+}
+
+/// A [`SleepRwLock`] held alone.
+pub(crate) struct WriteGuard<'a, M: Machine, T> {
+    inner: spin::RwLockWriteGuard<'a, T>,
+    _wake: WakeOnDrop<M>,
+}
+
+/// Wakes sleepers after the guard before it was released.
+struct WakeOnDrop<M: Machine>(WaitKey, PhantomData<fn() -> M>);
+
+impl<M: Machine> Drop for WakeOnDrop<M> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        M::wake(self.0);
+    }
+}
+
+impl<M, T: Default> Default for SleepRwLock<M, T> {
+    fn default() -> Self {
+        Self { inner: spin::RwLock::new(T::default()), machine: PhantomData }
+    }
+}
+
+impl<M: Machine, T> SleepRwLock<M, T> {
+    fn key(&self) -> WaitKey {
+        WaitKey(ptr::from_ref(self).addr())
+    }
+
+    #[inline(always)]
+    pub(crate) fn read(&self) -> ReadGuard<'_, M, T> {
+        loop {
+            if let Some(inner) = self.inner.try_read() {
+                return ReadGuard { inner, _wake: WakeOnDrop(self.key(), PhantomData) };
+            }
+            M::wait(self.key(), &|| self.inner.writer_count() > 0);
+        }
+    }
+
+    pub(crate) fn write(&self) -> WriteGuard<'_, M, T> {
+        loop {
+            if let Some(inner) = self.inner.try_write() {
+                return WriteGuard { inner, _wake: WakeOnDrop(self.key(), PhantomData) };
+            }
+            M::wait(self.key(), &|| self.inner.writer_count() > 0 || self.inner.reader_count() > 0);
+        }
+    }
+}
+
+impl<M: Machine, T> Deref for ReadGuard<'_, M, T> {
+    type Target = T;
+    #[inline(always)]
+    fn deref(&self) -> &T {
+        &self.inner
+    }
+}
+
+impl<M: Machine, T> Deref for WriteGuard<'_, M, T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        &self.inner
+    }
+}
+
+impl<M: Machine, T> DerefMut for WriteGuard<'_, M, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.inner
+    }
+}

@@ -1,0 +1,170 @@
+//! Page tables: a frame of 512 words and a descriptor with its lock.
+//!
+//! Lock granularity is one table. PGD and PUD entries only ever go from nothing to a table while their space lives, so they
+//! are read without a lock and written once under the table's own. A PTE table is unhooked only by an unmap that covers all
+//! of it, with the VMA lock held alone, and freed only through the gather.
+
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+
+use crate::counters::Event;
+use crate::entry::Entry;
+use crate::error::OutOfMemory;
+use crate::machine::{Machine, TableWords};
+use crate::mm::Mm;
+use crate::slab::{Slot, SlotHeader};
+use crate::sync::{SpinGuard, SpinLock};
+use crate::types::{Frame, Level, Order, Vaddr};
+use crate::zone::Need;
+
+/// Descriptor of a page table. Its lock guards its entries; the number in it counts those that are not empty.
+pub(crate) struct Table<M: Machine> {
+    header: SlotHeader,
+    pub(crate) lock: SpinLock<M, u32>,
+    pfn: AtomicU32,
+    level: AtomicU32,
+    /// The address that its first entry maps.
+    base: AtomicU64,
+}
+
+impl<M: Machine> Default for Table<M> {
+    fn default() -> Self {
+        Self {
+            header: SlotHeader::default(),
+            lock: SpinLock::new(0),
+            pfn: AtomicU32::new(0),
+            level: AtomicU32::new(0),
+            base: AtomicU64::new(0),
+        }
+    }
+}
+
+impl<M: Machine> Slot for Table<M> {
+    #[inline(always)]
+    fn header(&self) -> &SlotHeader {
+        &self.header
+    }
+}
+
+/// A table with its lock held.
+pub(crate) struct LockedTable<M: Machine> {
+    pub(crate) words: &'static TableWords,
+    pub(crate) live: SpinGuard<'static, M, u32>,
+}
+
+impl<M: Machine> Table<M> {
+    #[inline(always)]
+    pub(crate) fn pfn(&self) -> u32 {
+        self.pfn.load(Relaxed)
+    }
+    #[inline(always)]
+    pub(crate) fn words(&self) -> &'static TableWords {
+        M::table_words(self.pfn())
+    }
+    #[inline(always)]
+    pub(crate) fn level(&self) -> Level {
+        match self.level.load(Relaxed) {
+            1 => Level::Pte,
+            2 => Level::Pmd,
+            3 => Level::Pud,
+            _ => Level::Pgd,
+        }
+    }
+    pub(crate) fn slab_index(&self) -> u32 {
+        self.header.index()
+    }
+    pub(crate) fn base(&self) -> Vaddr {
+        Vaddr(self.base.load(Relaxed))
+    }
+    #[inline(always)]
+    pub(crate) fn lock(&'static self) -> LockedTable<M> {
+        LockedTable { words: self.words(), live: self.lock.lock() }
+    }
+}
+
+impl<M: Machine> LockedTable<M> {
+    #[inline(always)]
+    pub(crate) fn raw(&self, index: usize) -> u64 {
+        self.words[index & 511].load(Relaxed)
+    }
+    #[inline(always)]
+    pub(crate) fn entry(&self, index: usize, level: Level) -> Entry {
+        Entry::decode(self.raw(index), level)
+    }
+}
+
+/// A table that nobody has hooked in yet: allocated before anything is changed, so that what comes after cannot fail.
+pub(crate) struct SpareTable<M: Machine>(Option<&'static Table<M>>);
+
+impl<M: Machine> SpareTable<M> {
+    /// An empty table for `level`, to map addresses from `base`.
+    pub(crate) fn alloc(mm: &Mm<M>, level: Level, base: Vaddr, need: Need) -> Result<Self, OutOfMemory> {
+        let table = mm.tables.alloc(mm)?;
+        let pfn = match mm.ram.alloc_table(&mm.inject, need, table.header.index()) {
+            Ok(pfn) => pfn,
+            Err(oom) => {
+                mm.tables.free(table);
+                M::count(Event::AllocFail, 1);
+                return Err(oom);
+            }
+        };
+        M::zero(Frame::ram(pfn), Order::BASE);
+        table.pfn.store(pfn, Relaxed);
+        table.level.store(level as u32, Relaxed);
+        table.base.store(base.align_down(level.size() << 9).0, Relaxed);
+        M::count(Event::TableAlloc, 1);
+        Ok(Self(Some(table)))
+    }
+
+    /// The table, before it is hooked in.
+    pub(crate) fn table(&self) -> &'static Table<M> {
+        match self.0 {
+            Some(table) => table,
+            None => unreachable!("emptied only by use or drop"),
+        }
+    }
+
+    /// Notes how many entries were written into the table by hand.
+    pub(crate) fn set_live(&mut self, live: u32) {
+        *self.table().lock.lock() = live;
+    }
+
+    /// The table is hooked in: from now on the address space owns it.
+    pub(crate) fn into_table(mut self) -> &'static Table<M> {
+        let table = self.table();
+        self.0 = None;
+        table
+    }
+
+    /// A table that was unhooked; dropping this frees it. Only after the flush.
+    pub(crate) const fn unhooked(table: &'static Table<M>) -> Self {
+        Self(Some(table))
+    }
+}
+
+impl<M: Machine> Drop for SpareTable<M> {
+    fn drop(&mut self) {
+        if let Some(table) = self.0.take() {
+            let mm = M::mm();
+            let mut live = table.lock.lock();
+            *live = 0;
+            drop(live);
+            mm.ram.free_table(table.pfn());
+            mm.tables.free(table);
+            M::count(Event::TableFree, 1);
+        }
+    }
+}
+
+impl<M: Machine> Mm<M> {
+    /// The descriptor of the table in frame `pfn`.
+    ///
+    /// # Panics
+    /// When the frame is no table: an entry points to memory that is not a page table.
+    #[inline(always)]
+    pub(crate) fn table(&self, pfn: u32) -> &'static Table<M> {
+        match self.ram.table_index(pfn) {
+            Some(index) => self.tables.get(index),
+            None => panic!("an entry points to a frame that is no page table"),
+        }
+    }
+}

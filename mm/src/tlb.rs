@@ -1,0 +1,282 @@
+//! Flush obligations.
+//!
+//! A change that leaves a translation possibly alive in a TLB yields an [`Unflushed`]. It can only be handed to a
+//! [`TlbGather`], which keeps what lay behind it alive until its one flush; dropped by mistake, it flushes there and then.
+//! Changes that need no flush (not-present to present, more permission, non-present to non-present when nothing is owed)
+//! yield nothing.
+//!
+//! Flushes that are owed are known to everyone: between clearing an entry and the gather's flush a writable translation may
+//! live on while the entry is already non-present. Clearing raises the space's `pending` count under the table lock;
+//! whoever then meets a non-present entry and finds more pending than its own gather explains calls
+//! [`TlbGather::settle`] first (Linux: `flush_tlb_batched_pending`).
+
+use core::mem;
+use core::sync::atomic::{AtomicU64, Ordering::AcqRel, Ordering::Acquire, Ordering::Relaxed};
+
+use crate::counters::Event;
+use crate::folio::{FolioRef, put_many};
+use crate::machine::{FlushReason, FlushRequest, FlushScope, Machine};
+use crate::mm::Mm;
+use crate::slab::{Pool, PoolBox, Pooled};
+use crate::space::Space;
+use crate::table::SpareTable;
+use crate::types::{Level, VaRange, Vaddr};
+
+/// A space's side of flushing: who may hold its translations and what is still owed.
+#[derive(Debug, Default)]
+pub(crate) struct FlushState {
+    /// CPUs that have the space loaded (bit n is CPU n).
+    pub(crate) cpus: AtomicU64,
+    /// Entries cleared whose flush has not happened yet.
+    pending: AtomicU64,
+}
+
+impl FlushState {
+    pub(crate) fn pending(&self) -> u64 {
+        self.pending.load(Acquire)
+    }
+}
+
+/// A value behind a translation that may still be in a TLB.
+#[must_use = "a flush is owed: hand it to a gather"]
+pub(crate) struct Unflushed<M: Machine, T: Copy> {
+    space: &'static Space<M>,
+    addr: Vaddr,
+    level: Level,
+    value: T,
+}
+
+impl<M: Machine, T: Copy> Unflushed<M, T> {
+    /// Owes the flush of the page at `addr`. Called with the lock of the table that held the entry.
+    #[inline(always)]
+    pub(crate) fn new(space: &'static Space<M>, addr: Vaddr, level: Level, value: T) -> Self {
+        space.flush.pending.fetch_add(1, AcqRel);
+        Self { space, addr, level, value }
+    }
+
+    /// The value, while the flush is still owed.
+    #[inline(always)]
+    pub(crate) const fn peek(&self) -> &T {
+        &self.value
+    }
+
+    /// Flushes now, for break-before-make.
+    pub(crate) fn flush(self, reason: FlushReason) -> T {
+        let mut gather = TlbGather::new(reason);
+        let value = gather.defer(self);
+        gather.flush();
+        value
+    }
+}
+
+impl<M: Machine, T: Copy> Drop for Unflushed<M, T> {
+    fn drop(&mut self) {
+        let range = VaRange::between(self.addr, self.addr.add(self.level.size()));
+        let scope = FlushScope::Range { range, stride: self.level.size() };
+        flush_space(self.space, scope, false, FlushReason::Owed);
+        self.space.flush.pending.fetch_sub(1, AcqRel);
+    }
+}
+
+fn flush_space<M: Machine>(space: &Space<M>, scope: FlushScope, tables: bool, reason: FlushReason) {
+    M::count(Event::TlbFlush, 1);
+    space.count_flush();
+    let cpus = space.flush.cpus.load(Relaxed);
+    M::flush(&FlushRequest { root: space.root_pfn(), cpus, scope, tables, reason });
+}
+
+/// Proof that a gather's flush happened: contents behind the cleared entries are stable.
+#[derive(Debug)]
+pub(crate) struct Flushed(());
+
+/// What a gather keeps alive until its flush.
+enum Held<M: Machine> {
+    /// `extra` references besides the handle's own.
+    Folio {
+        folio: FolioRef<M>,
+        extra: u32,
+    },
+    Table(SpareTable<M>),
+}
+
+impl<M: Machine> Held<M> {
+    fn release(self) {
+        match self {
+            Self::Folio { folio, extra } => {
+                if extra > 0 {
+                    put_many::<M>(folio.folio(), extra);
+                }
+                drop(folio);
+            }
+            Self::Table(table) => drop(table),
+        }
+    }
+}
+
+const HELD: usize = 160;
+
+/// A page full of what a gather holds.
+pub(crate) struct HeldChunk<M: Machine> {
+    len: usize,
+    items: [Option<Held<M>>; HELD],
+}
+
+impl<M: Machine> Default for HeldChunk<M> {
+    fn default() -> Self {
+        Self { len: 0, items: [const { None }; HELD] }
+    }
+}
+
+impl<M: Machine> Pooled<M> for HeldChunk<M> {
+    fn pool(mm: &Mm<M>) -> &Pool<M, Self> {
+        &mm.held
+    }
+}
+
+/// What is owed to one space.
+struct Owed<M: Machine> {
+    space: &'static Space<M>,
+    range: VaRange,
+    /// Smallest page among them, which is the stride of a range flush.
+    stride: u64,
+    entries: u64,
+}
+
+/// Address spaces that one gather can owe flushes to; one more flushes what there is.
+const SPACES: usize = 4;
+
+/// Collects flush obligations and what must outlive them; one round of flushes pays for all. Dropping it flushes.
+pub(crate) struct TlbGather<M: Machine> {
+    owed: [Option<Owed<M>>; SPACES],
+    held: Option<PoolBox<M, HeldChunk<M>>>,
+    tables: bool,
+    reason: FlushReason,
+}
+
+impl<M: Machine> TlbGather<M> {
+    #[inline(always)]
+    pub(crate) const fn new(reason: FlushReason) -> Self {
+        Self { owed: [const { None }; SPACES], held: None, tables: false, reason }
+    }
+
+    /// Takes over an obligation. The value may be used for everything that needs no stable contents.
+    #[inline(always)]
+    pub(crate) fn defer<T: Copy>(&mut self, unflushed: Unflushed<M, T>) -> T {
+        let (space, addr, level, value) = (unflushed.space, unflushed.addr, unflushed.level, unflushed.value);
+        mem::forget(unflushed);
+        let end = addr.add(level.size());
+        for owed in &mut self.owed {
+            match owed {
+                Some(o) if core::ptr::eq(o.space, space) => {
+                    o.range = VaRange::between(o.range.start.min(addr), o.range.end.max(end));
+                    o.stride = o.stride.min(level.size());
+                    o.entries += 1;
+                    return value;
+                }
+                Some(_) => {}
+                None => {
+                    *owed = Some(Owed {
+                        space,
+                        range: VaRange::between(addr, end),
+                        stride: level.size(),
+                        entries: 1,
+                    });
+                    return value;
+                }
+            }
+        }
+        self.pay();
+        self.owed[0] =
+            Some(Owed { space, range: VaRange::between(addr, end), stride: level.size(), entries: 1 });
+        value
+    }
+
+    /// Keeps `1 + extra` references of a folio until the flush. With no memory to note it down, flushes now.
+    #[inline]
+    pub(crate) fn hold(&mut self, folio: FolioRef<M>, extra: u32) {
+        self.push(Held::Folio { folio, extra });
+    }
+
+    /// Keeps an unhooked table of `space` until the flush, which then drops paging-structure caches too.
+    pub(crate) fn hold_table(&mut self, space: &'static Space<M>, table: SpareTable<M>) {
+        self.tables = true;
+        let base = table.table().base();
+        let owed = Unflushed::new(space, base, Level::Pmd, ());
+        self.defer(owed);
+        self.push(Held::Table(table));
+    }
+
+    fn push(&mut self, item: Held<M>) {
+        if self.held.as_ref().is_some_and(|held| held.len == HELD) {
+            self.pay();
+        }
+        if self.held.is_none() {
+            self.held = M::mm().held.alloc(M::mm()).ok();
+        }
+        match &mut self.held {
+            Some(held) => {
+                let len = held.len;
+                held.items[len] = Some(item);
+                held.len = len + 1;
+            }
+            None => {
+                self.pay();
+                item.release();
+            }
+        }
+    }
+
+    /// To be called before a non-present entry of `space` loses permission, moves or goes: flushes the whole space when
+    /// somebody else's flush is still owed there.
+    #[inline(always)]
+    pub(crate) fn settle(&self, space: &Space<M>) {
+        let pending = space.flush.pending();
+        if pending != 0 && pending != self.own(space) {
+            M::count(Event::TlbFlushOwed, 1);
+            flush_space(space, FlushScope::All, false, FlushReason::Owed);
+        }
+    }
+
+    fn own(&self, space: &Space<M>) -> u64 {
+        self.owed.iter().flatten().find(|o| core::ptr::eq(o.space, space)).map_or(0, |o| o.entries)
+    }
+
+    /// Flushes every space touched, once, and lets go of what was held.
+    #[inline]
+    pub(crate) fn flush(&mut self) -> Flushed {
+        if self.owed[0].is_some() || self.held.is_some() {
+            self.pay();
+        }
+        Flushed(())
+    }
+
+    fn pay(&mut self) {
+        for owed in &mut self.owed {
+            if let Some(o) = owed.take() {
+                flush_space(
+                    o.space,
+                    FlushScope::Range { range: o.range, stride: o.stride },
+                    self.tables,
+                    self.reason,
+                );
+                o.space.flush.pending.fetch_sub(o.entries, AcqRel);
+            }
+        }
+        self.tables = false;
+        if let Some(held) = &mut self.held {
+            let len = mem::take(&mut held.len);
+            for item in &mut held.items[..len] {
+                if let Some(item) = item.take() {
+                    item.release();
+                }
+            }
+        }
+    }
+}
+
+impl<M: Machine> Drop for TlbGather<M> {
+    #[inline]
+    fn drop(&mut self) {
+        self.flush();
+    }
+}

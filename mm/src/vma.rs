@@ -1,0 +1,398 @@
+//! Virtual memory areas, and the sorted index of those of one address space.
+//!
+//! A [`Vma`] is a shared slab object: page-table code and the reverse map reach it by reference. Its fields change only with
+//! the VMA lock held alone; they are atomics because `mm` has no `unsafe`, not because anybody races.
+
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+
+use crate::error::OutOfMemory;
+use crate::machine::Machine;
+use crate::mm::Mm;
+use crate::slab::{NIL, Pool, PoolBox, Pooled, Slot, SlotHeader};
+use crate::types::{PAGE_SHIFT, PMD_SIZE, Prot, VaRange, Vaddr};
+
+/// Advice on huge pages (`MADV_HUGEPAGE`, `MADV_NOHUGEPAGE`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum HugeAdvice {
+    /// Small pages, as with `transparent_hugepage=madvise`.
+    #[default]
+    Default,
+    /// 2 MiB pages wherever one fits.
+    Huge,
+    /// Never.
+    NoHuge,
+}
+
+/// A range of an address space with one protection and one kind of memory: anonymous private, so far.
+#[derive(Debug, Default)]
+pub struct Vma {
+    header: SlotHeader,
+    start: AtomicU64,
+    end: AtomicU64,
+    /// Page index of `start` in the anonymous set (Linux: `vm_pgoff`).
+    pgoff: AtomicU64,
+    prot: AtomicU32,
+    advice: AtomicU32,
+    /// The set that its pages' reverse map goes through.
+    anon: AtomicU32,
+    /// Index of the address space.
+    space: AtomicU32,
+}
+
+impl Slot for Vma {
+    fn header(&self) -> &SlotHeader {
+        &self.header
+    }
+}
+
+/// What a VMA is, apart from where it is indexed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct VmaAttrs {
+    pub(crate) range: VaRange,
+    pub(crate) pgoff: u64,
+    pub(crate) prot: Prot,
+    pub(crate) advice: HugeAdvice,
+    pub(crate) anon: u32,
+    pub(crate) space: u32,
+}
+
+impl Vma {
+    /// Its addresses.
+    #[must_use]
+    #[inline(always)]
+    pub fn range(&self) -> VaRange {
+        VaRange::between(self.start(), Vaddr(self.end.load(Relaxed)))
+    }
+    /// First address.
+    #[must_use]
+    #[inline(always)]
+    pub fn start(&self) -> Vaddr {
+        Vaddr(self.start.load(Relaxed))
+    }
+    /// What it allows.
+    #[must_use]
+    #[inline(always)]
+    pub fn prot(&self) -> Prot {
+        Prot::from_bits_truncate(self.prot.load(Relaxed) as u8)
+    }
+    /// Advice on huge pages.
+    #[must_use]
+    #[inline(always)]
+    pub fn advice(&self) -> HugeAdvice {
+        match self.advice.load(Relaxed) {
+            1 => HugeAdvice::Huge,
+            2 => HugeAdvice::NoHuge,
+            _ => HugeAdvice::Default,
+        }
+    }
+    pub(crate) fn set_advice(&self, advice: HugeAdvice) {
+        self.advice.store(advice as u32, Relaxed);
+    }
+    pub(crate) fn set_range(&self, range: VaRange, pgoff: u64) {
+        self.start.store(range.start.0, Relaxed);
+        self.end.store(range.end.0, Relaxed);
+        self.pgoff.store(pgoff, Relaxed);
+    }
+    pub(crate) fn slab_index(&self) -> u32 {
+        self.header.index()
+    }
+    /// Free for the anonymous set's list while the VMA lives.
+    pub(crate) fn list_link(&self) -> &AtomicU32 {
+        &self.header.link
+    }
+    #[inline(always)]
+    pub(crate) fn anon(&self) -> u32 {
+        self.anon.load(Relaxed)
+    }
+    pub(crate) fn space(&self) -> u32 {
+        self.space.load(Relaxed)
+    }
+    pub(crate) fn attrs(&self) -> VmaAttrs {
+        VmaAttrs {
+            range: self.range(),
+            pgoff: self.pgoff.load(Relaxed),
+            prot: self.prot(),
+            advice: self.advice(),
+            anon: self.anon(),
+            space: self.space(),
+        }
+    }
+    pub(crate) fn set(&self, attrs: &VmaAttrs) {
+        self.set_range(attrs.range, attrs.pgoff);
+        self.prot.store(u32::from(attrs.prot.bits()), Relaxed);
+        self.advice.store(attrs.advice as u32, Relaxed);
+        self.anon.store(attrs.anon, Relaxed);
+        self.space.store(attrs.space, Relaxed);
+    }
+
+    /// The page index of `addr` in the anonymous set.
+    #[inline(always)]
+    pub(crate) fn page_index(&self, addr: Vaddr) -> u64 {
+        self.pgoff.load(Relaxed) + ((addr.0 - self.start().0) >> PAGE_SHIFT)
+    }
+
+    /// Where page `index` of the set would be mapped here, if this VMA covers it.
+    pub(crate) fn address_of(&self, index: u64) -> Option<Vaddr> {
+        let offset = index.checked_sub(self.pgoff.load(Relaxed))?;
+        let addr = self.start().add(offset.checked_mul(1 << PAGE_SHIFT)?);
+        if self.range().contains(addr) { Some(addr) } else { None }
+    }
+
+    /// The aligned 2 MiB around `addr`, when all of it is in the VMA and huge pages are wanted.
+    #[inline(always)]
+    pub(crate) fn huge_range(&self, addr: Vaddr) -> Option<Vaddr> {
+        let start = addr.align_down(PMD_SIZE);
+        let fits = start >= self.start() && start.0 + PMD_SIZE <= self.end.load(Relaxed);
+        if fits && self.advice() == HugeAdvice::Huge { Some(start) } else { None }
+    }
+}
+
+const LEAF: usize = 128;
+const LEAVES: usize = 256;
+
+/// A run of VMAs in address order.
+#[derive(Debug)]
+pub(crate) struct VmaLeaf {
+    len: usize,
+    vmas: [Option<&'static Vma>; LEAF],
+}
+
+impl Default for VmaLeaf {
+    fn default() -> Self {
+        Self { len: 0, vmas: [None; LEAF] }
+    }
+}
+
+impl<M: Machine> Pooled<M> for VmaLeaf {
+    fn pool(mm: &Mm<M>) -> &Pool<M, Self> {
+        &mm.vma_leaves
+    }
+}
+
+impl VmaLeaf {
+    fn first(&self) -> u64 {
+        self.vmas[0].map_or(u64::MAX, |v| v.start().0)
+    }
+    fn vma(&self, i: usize) -> &'static Vma {
+        match self.vmas[i] {
+            Some(vma) => vma,
+            None => unreachable!("entries below len are set"),
+        }
+    }
+}
+
+/// The VMAs of an address space in address order: a two-level sorted array. Look-up is two binary searches; an insertion
+/// moves at most 128 words. Room for at least 16,384 VMAs.
+pub(crate) struct VmaIndex<M: Machine> {
+    leaves: [Option<PoolBox<M, VmaLeaf>>; LEAVES],
+    len: usize,
+    spare: [Option<PoolBox<M, VmaLeaf>>; 2],
+}
+
+impl<M: Machine> Default for VmaIndex<M> {
+    fn default() -> Self {
+        Self { leaves: [const { None }; LEAVES], len: 0, spare: [const { None }; 2] }
+    }
+}
+
+impl<M: Machine> VmaIndex<M> {
+    fn leaf(&self, i: usize) -> &VmaLeaf {
+        match &self.leaves[i] {
+            Some(leaf) => leaf,
+            None => unreachable!("leaves below len are set"),
+        }
+    }
+    fn leaf_mut(&mut self, i: usize) -> &mut VmaLeaf {
+        match &mut self.leaves[i] {
+            Some(leaf) => leaf,
+            None => unreachable!("leaves below len are set"),
+        }
+    }
+
+    /// (leaf, position) of the first VMA that ends after `addr`.
+    #[inline]
+    fn lower_bound(&self, addr: Vaddr) -> (usize, usize) {
+        let (mut lo, mut hi) = (0, self.len);
+        while lo + 1 < hi {
+            let mid = (lo + hi) / 2;
+            if self.leaf(mid).first() <= addr.0 { lo = mid } else { hi = mid }
+        }
+        if self.len == 0 {
+            return (0, 0);
+        }
+        let leaf = self.leaf(lo);
+        let (mut a, mut b) = (0, leaf.len);
+        while a < b {
+            let mid = (a + b) / 2;
+            if leaf.vma(mid).range().end <= addr { a = mid + 1 } else { b = mid }
+        }
+        if a == leaf.len { (lo + 1, 0) } else { (lo, a) }
+    }
+
+    /// The first VMA that ends after `addr`.
+    #[inline]
+    pub(crate) fn first_after(&self, addr: Vaddr) -> Option<&'static Vma> {
+        let (leaf, at) = self.lower_bound(addr);
+        if leaf < self.len { Some(self.leaf(leaf).vma(at)) } else { None }
+    }
+
+    /// The VMA that holds `addr`.
+    #[inline]
+    pub(crate) fn find(&self, addr: Vaddr) -> Option<&'static Vma> {
+        self.first_after(addr).filter(|vma| vma.start() <= addr)
+    }
+
+    /// Calls `f` for every VMA that has an address in `range`, in order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &'static Vma> + '_ {
+        (0..self.len).flat_map(|l| {
+            let leaf = self.leaf(l);
+            (0..leaf.len).map(|i| leaf.vma(i))
+        })
+    }
+
+    /// Makes sure that the next two insertions cannot fail.
+    pub(crate) fn reserve(&mut self, mm: &Mm<M>) -> Result<(), OutOfMemory> {
+        if self.len + 2 > LEAVES {
+            return Err(OutOfMemory { order: 0 });
+        }
+        for spare in &mut self.spare {
+            if spare.is_none() {
+                let mut leaf = mm.vma_leaves.alloc(mm)?;
+                leaf.len = 0;
+                *spare = Some(leaf);
+            }
+        }
+        Ok(())
+    }
+
+    /// Inserts a VMA. After [`VmaIndex::reserve`].
+    pub(crate) fn insert(&mut self, vma: &'static Vma) {
+        let start = vma.start();
+        if self.len == 0 {
+            self.leaves[0] = self.take_spare();
+            self.len = 1;
+        }
+        let mut l = (0..self.len).rev().find(|&l| self.leaf(l).first() <= start.0).unwrap_or(0);
+        if self.leaf(l).len == LEAF {
+            self.split_leaf(l);
+            if self.leaf(l + 1).first() <= start.0 {
+                l += 1;
+            }
+        }
+        let leaf = self.leaf_mut(l);
+        let at = (0..leaf.len).find(|&i| leaf.vma(i).start() > start).unwrap_or(leaf.len);
+        leaf.vmas.copy_within(at..leaf.len, at + 1);
+        leaf.vmas[at] = Some(vma);
+        leaf.len += 1;
+    }
+
+    /// Takes a VMA out.
+    pub(crate) fn remove(&mut self, vma: &'static Vma) {
+        let (l, at) = self.lower_bound(vma.start());
+        let leaf = self.leaf_mut(l);
+        assert!(core::ptr::eq(leaf.vma(at), vma), "VMA is not in its index");
+        leaf.vmas.copy_within(at + 1..leaf.len, at);
+        leaf.len -= 1;
+        leaf.vmas[leaf.len] = None;
+        if leaf.len == 0 {
+            self.leaves[l] = None;
+            self.leaves[l..self.len].rotate_left(1);
+            self.len -= 1;
+        }
+    }
+
+    /// Gives all memory back; the index is empty.
+    pub(crate) fn clear(&mut self) {
+        for leaf in self.leaves.iter_mut().chain(&mut self.spare) {
+            *leaf = None;
+        }
+        self.len = 0;
+    }
+
+    fn take_spare(&mut self) -> Option<PoolBox<M, VmaLeaf>> {
+        let spare = self.spare.iter_mut().find_map(Option::take);
+        assert!(spare.is_some(), "insertion without a reservation");
+        spare
+    }
+
+    fn split_leaf(&mut self, l: usize) {
+        let mut new = self.take_spare();
+        if let Some(new) = &mut new {
+            let old = self.leaf_mut(l);
+            new.vmas[..LEAF / 2].copy_from_slice(&old.vmas[LEAF / 2..]);
+            new.len = LEAF / 2;
+            old.vmas[LEAF / 2..].fill(None);
+            old.len = LEAF / 2;
+        }
+        self.leaves[l + 1..=self.len].rotate_right(1);
+        self.leaves[l + 1] = new;
+        self.len += 1;
+    }
+}
+
+/// What the two VMA splits of a range operation need, taken before anything is changed.
+pub(crate) struct VmaSpares<M: Machine> {
+    vmas: [Option<&'static Vma>; 2],
+    machine: core::marker::PhantomData<fn() -> M>,
+}
+
+impl<M: Machine> VmaSpares<M> {
+    /// Two VMAs, and room for them in the index.
+    pub(crate) fn reserve(index: &mut VmaIndex<M>) -> Result<Self, OutOfMemory> {
+        let mm = M::mm();
+        index.reserve(mm)?;
+        let mut spares = Self { vmas: [None; 2], machine: core::marker::PhantomData };
+        for spare in &mut spares.vmas {
+            *spare = Some(mm.vmas.alloc(mm)?);
+        }
+        Ok(spares)
+    }
+
+    fn next(&mut self) -> Option<&'static Vma> {
+        self.vmas.iter_mut().find_map(Option::take)
+    }
+
+    /// # Panics
+    /// On the third call: a range has two ends.
+    pub(crate) fn take(&mut self) -> &'static Vma {
+        match self.next() {
+            Some(vma) => vma,
+            None => panic!("a range operation splits two VMAs at most"),
+        }
+    }
+}
+
+impl<M: Machine> Drop for VmaSpares<M> {
+    fn drop(&mut self) {
+        while let Some(vma) = self.next() {
+            M::mm().vmas.free(vma);
+        }
+    }
+}
+
+/// The cached answer of the last look-up; `NIL` for none.
+#[derive(Debug)]
+pub(crate) struct VmaCache(AtomicU32);
+
+impl Default for VmaCache {
+    fn default() -> Self {
+        Self(AtomicU32::new(NIL))
+    }
+}
+
+impl VmaCache {
+    #[inline(always)]
+    pub(crate) fn get(&self) -> Option<u32> {
+        match self.0.load(Relaxed) {
+            NIL => None,
+            index => Some(index),
+        }
+    }
+    #[inline(always)]
+    pub(crate) fn set(&self, vma: &Vma) {
+        self.0.store(vma.slab_index(), Relaxed);
+    }
+    pub(crate) fn clear(&self) {
+        self.0.store(NIL, Relaxed);
+    }
+}

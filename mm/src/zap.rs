@@ -1,0 +1,229 @@
+//! Unmapping.
+//!
+//! A range operation can need at most two splits, at its two ends. What they take (a table each, descriptors for the pieces)
+//! is set aside first; then nothing can fail, and out of memory means that nothing was changed. Unmapping whole VMAs, and
+//! exit, never split and never allocate.
+
+use core::sync::atomic::Ordering::Relaxed;
+
+use crate::counters::Event;
+use crate::cursor::{Cursor, Peek};
+use crate::entry::{Attrs, Entry, SoftKind, SoftLeaf};
+use crate::error::RangeError;
+use crate::folio::{Folio, FolioRef, put_many};
+use crate::machine::{FlushReason, Machine};
+use crate::space::Space;
+use crate::split::split_pmd;
+use crate::table::SpareTable;
+use crate::tlb::TlbGather;
+use crate::types::{Level, PAGE_SIZE, PMD_SIZE, PUD_SIZE, VaRange, Vaddr};
+use crate::vma::{VmaIndex, VmaSpares};
+use crate::zone::Need;
+
+/// Entries of one folio that were emptied one after the other, to be accounted for at once.
+struct Run {
+    folio: Option<&'static Folio>,
+    present: bool,
+    n: u32,
+}
+
+impl Run {
+    const fn new() -> Self {
+        Self { folio: None, present: false, n: 0 }
+    }
+
+    #[inline(always)]
+    fn add<M: Machine>(&mut self, folio: &'static Folio, present: bool, gather: &mut TlbGather<M>) {
+        if !self.folio.is_some_and(|f| core::ptr::eq(f, folio)) {
+            self.end(gather);
+            *self = Self { folio: Some(folio), present, n: 0 };
+        }
+        self.n += 1;
+    }
+
+    #[inline(always)]
+    fn end<M: Machine>(&mut self, gather: &mut TlbGather<M>) {
+        if let Some(folio) = self.folio.take() {
+            folio.remove_maps(self.n);
+            if self.present {
+                gather.hold(FolioRef::from_owned(folio), self.n - 1);
+            } else {
+                // No TLB can hold it: it goes at once.
+                put_many::<M>(folio, self.n);
+            }
+        }
+    }
+}
+
+impl<M: Machine> Space<M> {
+    /// Unmaps `range` (`munmap`). Holes in it are fine. A huge page cut by an end is split there, its mapping and, if nobody
+    /// else holds it, the folio too, so that the dead part's memory is free at once.
+    ///
+    /// # Errors
+    /// [`RangeError::Invalid`]; [`RangeError::Oom`], and nothing was changed.
+    pub fn unmap(&'static self, range: VaRange) -> Result<(), RangeError> {
+        if !range.is_user_pages() {
+            return Err(RangeError::Invalid(range));
+        }
+        let mut vmas = self.vmas.write();
+        let mut spares = [self.spare_for_cut(range.start)?, self.spare_for_cut(range.end)?];
+        if spares[1].is_some() && range.start.align_down(PMD_SIZE) == range.end.align_down(PMD_SIZE) {
+            spares[1] = None; // one table serves both ends
+        }
+        let mut vma_spares = VmaSpares::reserve(&mut vmas).map_err(|_| RangeError::Oom(range.start))?;
+        self.split_vma(&mut vmas, range.start, &mut vma_spares);
+        self.split_vma(&mut vmas, range.end, &mut vma_spares);
+        for (end, spare) in [range.start, range.end].into_iter().zip(spares) {
+            if let Some(spare) = spare {
+                split_pmd(self, end, spare);
+            }
+        }
+        let mut gather = TlbGather::new(FlushReason::Unmap);
+        self.zap(range, &mut gather);
+        self.drop_vmas_in(&mut vmas, range);
+        gather.flush();
+        let mut gather = TlbGather::new(FlushReason::FreeTables);
+        self.free_tables(range, &vmas, &mut gather);
+        gather.flush();
+        // Only now, with no reference held by the gather, can a cut folio be split and its dead part freed.
+        self.split_cut_folio(range.start, Vaddr(range.start.0.wrapping_sub(PAGE_SIZE)));
+        self.split_cut_folio(range.end, range.end);
+        Ok(())
+    }
+
+    /// A PTE table, when a cut at `at` goes through a huge mapping.
+    fn spare_for_cut(&self, at: Vaddr) -> Result<Option<SpareTable<M>>, RangeError> {
+        if at.is_aligned(PMD_SIZE) {
+            return Ok(None);
+        }
+        match self.peek(at) {
+            Peek::Pmd(_, Entry::Leaf(_) | Entry::NonPresent(_)) => {
+                let spare = M::mm().spare_pte_table(at, Need::Reserve).map_err(|_| RangeError::Oom(at))?;
+                Ok(Some(spare))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    fn drop_vmas_in(&self, vmas: &mut VmaIndex<M>, range: VaRange) {
+        while let Some(vma) = vmas.first_after(range.start).filter(|vma| vma.start() < range.end) {
+            self.drop_vma(vmas, vma);
+        }
+    }
+
+    /// Empties all entries of `range`, whose ends cut no huge mapping. With the VMA lock held alone.
+    pub(crate) fn zap(&'static self, range: VaRange, gather: &mut TlbGather<M>) {
+        let mut addr = range.start;
+        while addr < range.end {
+            let Some(pmd) = self.pmd_table(addr) else {
+                addr = addr.align_down(PUD_SIZE).add(PUD_SIZE);
+                continue;
+            };
+            let next = addr.align_down(PMD_SIZE).add(PMD_SIZE);
+            let word = pmd.words()[addr.index(Level::Pmd)].load(Relaxed);
+            match Entry::decode(word, Level::Pmd) {
+                Entry::None => {}
+                Entry::Table(pfn) => {
+                    let mut cursor = self.cursor_in(M::mm().table(pfn), Level::Pte, addr);
+                    zap_run(&mut cursor, range.end.min(next), gather);
+                }
+                Entry::Leaf(_) | Entry::NonPresent(_) => {
+                    let mut cursor = self.cursor_in(pmd, Level::Pmd, addr);
+                    zap_run(&mut cursor, next, gather);
+                }
+            }
+            addr = next;
+        }
+    }
+
+    /// Frees the PTE tables that lie wholly between the VMAs around `range`. They are empty.
+    fn free_tables(&'static self, range: VaRange, vmas: &VmaIndex<M>, gather: &mut TlbGather<M>) {
+        let mut addr = range.start.align_down(PMD_SIZE);
+        while addr < range.end {
+            let Some(pmd) = self.pmd_table(addr) else {
+                addr = addr.align_down(PUD_SIZE).add(PUD_SIZE);
+                continue;
+            };
+            let next = addr.add(PMD_SIZE);
+            let in_use = vmas.first_after(addr).is_some_and(|vma| vma.start() < next);
+            if !in_use {
+                let mut cursor = self.cursor_in(pmd, Level::Pmd, addr);
+                if let Some(table) = cursor.unhook() {
+                    drop(cursor);
+                    gather.hold_table(self, table);
+                }
+            }
+            addr = next;
+        }
+    }
+
+    /// At exit: unhooks every table of the user half but the root.
+    pub(crate) fn free_all_tables(&'static self, gather: &mut TlbGather<M>) {
+        self.free_below(self.root(), Level::Pgd, 256, gather);
+    }
+
+    fn free_below(
+        &'static self,
+        table: &'static crate::table::Table<M>,
+        level: Level,
+        entries: usize,
+        gather: &mut TlbGather<M>,
+    ) {
+        for word in &table.words()[..entries] {
+            let Entry::Table(pfn) = Entry::decode(word.load(Relaxed), level) else { continue };
+            let below = M::mm().table(pfn);
+            match level {
+                Level::Pgd => self.free_below(below, Level::Pud, 512, gather),
+                Level::Pud => self.free_below(below, Level::Pmd, 512, gather),
+                Level::Pmd | Level::Pte => {}
+            }
+            word.store(0, Relaxed);
+            gather.hold_table(self, SpareTable::unhooked(below));
+        }
+    }
+}
+
+/// Empties the entries from the cursor to `end` (in its table).
+fn zap_run<M: Machine>(cursor: &mut Cursor<M>, end: Vaddr, gather: &mut TlbGather<M>) {
+    let mut run = Run::new();
+    let mut pages = 0;
+    loop {
+        if zap_entry(cursor, &mut run, gather) {
+            pages += u64::from(cursor.level().order().pages());
+        }
+        if !cursor.next() || cursor.addr() >= end {
+            break;
+        }
+    }
+    run.end(gather);
+    M::count(Event::PgUnmapped, pages);
+}
+
+#[inline(always)]
+fn zap_entry<M: Machine>(cursor: &mut Cursor<M>, run: &mut Run, gather: &mut TlbGather<M>) -> bool {
+    let mm = M::mm();
+    match cursor.entry() {
+        Entry::None => return false,
+        Entry::Table(_) => unreachable!("a cursor stands on the lowest table"),
+        Entry::Leaf(_) => {
+            let leaf = gather.defer(cursor.clear_leaf());
+            if !leaf.special {
+                let folio = mm.mapped_folio(leaf.frame);
+                if leaf.attrs.contains(Attrs::DIRTY) {
+                    folio.set_dirty();
+                }
+                run.add(folio, true, gather);
+            }
+        }
+        Entry::NonPresent(SoftLeaf { kind, frame, .. }) => {
+            gather.settle(cursor.space());
+            cursor.clear_soft();
+            let folio = mm.mapped_folio(frame);
+            match kind {
+                SoftKind::Migration => folio.remove_migs(1),
+                SoftKind::DevicePrivate | SoftKind::DeviceExclusive => run.add(folio, false, gather),
+            }
+        }
+    }
+    true
+}

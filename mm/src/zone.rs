@@ -1,0 +1,323 @@
+//! A zone: the frames of one place (RAM, or one device), their map, their buddy, and in RAM a cache of free frames per CPU.
+
+use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+use spin::Once;
+
+use crate::buddy::{Buddy, ORDERS};
+use crate::error::OutOfMemory;
+use crate::framemap::{BLOCK, Block, FrameMap, Slot};
+use crate::inject::{Inject, Site};
+use crate::machine::{FreshFrame, MAX_CPUS, Machine};
+use crate::sync::SpinLock;
+use crate::types::{Frame, FrameRange, Order, Place};
+
+/// How far an allocation may go into the reserve.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Need {
+    /// User pages and their tables: stops at the low-water mark.
+    User,
+    /// What a split or a fault-back needs to go on: may take the last frame.
+    Reserve,
+}
+
+const CACHE: usize = 64;
+/// Frames moved between a CPU's cache and the buddy at a time.
+const BATCH_ORDER: Order = Order::new(5);
+
+struct Cache {
+    len: usize,
+    frames: [u32; CACHE],
+}
+
+/// The frames of one place. All methods may be called from any CPU; frame numbers are those of [`Frame::index`].
+pub struct Zone<M> {
+    place: Place,
+    base: AtomicU32,
+    map: Once<FrameMap>,
+    buddy: SpinLock<M, Buddy>,
+    caches: [SpinLock<M, Cache>; MAX_CPUS],
+    low_water: AtomicU32,
+}
+
+/// Free memory of a zone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ZoneStat {
+    /// Frames that belong to the zone.
+    pub managed: u32,
+    /// Frames that are free, those in the CPUs' caches included.
+    pub free: u32,
+    /// Free chunks by order, the caches not included (`/proc/buddyinfo`).
+    pub chunks: [u32; ORDERS],
+}
+
+impl<M: Machine> Zone<M> {
+    pub(crate) const fn new(place: Place) -> Self {
+        Self {
+            place,
+            base: AtomicU32::new(0),
+            map: Once::new(),
+            buddy: SpinLock::new(Buddy::new()),
+            caches: [const { SpinLock::new(Cache { len: 0, frames: [0; CACHE] }) }; MAX_CPUS],
+            low_water: AtomicU32::new(0),
+        }
+    }
+
+    /// Gives the zone its map: `frames` frames from `base`, all reserved until [`Zone::add`] frees some.
+    pub(crate) fn set_map(&self, base: u32, map: FrameMap) {
+        assert_eq!(base % BLOCK, 0, "a zone starts at a 2 MiB boundary");
+        self.base.store(base, Relaxed);
+        self.map.call_once(|| map);
+    }
+
+    /// Adds frames to the zone.
+    pub(crate) fn add(&self, range: FrameRange) {
+        let base = self.base();
+        self.buddy.lock().add(self.map(), range.start - base..range.end - base);
+    }
+
+    /// Frames that user allocations leave alone.
+    pub(crate) fn set_low_water(&self, frames: u32) {
+        self.low_water.store(frames, Relaxed);
+    }
+
+    /// True once the zone has memory.
+    #[must_use]
+    pub fn is_registered(&self) -> bool {
+        self.map.is_completed()
+    }
+
+    #[inline(always)]
+    fn base(&self) -> u32 {
+        self.base.load(Relaxed)
+    }
+
+    /// # Panics
+    /// Before [`Zone::set_map`].
+    #[inline(always)]
+    fn map(&self) -> &FrameMap {
+        match self.map.get() {
+            Some(map) => map,
+            None => panic!("zone without memory"),
+        }
+    }
+
+    /// The index of the folio that owns `index`, if any does at this moment.
+    #[inline(always)]
+    pub(crate) fn folio_index(&self, index: u32) -> Option<u32> {
+        self.map().folio(index.wrapping_sub(self.base()))
+    }
+
+    /// The index of the table in frame `pfn`.
+    #[inline(always)]
+    pub(crate) fn table_index(&self, pfn: u32) -> Option<u32> {
+        match self.map().slot(pfn.wrapping_sub(self.base())) {
+            Slot::Table(table) => Some(table),
+            _ => None,
+        }
+    }
+
+    /// True when `index` is a frame of this zone's range that is not in a wholly reserved block.
+    #[must_use]
+    pub fn contains(&self, index: u32) -> bool {
+        let Some(map) = self.map.get() else { return false };
+        let rel = index.wrapping_sub(self.base());
+        rel < map.frames() && map.block(rel) != Block::Reserved
+    }
+
+    /// Free memory.
+    #[must_use]
+    pub fn stat(&self) -> ZoneStat {
+        if !self.is_registered() {
+            return ZoneStat::default();
+        }
+        let cached: usize = self.caches.iter().map(|c| c.lock().len).sum();
+        let buddy = self.buddy.lock();
+        ZoneStat {
+            managed: buddy.managed(),
+            free: buddy.free_frames() + cached as u32,
+            chunks: buddy.counts(),
+        }
+    }
+
+    /// Takes frames for a folio and writes `folio` as their owner.
+    #[inline]
+    pub(crate) fn alloc_folio(
+        &self,
+        inject: &Inject,
+        order: Order,
+        need: Need,
+        folio: u32,
+    ) -> Result<Frame, OutOfMemory> {
+        let site = if self.place.is_ram() { Site::RamFolio } else { Site::DeviceFolio };
+        inject.check(site, order.get())?;
+        let map = self.map();
+        let chunk = if order == Order::BASE && self.place.is_ram() {
+            self.alloc_cached(need)?
+        } else {
+            self.alloc_chunk(order, need)?
+        };
+        if order == Order::PMD {
+            map.set_block(chunk, Block::Huge(folio));
+        } else {
+            map.set_folio(chunk, order.pages(), folio);
+        }
+        Ok(Frame::new(self.place, chunk + self.base()))
+    }
+
+    /// Gives a folio's frames back.
+    #[inline]
+    pub(crate) fn free_frames(&self, first: Frame, order: Order) {
+        let chunk = first.index() - self.base();
+        if order == Order::BASE && self.place.is_ram() {
+            self.free_cached(chunk);
+        } else {
+            self.buddy.lock().free(self.map(), chunk, order);
+        }
+    }
+
+    /// Takes a frame for a page table and writes `table` as its owner.
+    pub(crate) fn alloc_table(&self, inject: &Inject, need: Need, table: u32) -> Result<u32, OutOfMemory> {
+        inject.check(Site::Table, 0)?;
+        let chunk = self.alloc_cached(need)?;
+        self.map().set_slot(chunk, Slot::Table(table));
+        Ok(chunk + self.base())
+    }
+
+    /// Takes a frame for descriptors. It never comes back.
+    pub(crate) fn alloc_object_frame(&self) -> Result<FreshFrame, OutOfMemory> {
+        let chunk = self.alloc_cached(Need::Reserve)?;
+        self.map().set_slot(chunk, Slot::Objects);
+        Ok(FreshFrame(chunk + self.base()))
+    }
+
+    /// Splits a folio's ownership: `pages` frames from `first` now belong to `folio`. For a folio split, under its lock.
+    pub(crate) fn rename(&self, first: Frame, pages: u32, folio: u32) {
+        self.map().set_folio(first.index() - self.base(), pages, folio);
+    }
+
+    /// After all slots of the block of `first` were written: look-ups read them from now on.
+    pub(crate) fn block_to_small(&self, first: Frame) {
+        self.map().set_block(first.index() - self.base(), Block::Small);
+    }
+
+    /// Empties the CPUs' caches into the buddy, so that chunks can coalesce.
+    pub fn drain(&self) {
+        for cache in &self.caches {
+            let mut cache = cache.lock();
+            let mut buddy = self.buddy.lock();
+            while cache.len > 0 {
+                cache.len -= 1;
+                buddy.free(self.map(), cache.frames[cache.len], Order::BASE);
+            }
+        }
+    }
+
+    #[inline]
+    fn alloc_chunk(&self, order: Order, need: Need) -> Result<u32, OutOfMemory> {
+        if let Some(chunk) = self.try_chunk(order, need) {
+            return Ok(chunk);
+        }
+        if self.place.is_ram() {
+            self.drain();
+        }
+        self.try_chunk(order, need).ok_or(OutOfMemory { order: order.get() })
+    }
+
+    #[inline(always)]
+    fn try_chunk(&self, order: Order, need: Need) -> Option<u32> {
+        let mut buddy = self.buddy.lock();
+        let keep = if need == Need::User { self.low_water.load(Relaxed) } else { 0 };
+        if buddy.free_frames() < order.pages() + keep { None } else { buddy.alloc(self.map(), order) }
+    }
+
+    #[inline(always)]
+    fn alloc_cached(&self, need: Need) -> Result<u32, OutOfMemory> {
+        M::preempt_disable();
+        let mut cache = self.caches[M::cpu()].lock();
+        M::preempt_enable(); // the lock keeps it off
+        if cache.len == 0 {
+            self.refill(&mut cache, need)?;
+        }
+        cache.len -= 1;
+        Ok(cache.frames[cache.len])
+    }
+
+    /// Moves up to 32 frames into an empty cache: one chunk of order 5 if there is one, else what there is.
+    #[cold]
+    fn refill(&self, cache: &mut Cache, need: Need) -> Result<(), OutOfMemory> {
+        let map = self.map();
+        let mut buddy = self.buddy.lock();
+        let keep = if need == Need::User { self.low_water.load(Relaxed) } else { 0 };
+        let spare = buddy.free_frames().saturating_sub(keep);
+        if spare == 0 {
+            return Err(OutOfMemory { order: 0 });
+        }
+        // Under pressure a single frame, so that the reserve is not spread over the caches.
+        let mut order = if spare < 2 * BATCH_ORDER.pages() { Order::BASE } else { BATCH_ORDER };
+        let chunk = loop {
+            match buddy.alloc(map, order) {
+                Some(chunk) => break chunk,
+                None if order == Order::BASE => return Err(OutOfMemory { order: 0 }),
+                None => order = Order::new(order.get() - 1),
+            }
+        };
+        for i in (0..order.pages()).rev() {
+            map.set_slot(chunk + i, Slot::Cached);
+            cache.frames[cache.len] = chunk + i;
+            cache.len += 1;
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn free_cached(&self, chunk: u32) {
+        self.map().set_slot(chunk, Slot::Cached);
+        M::preempt_disable();
+        let mut cache = self.caches[M::cpu()].lock();
+        M::preempt_enable(); // the lock keeps it off
+        if cache.len == CACHE {
+            self.spill(&mut cache);
+        }
+        let len = cache.len;
+        cache.frames[len] = chunk;
+        cache.len = len + 1;
+    }
+
+    /// Gives half of a full cache, its oldest frames, back to the buddy.
+    #[cold]
+    fn spill(&self, cache: &mut Cache) {
+        let half = CACHE / 2;
+        let mut buddy = self.buddy.lock();
+        for &chunk in &cache.frames[..half] {
+            buddy.free(self.map(), chunk, Order::BASE);
+        }
+        cache.frames.copy_within(half.., 0);
+        cache.len = half;
+    }
+
+    /// Gives back a frame that held a page table.
+    pub(crate) fn free_table(&self, pfn: u32) {
+        self.free_cached(pfn - self.base());
+    }
+
+    /// For the audit: checks the free lists and calls `f` for every free chunk (absolute numbers).
+    pub(crate) fn for_each_free(&self, f: &mut dyn FnMut(u32, Order)) {
+        let base = self.base();
+        for cache in &self.caches {
+            let cache = cache.lock();
+            for &chunk in &cache.frames[..cache.len] {
+                assert_eq!(self.map().slot(chunk), Slot::Cached, "cached frame {chunk:#x}");
+                f(chunk + base, Order::BASE);
+            }
+        }
+        self.buddy.lock().for_each_free(self.map(), &mut |chunk, order| f(chunk + base, order));
+    }
+
+    /// For the audit: how many frames hold descriptors.
+    pub(crate) fn count_objects(&self) -> u32 {
+        let map = self.map();
+        (0..map.frames()).filter(|&f| map.block(f) == Block::Small && map.slot(f) == Slot::Objects).count()
+            as u32
+    }
+}
