@@ -10,10 +10,14 @@ fn main() {
     println!("cargo:rerun-if-changed={script}");
 
     let features = std::env::var("CARGO_CFG_TARGET_FEATURE").unwrap_or_default();
-    let freestanding = std::env::var("PROFILE").is_ok() && std::env::var("CARGO_CFG_PANIC").as_deref() == Ok("abort");
+    let freestanding =
+        std::env::var("PROFILE").is_ok() && std::env::var("CARGO_CFG_PANIC").as_deref() == Ok("abort");
     if let Some(avx) = features.split(',').find(|feature| feature.starts_with("avx")) {
         // The host-side tests of the library may be built with anything; the kernel may not.
-        assert!(!freestanding, "the kernel must not be compiled with {avx}: its trap stub saves SSE state only");
+        assert!(
+            !freestanding,
+            "the kernel must not be compiled with {avx}: its trap stub saves SSE state only"
+        );
     }
 
     for arg in ["-nostartfiles", "-nostdlib", "-static", "-no-pie"] {

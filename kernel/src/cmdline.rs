@@ -184,7 +184,9 @@ mod tests {
     fn words_are_read() {
         let line = CommandLine::parse("run=test log=trace filter=mm::,fault icount=1").expect("good words");
         assert_eq!((line.run, line.log, line.icount), (Run::Test, LogLevel::Trace, true));
-        assert!(line.takes("kernel::mm::split") && line.takes("x::fault_back") && !line.takes("kernel::heap"));
+        assert!(
+            line.takes("kernel::mm::split") && line.takes("x::fault_back") && !line.takes("kernel::heap")
+        );
     }
 
     #[test]

@@ -77,7 +77,8 @@ mod tests {
 
     #[test]
     fn ends_are_small_and_the_middle_large() {
-        let pages: Vec<_> = cover(2 * MIB - 8192..2 * GIB + 2 * MIB + 4096, BASE, PageSize::Size1GiB).collect();
+        let pages: Vec<_> =
+            cover(2 * MIB - 8192..2 * GIB + 2 * MIB + 4096, BASE, PageSize::Size1GiB).collect();
         let count = |size| pages.iter().filter(|page| page.1 == size).count();
         assert_eq!(count(PageSize::Size1GiB), 1);
         assert_eq!(count(PageSize::Size2MiB), 511 + 1);

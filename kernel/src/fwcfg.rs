@@ -6,6 +6,7 @@ use crate::arch::x86_64::port::{FW_CFG_DATA, FW_CFG_SELECTOR};
 
 const SIGNATURE: u16 = 0x0000;
 const DIRECTORY: u16 = 0x0019;
+const NB_CPUS: u16 = 0x0005;
 /// Length of a name in the directory, with its closing zero.
 const NAME_LEN: usize = 56;
 
@@ -31,6 +32,16 @@ impl core::fmt::Display for FwCfgError {
             Self::TooLong { len } => write!(f, "the fw_cfg file is too long: {len} bytes"),
         }
     }
+}
+
+/// How many CPUs the machine has; none if the host does not say.
+pub(crate) fn cpus() -> Option<u32> {
+    FW_CFG_SELECTOR.write(SIGNATURE);
+    if &bytes::<4>() != b"QEMU" {
+        return None;
+    }
+    FW_CFG_SELECTOR.write(NB_CPUS);
+    Some(u32::from(u16::from_le_bytes(bytes())))
 }
 
 /// Reads the file `name` into `buffer` and returns the part that it fills.

@@ -68,7 +68,9 @@ impl Kind {
             Self::PageFault => "page-fault",
             Self::DoubleFault => "double-fault",
             Self::StackOverflow => "stack-overflow",
-            Self::Exception(vector) => EXCEPTIONS.get(usize::from(vector)).map_or("exception", |names| names.1),
+            Self::Exception(vector) => {
+                EXCEPTIONS.get(usize::from(vector)).map_or("exception", |names| names.1)
+            }
         }
     }
 }

@@ -26,7 +26,7 @@ use ktest::ktap::Reporter;
 use linkme::distributed_slice;
 use spin::Once;
 
-use crate::{bootmem, console, exit};
+use crate::{bootmem, console, exit, fwcfg};
 
 /// How a test ended, if it ended.
 pub(crate) type Outcome = Result<(), Unmet>;
@@ -66,6 +66,14 @@ static AUDIT: Once<Audit> = Once::new();
 /// Sets what looks the system over after each test; once.
 pub(crate) fn set_audit(audit: Audit) {
     AUDIT.call_once(|| audit);
+}
+
+/// How many device-memory devices there are, and the MiB of the first.
+static DEVICES: Once<(u32, u32)> = Once::new();
+
+/// Says how many device-memory devices the machine has, and how many MiB the first has; for tests that need some.
+pub(crate) fn set_devices(count: u32, first_mib: u32) {
+    DEVICES.call_once(|| (count, first_mib));
 }
 
 impl Test {
@@ -150,10 +158,28 @@ fn audit() -> Outcome {
 /// What the machine lacks for a test, as far as the kernel core can tell.
 fn missing(needs: &Needs) -> Option<String> {
     // Firmware and the first MiB's holes take a little of what QEMU was given.
-    let found = bootmem::ram().map(|range| range.end - range.start).sum::<u64>().div_ceil(1 << 20).next_multiple_of(4);
+    let found = bootmem::ram()
+        .map(|range| range.end - range.start)
+        .sum::<u64>()
+        .div_ceil(1 << 20)
+        .next_multiple_of(4);
     let memory = needs.memory_mib.map_or(found, u64::from);
     if found != memory {
         return Some(alloc::format!("is for a machine with {memory} MiB of RAM, this one has {found}"));
+    }
+    let cpus = fwcfg::cpus().unwrap_or(1);
+    let (devices, device_mib) = DEVICES.get().copied().unwrap_or_default();
+    for (what, asked, found) in [
+        ("CPUs", needs.cpus, cpus),
+        ("devices", needs.devices, devices),
+        ("MiB of device memory", needs.device_mib, device_mib),
+    ] {
+        if asked.is_some_and(|asked| asked != found) {
+            return Some(alloc::format!(
+                "is for a machine with {} {what}, this one has {found}",
+                asked.unwrap_or(0)
+            ));
+        }
     }
     None
 }
@@ -173,8 +199,7 @@ macro_rules! ktest {
                 run: $name,
             };
             $body
-            #[expect(clippy::allow_attributes, reason = "only some bodies end in a failure")]
-            #[allow(unreachable_code)]
+            #[allow(unreachable_code, reason = "some bodies never come to their end")]
             Ok(())
         }
     };

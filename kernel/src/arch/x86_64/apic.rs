@@ -155,18 +155,17 @@ fn measure() -> Rates {
 fn mask_8259s() {
     const INIT: u8 = 0x11;
     const MODE_8086: u8 = 0x01;
-    let [command_1, data_1, command_2, data_2] = port::PIC;
     for (port, value) in [
-        (command_1, INIT),
-        (command_2, INIT),
-        (data_1, vector::PIC),
-        (data_2, vector::PIC + 8),
-        (data_1, 1 << 2), // the second is on line 2
-        (data_2, 2),
-        (data_1, MODE_8086),
-        (data_2, MODE_8086),
-        (data_1, 0xff),
-        (data_2, 0xff),
+        (port::PIC_1_COMMAND, INIT),
+        (port::PIC_2_COMMAND, INIT),
+        (port::PIC_1_DATA, vector::PIC),
+        (port::PIC_2_DATA, vector::PIC + 8),
+        (port::PIC_1_DATA, 1 << 2), // the second is on line 2
+        (port::PIC_2_DATA, 2),
+        (port::PIC_1_DATA, MODE_8086),
+        (port::PIC_2_DATA, MODE_8086),
+        (port::PIC_1_DATA, 0xff),
+        (port::PIC_2_DATA, 0xff),
     ] {
         port.write(value);
     }

@@ -12,9 +12,9 @@ use kernel_logic::ranges::FrameList;
 use spin::Mutex;
 use x86_64::VirtAddr;
 
+use super::features;
 use super::memtype::{self, MemoryType};
 use super::paging::{self, DEVICE_WINDOW, bits};
-use super::features;
 use crate::bootmem;
 
 /// Tables set aside for device mappings. A BAR of 1 GiB aligned to 2 MiB takes two.
@@ -70,7 +70,10 @@ impl fmt::Display for MapDeviceError {
             }
             Self::IsRam { at } => write!(f, "device memory cannot be mapped at {at:#x}, which is RAM"),
             Self::TypeConflict { start, has, wants } => {
-                write!(f, "device memory at {start:#x} is mapped {has:?} and cannot be mapped {wants:?} as well")
+                write!(
+                    f,
+                    "device memory at {start:#x} is mapped {has:?} and cannot be mapped {wants:?} as well"
+                )
             }
             Self::Uncacheable { start, end } => {
                 write!(f, "device memory {start:#x}..{end:#x} cannot be cached: an MTRR forbids it")
@@ -95,11 +98,8 @@ struct Window {
     next: u64,
 }
 
-static WINDOW: Mutex<Window> = Mutex::new(Window {
-    tables: FrameList::new(),
-    mappings: [None; MAX_MAPPINGS],
-    next: DEVICE_WINDOW,
-});
+static WINDOW: Mutex<Window> =
+    Mutex::new(Window { tables: FrameList::new(), mappings: [None; MAX_MAPPINGS], next: DEVICE_WINDOW });
 
 /// Sets the tables aside.
 ///
@@ -156,8 +156,7 @@ impl Window {
     }
 
     fn map(&mut self, start: u64, end: u64, kind: MemoryType) -> Result<u64, MapDeviceError> {
-        let place =
-            self.mappings.iter().position(Option::is_none).ok_or(MapDeviceError::TooManyMappings)?;
+        let place = self.mappings.iter().position(Option::is_none).ok_or(MapDeviceError::TooManyMappings)?;
         if self.tables.bytes() / PAGE_SIZE < tables_for(end - start) {
             return Err(MapDeviceError::OutOfTables);
         }

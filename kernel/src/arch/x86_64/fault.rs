@@ -28,7 +28,7 @@ const SPURIOUS_LIMIT: u64 = 8;
 pub(super) extern "C" fn page_fault(frame: &mut TrapFrame, cr2: u64) {
     percpu::count_page_fault();
     let user_address = cr2 as i64 >= 0;
-    if user_address && (uaccess::covers(frame.rip) || frame.from_user()) {
+    if user_address && (uaccess::covers(frame.rip) || frame.is_from_user()) {
         let regs = FaultRegs { addr: cr2, error_code: frame.error, rip: frame.rip };
         if crate::vm::user_fault(regs).is_ok() {
             return;

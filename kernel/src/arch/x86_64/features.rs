@@ -53,8 +53,7 @@ impl fmt::Display for Missing {
 /// A required feature is missing.
 pub(super) fn init() -> Result<(), Missing> {
     let features = FEATURES.call_once(detect);
-    for (present, name) in
-        [(features.nx, "NX"), (features.pge, "PGE (global pages)"), (features.pat, "PAT")]
+    for (present, name) in [(features.nx, "NX"), (features.pge, "PGE (global pages)"), (features.pat, "PAT")]
     {
         if !present {
             return Err(Missing(name));

@@ -55,10 +55,18 @@ pub(crate) const PCI_ADDRESS: Port<u32> = unsafe { Port::new(0xcf8) };
 // SAFETY: by what its one user writes, as said above.
 pub(crate) const PCI_DATA: Port<u32> = unsafe { Port::new(0xcfc) };
 
-/// 8259 interrupt controllers: command and data of the first, command and data of the second.
+/// The first 8259 interrupt controller: command.
 // SAFETY: interrupt routing does not touch memory; every vector has a gate.
-pub(crate) const PIC: [Port<u8>; 4] =
-    unsafe { [Port::new(0x20), Port::new(0x21), Port::new(0xa0), Port::new(0xa1)] };
+pub(crate) const PIC_1_COMMAND: Port<u8> = unsafe { Port::new(0x20) };
+/// The first 8259: data.
+// SAFETY: as above.
+pub(crate) const PIC_1_DATA: Port<u8> = unsafe { Port::new(0x21) };
+/// The second 8259: command.
+// SAFETY: as above.
+pub(crate) const PIC_2_COMMAND: Port<u8> = unsafe { Port::new(0xa0) };
+/// The second 8259: data.
+// SAFETY: as above.
+pub(crate) const PIC_2_DATA: Port<u8> = unsafe { Port::new(0xa1) };
 
 /// 8254 timer: channel 2.
 // SAFETY: a counter.

@@ -8,7 +8,7 @@
 //!
 //! Three kinds of entry:
 //!
-//! * **page fault**, the hot path: a stub of its own, about 75 instructions both ways, straight to
+//! * **page fault**, the hot path: a stub of its own, 74 instructions both ways, straight to
 //!   [`fault::page_fault`], with interrupts on again if they were;
 //! * **common**: any other vector, with its number, to [`dispatch`];
 //! * **paranoid**: #DB, #NMI, #DF, #MC come at any instruction, even between `swapgs` and `iretq` or in the stub itself.
@@ -58,7 +58,7 @@ const _: () = assert!(size_of::<TrapFrame>() == 176 && core::mem::offset_of!(Tra
 
 impl TrapFrame {
     /// Did the trap come from ring 3?
-    pub(crate) fn from_user(&self) -> bool {
+    pub(crate) fn is_from_user(&self) -> bool {
         self.cs & 3 == 3
     }
 }
@@ -152,10 +152,6 @@ global_asm!(
     sub     rcx, gs:[{floor}]
     cmp     rcx, gs:[{room}]
     ja      trap_off_stack
-    jmp     712f
-711:
-    swapgs
-    mov     rax, gs:[{top}]
 712:
     mov     rcx, rsp
     mov     rsp, rax
@@ -168,6 +164,12 @@ global_asm!(
     push    qword ptr [rcx + 16]
     push    qword ptr [rcx + 8]
     push    qword ptr [rcx]
+    .pushsection .text.trap.user, "ax", @progbits
+711:
+    swapgs
+    mov     rax, gs:[{top}]
+    jmp     712b
+    .popsection
     .endm
 
     .balign 64

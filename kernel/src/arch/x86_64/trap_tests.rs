@@ -274,6 +274,7 @@ crate::ktest! {
         static CODE: [AtomicU64; 1] = [AtomicU64::new(0xc3)];
         // SAFETY: none: this is the mistake that NX must catch.
         let data: extern "C" fn() = unsafe { core::mem::transmute(CODE.as_ptr()) };
+        CODE[0].store(core::hint::black_box(0xc3), Ordering::Relaxed);
         data();
     }
 }

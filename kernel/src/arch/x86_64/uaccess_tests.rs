@@ -12,7 +12,8 @@ use super::paging::{self, DIRECT_MAP, SCRATCH_FRAMES, Table, bits, scratch};
 use super::tlb;
 use super::uaccess::{
     USER_END, UserFault, copy_from_user, copy_to_user, copy_words_from_user, copy_words_to_user, user_fill,
-    user_find_other, user_read_u8, user_read_u64, user_touch_read, user_touch_write, user_write_u8, user_write_u64,
+    user_find_other, user_read_u8, user_read_u64, user_touch_read, user_touch_write, user_write_u8,
+    user_write_u64,
 };
 use crate::testing::Outcome;
 
