@@ -4,7 +4,7 @@
 //! on every free, on a device as in RAM (Linux never merges split device pages back). A chunk of order 9 is a block: its
 //! block word says `Free`, and a smaller chunk's block says `Small`.
 
-use crate::framemap::{BLOCK, Block, FrameMap, NO_FRAME, Slot};
+use crate::framemap::{Block, FrameMap, NO_FRAME, Slot};
 use crate::types::{FrameRange, Order};
 
 /// Number of orders.
@@ -168,6 +168,7 @@ impl Buddy {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::framemap::BLOCK;
     use core::sync::atomic::AtomicU64;
     use proptest::prelude::*;
 
