@@ -116,8 +116,7 @@ impl Said {
 }
 
 /// Cargo, without what an outer cargo or the user's environment says about flags and places.
-#[must_use]
-pub fn cargo_command() -> Command {
+fn cargo_command() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     let dropped = ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER"];
     for (name, _) in std::env::vars_os() {

@@ -7,6 +7,7 @@ use crate::size::Size;
 use crate::{bench, boot, gdb, install, tour};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::Duration;
 
 /// farpage: a bare-metal kernel whose huge pages move to a PCI device's memory and come back by page fault.
@@ -183,7 +184,8 @@ pub fn run(cli: Cli) -> Result<(), Error> {
 
 /// `cargo test`, with the filter passed on.
 fn test(args: &TestArgs) -> Result<(), Error> {
-    let mut cargo = build::cargo_command();
+    // With the user's own flags and places: this is the command they could have typed.
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.arg("test").current_dir(build::root()).arg("--").args(&args.filter).args(&args.harness);
     let status = cargo.status().map_err(|source| Error::Cargo("cargo".into(), source))?;
     if status.success() { Ok(()) } else { Err(Error::Tests) }
