@@ -12,6 +12,7 @@ mod bootmem;
 mod console;
 mod exit;
 mod fwcfg;
+mod memory;
 mod report;
 mod testing;
 mod vm;
@@ -91,6 +92,13 @@ extern "C" fn on_own_tables() -> ! {
     }
     if let Err(error) = x86_64::init_on_own_tables() {
         exit::fail(&error);
+    }
+    let devices = match memory::init() {
+        Ok(devices) => devices,
+        Err(error) => exit::fail(&error),
+    };
+    if let Err(error) = &devices {
+        log::warn!("{error}");
     }
     log::info!("on the kernel's own page tables, root {:?}", x86_64::tlb::root());
     match boot.command.run {

@@ -284,6 +284,7 @@ crate::ktest! {
 }
 
 crate::ktest! {
+    needs(memory_mib = 3072)
     fn the_largest_pages_are_used() {
         let big = largest_page().bytes();
         let Some(range) = bootmem::ram().find(|r| r.start.next_multiple_of(big) + big <= r.end) else {

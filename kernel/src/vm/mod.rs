@@ -1,0 +1,266 @@
+//! The memory manager's place in the kernel: what [`mm`](farpage_mm) asks of a machine, answered by this one.
+//!
+//! This room and `arch/` hold all `unsafe` of the kernel. Here frame numbers become memory: RAM through the direct map,
+//! device memory through the window that its BAR is mapped in. That the memory manager names the right frames is its
+//! promise, not the compiler's; `audit()` and the host tests check it.
+
+pub(crate) mod devmem;
+pub(crate) mod user;
+
+use core::mem::size_of;
+use core::ptr;
+use core::sync::atomic::AtomicU64;
+
+use farpage_device::mmio::{CopyRoutine, copy_words, zero_words};
+use farpage_mm::{
+    Access, AddressSpace, Event, FaultError, FaultInfo, FaultOutcome, FlushRequest, FlushScope, Frame, FreshFrame,
+    MapStorage, Mm, Order, PAGE_SIZE, Space, TableWords, Vaddr, WaitKey,
+};
+use kernel_logic::ranges::OutOfFrames;
+use x86_64::{PhysAddr, VirtAddr};
+
+use crate::arch::x86_64::fault::{self, FaultRegs};
+use crate::arch::x86_64::{paging, percpu, tlb};
+use crate::bootmem;
+
+/// This machine.
+#[derive(Debug)]
+pub(crate) struct Machine;
+
+static MM: Mm<Machine> = Mm::new();
+
+/// The per-CPU counter of words moved or cleared by `rep` string instructions: the bulk of every measurement.
+const BULK: usize = Event::COUNT;
+const _: () = assert!(BULK < 120, "the last counters are the tests'");
+
+/// More pages than this are flushed by a reload of CR3.
+const FLUSH_CEILING: u64 = 32;
+
+/// The words that were moved or cleared so far.
+#[inline(always)]
+pub(crate) fn bulk_words() -> u64 {
+    percpu::counter(BULK)
+}
+
+#[inline(always)]
+pub(crate) fn count_bulk(words: u64) {
+    percpu::count_const::<BULK>(words);
+}
+
+/// Where RAM frame `pfn` is mapped.
+#[inline(always)]
+fn ram<T>(pfn: u32) -> *mut T {
+    paging::phys_to_virt(PhysAddr::new_truncate(u64::from(pfn) * PAGE_SIZE)).as_mut_ptr()
+}
+
+#[inline(always)]
+fn words_of(order: Order) -> usize {
+    (order.bytes() / 8) as usize
+}
+
+/// Clears RAM.
+#[inline(always)]
+fn zero_ram(first: u32, words: usize) {
+    count_bulk(words as u64);
+    // SAFETY: the frames belong to whoever asks: a folio or a table that nothing maps yet. The direct map shows them
+    // writable and aligned.
+    unsafe { zero_words(CopyRoutine::RepMovsq, ram(first), words) };
+}
+
+impl farpage_mm::Machine for Machine {
+    #[inline(always)]
+    fn mm() -> &'static Mm<Self> {
+        &MM
+    }
+
+    #[inline(always)]
+    fn table_words(pfn: u32) -> &'static TableWords {
+        // SAFETY: a page table is a frame of RAM, mapped in the direct map for ever; its words are only used as atomics
+        // by the memory manager, and by the CPU.
+        unsafe { &*ram::<TableWords>(pfn) }
+    }
+
+    fn objects<T: Default>(frame: FreshFrame) -> &'static mut [T] {
+        let first: *mut T = ram(frame.pfn());
+        let n = PAGE_SIZE as usize / size_of::<T>();
+        for i in 0..n {
+            // SAFETY: `i` is below the number of `T`s that fit in the frame.
+            let slot = unsafe { first.add(i) };
+            // SAFETY: the frame is fresh: it belongs to the caller alone, for ever. Frames are aligned to more than any `T`.
+            unsafe { ptr::write(slot, T::default()) };
+        }
+        // SAFETY: `n` initialised `T`s stand there, and a `FreshFrame` is consumed only once.
+        unsafe { core::slice::from_raw_parts_mut(first, n) }
+    }
+
+    #[inline(always)]
+    fn zero(first: Frame, order: Order) {
+        debug_assert!(first.place().is_ram());
+        zero_ram(first.index(), words_of(order));
+    }
+
+    #[inline(always)]
+    fn copy(src: Frame, dst: Frame, order: Order) {
+        debug_assert!(src.place().is_ram() && dst.place().is_ram());
+        count_bulk(words_of(order) as u64);
+        // SAFETY: both are whole folios in the direct map; the destination is not mapped yet and is another one.
+        unsafe { copy_words(CopyRoutine::RepMovsq, ram(dst.index()), ram(src.index()), words_of(order)) };
+    }
+
+    #[inline(always)]
+    fn cpu() -> usize {
+        percpu::cpu_id() as usize
+    }
+
+    #[inline(always)]
+    fn preempt_disable() {
+        percpu::preempt_disable();
+    }
+
+    #[inline(always)]
+    fn preempt_enable() {
+        percpu::preempt_enable();
+    }
+
+    #[inline]
+    fn flush(request: &FlushRequest) {
+        if request.cpus & 1 << percpu::cpu_id() == 0 {
+            return;
+        }
+        match request.scope {
+            FlushScope::Range { range, stride } if range.len() <= FLUSH_CEILING * stride => {
+                let mut at = range.start.0;
+                while at < range.end.0 {
+                    tlb::invlpg(VirtAddr::new_truncate(at));
+                    at += stride;
+                }
+            }
+            FlushScope::Range { .. } | FlushScope::All => tlb::flush(),
+        }
+    }
+
+    #[cold]
+    fn wait(key: WaitKey, still: &dyn Fn() -> bool) {
+        assert!(!still(), "a sleep on {:#x} that nobody is left to end: there is one thread", key.0);
+    }
+
+    #[inline(always)]
+    fn wake(_key: WaitKey) {}
+
+    #[inline(always)]
+    fn count(event: Event, n: u64) {
+        percpu::count(event as usize, n);
+    }
+
+    fn counted(event: Event) -> u64 {
+        percpu::counter(event as usize)
+    }
+}
+
+/// Zeroed memory for the map of `frames` frames, for ever. While [`bootmem`] still gives.
+///
+/// # Errors
+/// No range of RAM holds as much.
+pub(crate) fn map_storage(frames: u32) -> Result<MapStorage, OutOfFrames> {
+    let words = MapStorage::words_for(frames);
+    let pages = (words as u64 * 8).div_ceil(PAGE_SIZE);
+    let first = (bootmem::allocate(pages, 1)? / PAGE_SIZE) as u32;
+    zero_ram(first, (pages * PAGE_SIZE / 8) as usize);
+    let first: *const AtomicU64 = ram(first);
+    // SAFETY: the frames were given for this and are never taken back; they are zeroed, and used only as atomics.
+    Ok(MapStorage::new(unsafe { core::slice::from_raw_parts(first, words) }))
+}
+
+/// An address space is loaded on this CPU while this lives; then the kernel's own table is again.
+#[derive(Debug)]
+pub(crate) struct Active<'a>(&'a AddressSpace<Machine>);
+
+/// Loads an address space on this CPU.
+///
+/// # Panics
+/// When one is loaded already.
+pub(crate) fn activate(space: &AddressSpace<Machine>) -> Active<'_> {
+    assert_eq!(percpu::current_space(), 0, "an address space is loaded already");
+    space.loaded_on(percpu::cpu_id() as usize);
+    percpu::set_current_space(ptr::from_ref(space.space()) as u64);
+    // SAFETY: the root was made with `fill_kernel_half`, and the guard's borrow keeps it alive while it is loaded.
+    unsafe { tlb::load_root(frame_of(space.root_pfn())) };
+    Active(space)
+}
+
+impl Drop for Active<'_> {
+    fn drop(&mut self) {
+        // SAFETY: the kernel's own table lives for ever.
+        unsafe { tlb::load_root(paging::kernel_root()) };
+        percpu::set_current_space(0);
+        self.0.unloaded_from(percpu::cpu_id() as usize);
+    }
+}
+
+fn frame_of(pfn: u32) -> x86_64::structures::paging::PhysFrame {
+    x86_64::structures::paging::PhysFrame::containing_address(PhysAddr::new(u64::from(pfn) * PAGE_SIZE))
+}
+
+/// A new address space with the kernel's half.
+///
+/// # Errors
+/// Out of memory.
+pub(crate) fn new_space() -> Result<AddressSpace<Machine>, farpage_mm::OutOfMemory> {
+    AddressSpace::new(paging::fill_kernel_half)
+}
+
+/// The memory manager.
+#[inline(always)]
+pub(crate) fn mm() -> &'static Mm<Machine> {
+    &MM
+}
+
+/// Handles a fault on a user address, taken in ring 3 or in a user-access routine.
+///
+/// # Errors
+/// Nothing can be done about it: the access fails.
+#[inline(always)]
+pub(crate) fn user_fault(regs: FaultRegs) -> Result<(), ()> {
+    let space = percpu::current_space();
+    if space == 0 {
+        return Err(());
+    }
+    // SAFETY: `activate` put it there, and its guard takes it away before the space can go. Spaces lie in type-stable
+    // memory of their slab.
+    let space: &'static Space<Machine> = unsafe { &*(space as *const Space<Machine>) };
+    match space.handle_fault(&fault_info(&regs)) {
+        Ok(FaultOutcome::Spurious) => {
+            fault::spurious(&regs);
+            Ok(())
+        }
+        Ok(_) => Ok(()),
+        Err(error) => refused(&regs, error),
+    }
+}
+
+#[cold]
+fn refused(regs: &FaultRegs, error: FaultError) -> Result<(), ()> {
+    log::debug!("fault at {:#x} from {:#x} refused: {error}", regs.addr, regs.rip);
+    user::note_refusal(error);
+    Err(())
+}
+
+/// The error code of a page fault (SDM vol. 3, 4.7) in the memory manager's terms.
+#[inline(always)]
+fn fault_info(regs: &FaultRegs) -> FaultInfo {
+    let code = regs.error_code;
+    let access = if code & 1 << 1 != 0 {
+        Access::Write
+    } else if code & 1 << 4 != 0 {
+        Access::Exec
+    } else {
+        Access::Read
+    };
+    FaultInfo {
+        addr: Vaddr(regs.addr),
+        access,
+        present: code & 1 != 0,
+        from_user: code & 1 << 2 != 0,
+        rsvd: code & 1 << 3 != 0,
+    }
+}
