@@ -13,6 +13,7 @@ mod console;
 mod exit;
 mod fwcfg;
 mod memory;
+mod mm_tests;
 mod report;
 mod testing;
 mod vm;

@@ -147,8 +147,8 @@ impl Vma {
     }
 }
 
-const LEAF: usize = 128;
-const LEAVES: usize = 256;
+const LEAF: usize = 240;
+const LEAVES: usize = 128;
 
 /// A run of VMAs in address order.
 #[derive(Debug)]
@@ -182,7 +182,7 @@ impl VmaLeaf {
 }
 
 /// The VMAs of an address space in address order: a two-level sorted array. Look-up is two binary searches; an insertion
-/// moves at most 128 words. Room for at least 16,384 VMAs.
+/// moves at most 240 words. Room for at least 15,000 VMAs.
 pub(crate) struct VmaIndex<M: Machine> {
     leaves: [Option<PoolBox<M, VmaLeaf>>; LEAVES],
     len: usize,

@@ -67,7 +67,7 @@ impl<M: Machine> Space<M> {
         }
         let mut vmas = self.vmas.write();
         let mut spares = [self.spare_for_cut(range.start)?, self.spare_for_cut(range.end)?];
-        if spares[1].is_some() && range.start.align_down(PMD_SIZE) == range.end.align_down(PMD_SIZE) {
+        if spares[0].is_some() && range.start.align_down(PMD_SIZE) == range.end.align_down(PMD_SIZE) {
             spares[1] = None; // one table serves both ends
         }
         let mut vma_spares = VmaSpares::reserve(&mut vmas).map_err(|_| RangeError::Oom(range.start))?;

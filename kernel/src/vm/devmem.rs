@@ -1,0 +1,237 @@
+//! Device memory: the BARs of the machine's ivshmem devices, mapped, registered with the memory manager, and copied to and
+//! from by the CPU.
+
+use core::fmt;
+use core::ptr::NonNull;
+
+use farpage_device::ivshmem::{self, Ivshmem, IvshmemError};
+use farpage_device::mmio::{DeviceMemory, Window, store_fence};
+use farpage_device::pci::{ConfigAccess, Ecam, EcamRegion, LegacyPorts, PortIo};
+use farpage_device::{DeviceAddr, PhysAddr};
+use farpage_mm::{
+    COPY_LIST, CopyEngine, CopyOp, Fence, Folio, Frame, MAX_DEVICES, Order, PAGE_SIZE, PagemapOps, Place, RangeError,
+};
+use kernel_logic::ranges::OutOfFrames;
+use spin::Once;
+
+use super::{Machine, count_bulk, map_storage, mm, ram, words_of};
+use crate::arch::x86_64::device_map::{MapDeviceError, map_device};
+use crate::arch::x86_64::memtype::MemoryType;
+use crate::arch::x86_64::port;
+
+/// One device.
+#[derive(Debug)]
+pub(crate) struct Device {
+    /// What was found.
+    pub(crate) function: Ivshmem,
+    /// How configuration space was reached.
+    pub(crate) config: &'static str,
+    memory: DeviceMemory,
+    /// Splits of folios that the memory manager told of; a driver with state per folio would copy it here.
+    splits: core::sync::atomic::AtomicU64,
+}
+
+static DEVICES: [Once<Device>; MAX_DEVICES] = [const { Once::new() }; MAX_DEVICES];
+
+/// Why a device cannot be used.
+#[derive(Debug)]
+pub(crate) enum DeviceError {
+    /// It is missing or its BAR is no good.
+    Ivshmem(IvshmemError),
+    /// Its memory cannot be mapped.
+    Map(MapDeviceError),
+    /// There is no RAM for its frame map.
+    NoRam(OutOfFrames),
+    /// The memory manager does not take it.
+    Refused(RangeError),
+}
+
+impl fmt::Display for DeviceError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ivshmem(error) => write!(f, "{error}"),
+            Self::Map(error) => write!(f, "the device's memory cannot be mapped: {error}"),
+            Self::NoRam(error) => {
+                write!(
+                    f,
+                    "too little RAM for the device's frame map ({} frames are missing); give the machine more with \
+                     --memory or a smaller device with --device-size",
+                    error.frames
+                )
+            }
+            Self::Refused(error) => write!(f, "the device is refused: {error}"),
+        }
+    }
+}
+
+struct Ports;
+
+impl PortIo for Ports {
+    fn read_u32(&mut self, number: u16) -> u32 {
+        if number == 0xcf8 { port::PCI_ADDRESS.read() } else { port::PCI_DATA.read() }
+    }
+    fn write_u32(&mut self, number: u16, value: u32) {
+        if number == 0xcf8 { port::PCI_ADDRESS.write(value) } else { port::PCI_DATA.write(value) }
+    }
+}
+
+/// Finds, maps and registers all devices; how many. While RAM can still be had from `bootmem`.
+///
+/// # Errors
+/// The first device that is no good, or that there is none; devices before it stay registered.
+pub(crate) fn init() -> Result<usize, DeviceError> {
+    let ports = LegacyPorts::new(Ports);
+    match ecam(&ports) {
+        Some(ecam) => init_with(&ecam, "ECAM"),
+        None => init_with(&ports, "ports 0xcf8/0xcfc"),
+    }
+}
+
+/// Memory-mapped configuration space, where the chipset has it.
+fn ecam(ports: &LegacyPorts<Ports>) -> Option<Ecam> {
+    let region = EcamRegion::of_chipset(ports)?;
+    let virt = map_device(region.base.as_u64(), region.len_bytes(), MemoryType::Uncached).ok()?;
+    let base = NonNull::new(virt.as_mut_ptr())?;
+    // SAFETY: mapped just now, for ever, page aligned; device registers are no Rust memory.
+    let window = unsafe { Window::new(base, region.len_bytes()) };
+    Some(Ecam::new(window))
+}
+
+fn init_with(config: &impl ConfigAccess, how: &'static str) -> Result<usize, DeviceError> {
+    let mut found = 0;
+    for device in ivshmem::find(config).take(MAX_DEVICES) {
+        let function = device.map_err(DeviceError::Ivshmem)?;
+        register(found, function, how)?;
+        found += 1;
+    }
+    if found == 0 { Err(DeviceError::Ivshmem(IvshmemError::Missing)) } else { Ok(found) }
+}
+
+fn register(number: usize, function: Ivshmem, config: &'static str) -> Result<(), DeviceError> {
+    let bar = function.memory;
+    let pages = (bar.size / PAGE_SIZE) as u32;
+    let virt = map_device(bar.address.as_u64(), bar.size, MemoryType::WriteCombining).map_err(DeviceError::Map)?;
+    let storage = map_storage(pages).map_err(DeviceError::NoRam)?;
+    let Some(base) = NonNull::new(virt.as_mut_ptr()) else { unreachable!("the device window is not at 0") };
+    // SAFETY: mapped just now, for ever, page aligned; ivshmem's BAR2 is plain memory, and no Rust reference to it is ever
+    // made.
+    let memory = unsafe { DeviceMemory::new(base, bar.size) };
+    let splits = core::sync::atomic::AtomicU64::new(0);
+    let device = DEVICES[number].call_once(|| Device { function, config, memory, splits });
+    mm().register_device(number, pages, storage, device).map_err(DeviceError::Refused)?;
+    Ok(())
+}
+
+/// The devices that were found.
+pub(crate) fn devices() -> impl Iterator<Item = &'static Device> {
+    DEVICES.iter().filter_map(Once::get)
+}
+
+/// Device `number`.
+pub(crate) fn device(number: usize) -> Option<&'static Device> {
+    DEVICES.get(number)?.get()
+}
+
+impl Device {
+    /// Bytes of device memory.
+    pub(crate) const fn len_bytes(&self) -> u64 {
+        self.memory.len_bytes()
+    }
+
+    /// Where the memory lies, physically.
+    pub(crate) const fn phys(&self) -> PhysAddr {
+        self.function.memory.address
+    }
+
+    /// One word of device memory, read through the BAR.
+    pub(crate) fn read(&self, at: DeviceAddr) -> Option<u64> {
+        self.memory.read(at).ok()
+    }
+
+    /// Folio splits that the memory manager told of.
+    pub(crate) fn splits(&self) -> u64 {
+        self.splits.load(core::sync::atomic::Ordering::Relaxed)
+    }
+
+    #[inline(always)]
+    fn run(&self, op: &CopyOp) -> bool {
+        match *op {
+            CopyOp::Copy { src, dst, order } => {
+                let words = words_of(order);
+                count_bulk(words as u64);
+                match (src.place() == Place::RAM, dst.place() == Place::RAM) {
+                    (true, false) => {
+                        // SAFETY: the source folio is unmapped and flushed everywhere (`Migration<Unmapped>`): nobody
+                        // writes it now. It is a whole folio in the direct map.
+                        let from = unsafe { core::slice::from_raw_parts(ram::<u64>(src.index()), words) };
+                        self.memory.copy_in(device_addr(dst), from).is_ok()
+                    }
+                    (false, true) => {
+                        // SAFETY: the destination folio was just allocated and is not mapped: it is the caller's alone.
+                        let to = unsafe { core::slice::from_raw_parts_mut(ram::<u64>(dst.index()), words) };
+                        self.memory.copy_out(device_addr(src), to).is_ok()
+                    }
+                    (false, false) => {
+                        self.memory.copy_within(device_addr(src), device_addr(dst), order.bytes()).is_ok()
+                    }
+                    (true, true) => false,
+                }
+            }
+            CopyOp::Zero { dst, order } => {
+                count_bulk(words_of(order) as u64);
+                self.memory.zero(device_addr(dst), order.bytes()).is_ok()
+            }
+        }
+    }
+}
+
+#[inline(always)]
+const fn device_addr(frame: Frame) -> DeviceAddr {
+    DeviceAddr(frame.index() as u64 * PAGE_SIZE)
+}
+
+impl CopyEngine for Device {
+    #[inline]
+    fn submit(&self, ops: &[CopyOp]) -> Fence {
+        debug_assert!(ops.len() <= COPY_LIST);
+        let mut failed = 0;
+        for (i, op) in ops.iter().enumerate() {
+            if !self.run(op) {
+                failed |= 1 << i;
+            }
+        }
+        // The BAR is write-combining: what was stored must be there before an entry leads to it.
+        store_fence();
+        Fence::Done { failed }
+    }
+
+    fn poll(&self, fence: Fence) -> Option<u32> {
+        Some(self.wait(fence))
+    }
+
+    fn wait(&self, fence: Fence) -> u32 {
+        match fence {
+            Fence::Done { failed } => failed,
+            Fence::Pending(_) => unreachable!("the CPU engine finishes what it is given"),
+        }
+    }
+
+    fn cancel(&self, fence: Fence) -> u32 {
+        self.wait(fence)
+    }
+}
+
+impl PagemapOps<Machine> for Device {
+    fn folio_split(&self, _head: &Folio, tail: Option<&Folio>) {
+        if tail.is_none() {
+            self.splits.fetch_add(1, core::sync::atomic::Ordering::Relaxed);
+        }
+    }
+
+    #[inline(always)]
+    fn engine(&self) -> &dyn CopyEngine {
+        self
+    }
+}
+
+const _: () = assert!(Order::PMD.bytes() == 512 * PAGE_SIZE);
