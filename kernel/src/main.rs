@@ -12,6 +12,7 @@ mod bootmem;
 mod console;
 mod exit;
 mod fwcfg;
+mod measure;
 mod memory;
 mod mm_tests;
 mod report;
