@@ -8,6 +8,7 @@ extern crate alloc;
 
 mod arch;
 mod backtrace;
+mod bench;
 mod bootmem;
 mod console;
 mod exit;
@@ -106,7 +107,8 @@ extern "C" fn on_own_tables() -> ! {
     match boot.command.run {
         Run::List => testing::list(),
         Run::Test => testing::run(&boot.command),
-        Run::Tour | Run::Bench | Run::Gdb => exit::exit(Exit::Success),
+        Run::Bench => bench::run(&boot.command, devices),
+        Run::Tour | Run::Gdb => exit::exit(Exit::Success),
     }
 }
 

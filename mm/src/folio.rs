@@ -387,8 +387,11 @@ impl<M: Machine> Drop for LockedFolio<M> {
 
 impl<M: Machine> Mm<M> {
     /// Allocates a folio of `order` in `place`: one reference, unlocked, contents undefined.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`] when no chunk of this order is free, or no memory for the descriptor.
     #[inline]
-    pub(crate) fn alloc_folio(
+    pub fn alloc_folio(
         &self,
         place: Place,
         order: Order,

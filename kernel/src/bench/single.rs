@@ -1,0 +1,249 @@
+//! Single operations: each row is one operation, measured a few times from the outside, touch or call included.
+
+use farpage_mm::{AddressSpace, Entry, HugeAdvice, Order, PAGE_SIZE, PMD_SIZE, Place, Prot, VaRange, Vaddr};
+use ktest::record;
+
+use super::Stop;
+use super::samples::{Raw, Samples, raw_ns};
+use crate::console;
+use crate::measure::measure;
+use crate::vm::user::{user_fill, user_touch_read, user_touch_write};
+use crate::vm::{Machine, activate, new_space};
+
+/// One operation.
+pub(super) struct Row {
+    /// What people call it.
+    pub(super) name: &'static str,
+    /// The most that may go beyond the data, in instructions.
+    goal: Option<u64>,
+    /// The data itself.
+    raw: Raw,
+    measure: fn(&AddressSpace<Machine>, &mut Samples) -> Result<(), Stop>,
+}
+
+const DEV: Place = Place::device(0);
+const BASE: u64 = 0x10_0000_0000;
+/// Repetitions with 2 MiB pages.
+const HUGE: u64 = 8;
+/// Repetitions with 4 KiB pages.
+const SMALL: u64 = 256;
+
+const HUGE_CLEAR: Raw = Raw::Clear { order: Order::PMD, count: 1 };
+const SMALL_CLEAR: Raw = Raw::Clear { order: Order::BASE, count: 1 };
+const HUGE_IN: Raw = Raw::In { order: Order::PMD, count: 1 };
+const HUGE_OUT: Raw = Raw::Out { order: Order::PMD, count: 1 };
+
+/// All rows, in the order in which they are shown.
+pub(super) static ROWS: &[Row] = &[
+    Row { name: "first touch, 2 MiB", goal: Some(3000), raw: HUGE_CLEAR, measure: first_touch_huge },
+    Row { name: "first touch, 4 KiB, new table", goal: Some(900), raw: Raw::Clear { order: Order::BASE, count: 2 }, measure: first_touch_new_table },
+    Row { name: "first touch, 4 KiB, table present", goal: Some(700), raw: SMALL_CLEAR, measure: first_touch_small },
+    Row { name: "first read, 4 KiB (zero page)", goal: None, raw: Raw::None, measure: zero_page },
+    Row { name: "fault-back, 2 MiB, by a read", goal: Some(3000), raw: HUGE_OUT, measure: |s, m| fault_back_huge(s, m, user_touch_read) },
+    Row { name: "fault-back, 2 MiB, by a write", goal: Some(3000), raw: HUGE_OUT, measure: |s, m| fault_back_huge(s, m, user_touch_write) },
+    Row { name: "fault-back, 4 KiB", goal: Some(700), raw: Raw::Out { order: Order::BASE, count: 1 }, measure: fault_back_small },
+    Row { name: "fault-back, 1 MiB left of 2 MiB", goal: Some(5000), raw: Raw::Out { order: Order::new(8), count: 1 }, measure: fault_back_half },
+    Row { name: "to device, 2 MiB", goal: Some(4000), raw: HUGE_IN, measure: |s, m| migrate(s, m, HugeAdvice::Huge, 1, true) },
+    Row { name: "to device, 512 x 4 KiB", goal: Some(512 * 400), raw: Raw::In { order: Order::BASE, count: 512 }, measure: |s, m| migrate(s, m, HugeAdvice::NoHuge, 1, true) },
+    Row { name: "to device, hole of 2 MiB", goal: Some(4000), raw: HUGE_CLEAR, measure: hole },
+    Row { name: "to system, 2 MiB, by call", goal: Some(5000), raw: HUGE_OUT, measure: |s, m| migrate(s, m, HugeAdvice::Huge, 1, false) },
+    Row { name: "to system, 512 x 4 KiB, by call", goal: Some(200_000), raw: Raw::Out { order: Order::BASE, count: 512 }, measure: |s, m| migrate(s, m, HugeAdvice::NoHuge, 1, false) },
+    Row { name: "to device, 8 x 2 MiB in one call", goal: Some(8 * 2500), raw: Raw::In { order: Order::PMD, count: 8 }, measure: |s, m| migrate(s, m, HugeAdvice::Huge, HUGE, true) },
+    Row { name: "split of a present 2 MiB mapping (1 page unmapped)", goal: None, raw: Raw::None, measure: |s, m| unmap_part(s, m, 0, false) },
+    Row { name: "unmap half of 2 MiB on the device", goal: Some(8000), raw: Raw::None, measure: |s, m| unmap_part(s, m, PMD_SIZE / 2, true) },
+    Row { name: "unmap one page of 2 MiB on the device", goal: None, raw: Raw::None, measure: |s, m| unmap_part(s, m, PAGE_SIZE, true) },
+    Row { name: "unmap 2 MiB on the device", goal: None, raw: Raw::None, measure: unmap_whole },
+];
+
+/// Measures one row and prints it.
+pub(super) fn run(row: &Row, wall: bool) -> Result<(), Stop> {
+    let mut samples = Samples::default();
+    let space = new_space()?;
+    let active = activate(&space);
+    let result = (row.measure)(&space, &mut samples);
+    drop(active);
+    drop(space);
+    result?;
+    let sum = samples.sum();
+    let n = samples.len();
+    let times = if wall { Some((samples.median_ns(), raw_ns(row.raw)?)) } else { None };
+    console::with(|out| {
+        let _ = match (times, row.goal) {
+            (Some((median, copy)), _) => record!(out, "bench", name = row.name, n = n, ns_median = median, ns_copy = copy),
+            (None, Some(goal)) => {
+                record!(out, "bench", name = row.name, total = sum.ticks, bulk = sum.bulk, n = n, goal = goal)
+            }
+            (None, None) => record!(out, "bench", name = row.name, total = sum.ticks, bulk = sum.bulk, n = n),
+        };
+    });
+    Ok(())
+}
+
+/// `n` times 2 MiB at [`BASE`].
+fn map(space: &AddressSpace<Machine>, n: u64, advice: HugeAdvice) -> Result<VaRange, Stop> {
+    let range = VaRange::new(BASE, n * PMD_SIZE);
+    space.space().map_anon(range, Prot::RW, advice)?;
+    Ok(range)
+}
+
+/// As [`map`], every word written.
+fn filled(space: &AddressSpace<Machine>, n: u64, advice: HugeAdvice) -> Result<VaRange, Stop> {
+    let range = map(space, n, advice)?;
+    user_fill(range.start.0, range.len() / 8, 0x5a)?;
+    Ok(range)
+}
+
+/// As [`filled`], then moved to the device.
+fn on_device(space: &AddressSpace<Machine>, n: u64, advice: HugeAdvice) -> Result<VaRange, Stop> {
+    let range = filled(space, n, advice)?;
+    to(space, range, DEV)?;
+    Ok(range)
+}
+
+fn to(space: &AddressSpace<Machine>, range: VaRange, place: Place) -> Result<(), Stop> {
+    let report = space.space().migrate(range, place)?;
+    if report.failed_pages() == 0 { Ok(()) } else { Err(Stop::DoesNotFit("not everything could be moved")) }
+}
+
+fn pages(range: VaRange, step: u64) -> impl Iterator<Item = u64> {
+    (range.start.0..range.end.0).step_by(step as usize)
+}
+
+fn first_touch_huge(space: &AddressSpace<Machine>, samples: &mut Samples) -> Result<(), Stop> {
+    let range = map(space, HUGE + 1, HugeAdvice::Huge)?;
+    for (i, at) in pages(range, PMD_SIZE).enumerate() {
+        let (touched, cost) = measure(|| user_touch_write(at));
+        touched?;
+        if i > 0 {
+            samples.push(cost); // the first also made the tables above
+        }
+    }
+    Ok(())
+}
+
+fn first_touch_new_table(space: &AddressSpace<Machine>, samples: &mut Samples) -> Result<(), Stop> {
+    let range = map(space, HUGE + 1, HugeAdvice::NoHuge)?;
+    for (i, at) in pages(range, PMD_SIZE).enumerate() {
+        let (touched, cost) = measure(|| user_touch_write(at));
+        touched?;
+        if i > 0 {
+            samples.push(cost);
+        }
+    }
+    Ok(())
+}
+
+fn first_touch_small(space: &AddressSpace<Machine>, samples: &mut Samples) -> Result<(), Stop> {
+    let range = map(space, 1, HugeAdvice::NoHuge)?;
+    user_touch_write(range.start.0)?;
+    for at in pages(range, PAGE_SIZE).skip(1).take(SMALL as usize) {
+        let (touched, cost) = measure(|| user_touch_write(at));
+        touched?;
+        samples.push(cost);
+    }
+    Ok(())
+}
+
+fn zero_page(space: &AddressSpace<Machine>, samples: &mut Samples) -> Result<(), Stop> {
+    let range = map(space, 1, HugeAdvice::NoHuge)?;
+    user_touch_read(range.start.0)?;
+    for at in pages(range, PAGE_SIZE).skip(1).take(SMALL as usize) {
+        let (touched, cost) = measure(|| user_touch_read(at));
+        touched?;
+        samples.push(cost);
+    }
+    Ok(())
+}
+
+type Touch = fn(u64) -> Result<(), crate::vm::user::UserFault>;
+
+fn fault_back_huge(space: &AddressSpace<Machine>, samples: &mut Samples, touch: Touch) -> Result<(), Stop> {
+    let range = on_device(space, HUGE, HugeAdvice::Huge)?;
+    for at in pages(range, PMD_SIZE) {
+        let (touched, cost) = measure(|| touch(at));
+        touched?;
+        samples.push(cost);
+        if !matches!(space.entry_at(Vaddr(at)).1, Entry::Leaf(_)) {
+            return Err(Stop::Wrong("the page did not come back"));
+        }
+    }
+    Ok(())
+}
+
+fn fault_back_small(space: &AddressSpace<Machine>, samples: &mut Samples) -> Result<(), Stop> {
+    let range = on_device(space, 1, HugeAdvice::NoHuge)?;
+    for at in pages(range, PAGE_SIZE).take(SMALL as usize) {
+        let (touched, cost) = measure(|| user_touch_read(at));
+        touched?;
+        samples.push(cost);
+    }
+    Ok(())
+}
+
+fn fault_back_half(space: &AddressSpace<Machine>, samples: &mut Samples) -> Result<(), Stop> {
+    let range = on_device(space, HUGE, HugeAdvice::Huge)?;
+    for at in pages(range, PMD_SIZE) {
+        space.space().unmap(VaRange::new(at, PMD_SIZE / 2))?;
+        let (touched, cost) = measure(|| user_touch_read(at + PMD_SIZE / 2));
+        touched?;
+        samples.push(cost);
+    }
+    Ok(())
+}
+
+/// One call for `n` times 2 MiB, there or back.
+fn migrate(
+    space: &AddressSpace<Machine>,
+    samples: &mut Samples,
+    advice: HugeAdvice,
+    n: u64,
+    there: bool,
+) -> Result<(), Stop> {
+    let range = filled(space, n, advice)?;
+    for round in 0..=HUGE / n {
+        let (moved, cost) = measure(|| to(space, range, DEV));
+        moved?;
+        let (back, cost_back) = measure(|| to(space, range, Place::RAM));
+        back?;
+        if round > 0 {
+            samples.push(if there { cost } else { cost_back }); // the first round makes descriptors
+        }
+    }
+    Ok(())
+}
+
+fn hole(space: &AddressSpace<Machine>, samples: &mut Samples) -> Result<(), Stop> {
+    let range = map(space, HUGE + 1, HugeAdvice::Huge)?;
+    for (i, at) in pages(range, PMD_SIZE).enumerate() {
+        let (moved, cost) = measure(|| to(space, VaRange::new(at, PMD_SIZE), DEV));
+        moved?;
+        if i > 0 {
+            samples.push(cost);
+        }
+    }
+    Ok(())
+}
+
+/// Unmaps `len` bytes from the start of each 2 MiB, or its middle page when `len` is 0.
+fn unmap_part(space: &AddressSpace<Machine>, samples: &mut Samples, len: u64, device: bool) -> Result<(), Stop> {
+    let range = if device { on_device(space, HUGE + 1, HugeAdvice::Huge)? } else { filled(space, HUGE + 1, HugeAdvice::Huge)? };
+    for (i, at) in pages(range, PMD_SIZE).enumerate() {
+        let part = if len == 0 { VaRange::new(at + PMD_SIZE / 2, PAGE_SIZE) } else { VaRange::new(at, len) };
+        let (done, cost) = measure(|| space.space().unmap(part));
+        done?;
+        if i > 0 {
+            samples.push(cost);
+        }
+    }
+    Ok(())
+}
+
+fn unmap_whole(space: &AddressSpace<Machine>, samples: &mut Samples) -> Result<(), Stop> {
+    let range = on_device(space, HUGE, HugeAdvice::Huge)?;
+    for at in pages(range, PMD_SIZE) {
+        let (done, cost) = measure(|| space.space().unmap(VaRange::new(at, PMD_SIZE)));
+        done?;
+        samples.push(cost);
+    }
+    Ok(())
+}

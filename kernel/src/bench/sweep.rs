@@ -1,0 +1,110 @@
+//! The field's migration benchmark: seven sizes, large pages on and off, both directions.
+//!
+//! The shape is that of the benchmark that came with large device pages in Linux: fill, one round trip to warm up, five
+//! timed round trips by explicit call, nothing touched in between. Two things differ, and make the figures comparable with
+//! each other: nothing is read back inside the timed region, and the data is checked once at the end, outside it.
+
+use alloc::vec::Vec;
+use core::fmt;
+
+use farpage_mm::{HugeAdvice, Order, PAGE_SIZE, PMD_SIZE, Place, Prot, VaRange};
+use ktest::record;
+
+use super::Stop;
+use super::samples::{Raw, Samples, raw_ns};
+use crate::console;
+use crate::measure::measure;
+use crate::vm::user::{user_fill, user_find_other};
+use crate::vm::{activate, mm, new_space};
+
+/// What a filter calls it.
+pub(super) const NAME: &str = "sweep";
+
+/// The field's sizes, in bytes.
+const SIZES: [u64; 7] =
+    [PMD_SIZE / 4, PMD_SIZE / 2, PMD_SIZE, 2 * PMD_SIZE, 4 * PMD_SIZE, 8 * PMD_SIZE, 128 * PMD_SIZE];
+const ROUNDS: u64 = 5;
+const BASE: u64 = 0x20_0000_0000;
+const WORD: u64 = 0x0706_0504_0302_0100;
+
+/// A word of `sizes=` that is none.
+#[derive(Debug)]
+pub(super) struct BadSize<'a>(&'a str);
+
+impl fmt::Display for BadSize<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} is no size: whole pages, like 512K, 2M or 1G", self.0)
+    }
+}
+
+/// The sizes asked for, or the field's.
+pub(super) fn sizes(words: &str) -> Result<Vec<u64>, BadSize<'_>> {
+    if words.is_empty() {
+        return Ok(SIZES.to_vec());
+    }
+    words.split(',').map(size).collect()
+}
+
+fn size(word: &str) -> Result<u64, BadSize<'_>> {
+    let (digits, shift) = match word.as_bytes().last() {
+        Some(b'K') => (&word[..word.len() - 1], 10),
+        Some(b'M') => (&word[..word.len() - 1], 20),
+        Some(b'G') => (&word[..word.len() - 1], 30),
+        _ => (word, 0),
+    };
+    let bytes = digits.parse::<u64>().ok().and_then(|n| n.checked_mul(1 << shift));
+    bytes.filter(|&n| n > 0 && n.is_multiple_of(PAGE_SIZE) && n < 1 << 40).ok_or(BadSize(word))
+}
+
+/// Measures one size with one kind of pages, both directions.
+pub(super) fn run(size: u64, huge: bool, wall: bool) -> Result<(), Stop> {
+    if u64::from(mm().device(0).memory().free) * PAGE_SIZE < size {
+        return Err(Stop::DoesNotFit("the device's memory is smaller (--device-size)"));
+    }
+    if u64::from(mm().zone(Place::RAM).stat().free) * PAGE_SIZE < size + (size >> 6) + (8 << 20) {
+        return Err(Stop::DoesNotFit("the machine has less free RAM (--memory)"));
+    }
+    let (mut there, mut back) = (Samples::default(), Samples::default());
+    let space = new_space()?;
+    let active = activate(&space);
+    let range = VaRange::new(BASE, size);
+    let advice = if huge { HugeAdvice::Huge } else { HugeAdvice::NoHuge };
+    space.space().map_anon(range, Prot::RW, advice)?;
+    user_fill(range.start.0, size / 8, WORD)?;
+    for round in 0..=ROUNDS {
+        let (out, cost_out) = measure(|| space.space().migrate(range, Place::device(0)));
+        let (home, cost_home) = measure(|| space.space().migrate(range, Place::RAM));
+        if out?.pages != range.nr_pages() || home?.pages != range.nr_pages() {
+            return Err(Stop::Wrong("not every page moved"));
+        }
+        if round > 0 {
+            there.push(cost_out);
+            back.push(cost_home);
+        }
+    }
+    if user_find_other(range.start.0, size / 8, WORD)?.is_some() {
+        return Err(Stop::Wrong("the data did not survive"));
+    }
+    drop(active);
+    drop(space);
+    let is_huge = huge && size >= PMD_SIZE;
+    let (order, count) = if is_huge { (Order::PMD, size / PMD_SIZE) } else { (Order::BASE, size / PAGE_SIZE) };
+    let count = count as u32;
+    for (samples, dir, raw) in
+        [(&mut there, "dev", Raw::In { order, count }), (&mut back, "sys", Raw::Out { order, count })]
+    {
+        let sum = samples.sum();
+        let times = if wall { Some((samples.median_ns(), raw_ns(raw)?)) } else { None };
+        console::with(|out| {
+            let _ = match times {
+                Some((ns, copy)) => {
+                    record!(out, "sweep", size = size, huge = u64::from(huge), dir = dir, rounds = ROUNDS, ns_median = ns, ns_copy = copy)
+                }
+                None => {
+                    record!(out, "sweep", size = size, huge = u64::from(huge), dir = dir, rounds = ROUNDS, total = sum.ticks, bulk = sum.bulk)
+                }
+            };
+        });
+    }
+    Ok(())
+}
