@@ -59,13 +59,18 @@ impl<M: Machine> Mm<M> {
             folio.scratch().store(0, Relaxed);
             Ok(())
         })?;
-        let mut tables = 0;
-        for index in 0..self.spaces.made() {
-            let space = self.spaces.get(index);
-            if space.is_live() {
-                tables += self.audit_space(space)?;
+        let mut tables = Ok(0);
+        self.spaces.for_each(self, &mut |space| {
+            if let Ok(n) = &mut tables
+                && space.is_live()
+            {
+                match self.audit_space(space) {
+                    Ok(more) => *n += more,
+                    Err(error) => tables = Err(error),
+                }
             }
-        }
+        });
+        let tables = tables?;
         expect("page tables in use", 0, u64::from(self.tables.live()), tables)?;
         let at_work = self.batches.live() + self.units.live() + self.pieces.live() + self.held.live();
         expect("work records in use at rest", 0, u64::from(at_work), 0)?;
@@ -80,13 +85,13 @@ impl<M: Machine> Mm<M> {
     }
 
     fn for_each_folio(&self, f: &mut dyn FnMut(&'static Folio) -> Audit) -> Audit {
-        for index in 0..self.folios.made() {
-            let folio = self.folios.get(index);
-            if folio.refs() != 0 {
-                f(folio)?;
+        let mut result = Ok(());
+        self.folios.for_each(self, &mut |folio| {
+            if result.is_ok() && folio.refs() != 0 {
+                result = f(folio);
             }
-        }
-        Ok(())
+        });
+        result
     }
 
     /// Walks one space; the number of its tables.
@@ -250,7 +255,8 @@ impl<M: Machine> Mm<M> {
             }
             Ok(())
         })?;
-        let objects = u64::from(zone.count_objects());
+        let mut objects = 0;
+        zone.for_each_object_frame(&mut |_, _| objects += 1);
         expect(
             "frames of a zone",
             u64::from(place.raw()),

@@ -56,6 +56,7 @@ const LOCKED: u32 = 1;
 const WAITERS: u32 = 2;
 
 impl Slot for Folio {
+    const KIND: u8 = 1;
     #[inline(always)]
     fn header(&self) -> &SlotHeader {
         &self.header
@@ -168,7 +169,7 @@ impl Folio {
         self.index.store(link.index, Relaxed);
     }
     pub(crate) fn slab_index(&self) -> u32 {
-        self.header.index()
+        self.header.key()
     }
     pub(crate) fn wait_key(&self) -> WaitKey {
         WaitKey(ptr::from_ref(self).addr())
@@ -391,12 +392,7 @@ impl<M: Machine> Mm<M> {
     /// # Errors
     /// [`OutOfMemory`] when no chunk of this order is free, or no memory for the descriptor.
     #[inline]
-    pub fn alloc_folio(
-        &self,
-        place: Place,
-        order: Order,
-        need: Need,
-    ) -> Result<FolioRef<M>, OutOfMemory> {
+    pub fn alloc_folio(&self, place: Place, order: Order, need: Need) -> Result<FolioRef<M>, OutOfMemory> {
         match self.try_alloc_folio(place, order, need) {
             Ok(folio) => Ok(folio),
             Err(oom) => {

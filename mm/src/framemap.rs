@@ -42,8 +42,8 @@ pub(crate) enum Slot {
     Folio(u32),
     /// A page table.
     Table(u32),
-    /// Objects of a slab or pool; frame map storage; for ever.
-    Objects,
+    /// Objects of a slab (of this kind) or pool (kind 0); for ever.
+    Objects(u8),
 }
 
 /// The words of one range of frames. Numbers here are relative to the range's first frame.
@@ -84,7 +84,7 @@ impl Slot {
             Self::Cached => 2,
             Self::Folio(i) => 3 | (i as u64) << 8,
             Self::Table(i) => 4 | (i as u64) << 8,
-            Self::Objects => 5,
+            Self::Objects(kind) => 5 | (kind as u64) << 8,
         }
     }
     #[inline(always)]
@@ -99,7 +99,7 @@ impl Slot {
             2 => Self::Cached,
             3 => Self::Folio((word >> 8) as u32),
             4 => Self::Table((word >> 8) as u32),
-            _ => Self::Objects,
+            _ => Self::Objects((word >> 8) as u8),
         }
     }
 }

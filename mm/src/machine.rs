@@ -108,9 +108,13 @@ pub trait Machine: Sized + Send + Sync + 'static {
     /// The words of RAM frame `pfn`.
     fn table_words(pfn: u32) -> &'static TableWords;
 
-    /// Turns a fresh frame into as many default `T`s as fit. It stays that way for ever: descriptor memory is
-    /// type-stable.
-    fn objects<T: Default>(frame: FreshFrame) -> &'static mut [T];
+    /// Turns a fresh frame into as many default `T`s as fit, one after the other from its start. It stays that way for
+    /// ever: descriptor memory is type-stable.
+    fn objects<T: Default + Send + 'static>(frame: FreshFrame) -> &'static mut [T];
+
+    /// The object at `key`, which is its physical address in units of 64 bytes. Asked only for keys of objects that
+    /// [`Machine::objects`] made of this very type, and that are shared from then on.
+    fn object<T: Sync + 'static>(key: u32) -> &'static T;
 
     /// Clears RAM.
     fn zero(first: Frame, order: Order);

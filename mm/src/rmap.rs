@@ -18,6 +18,7 @@ use crate::types::{PAGE_SHIFT, VaRange, Vaddr};
 use crate::vma::Vma;
 
 /// The VMAs that may map one family of anonymous pages (Linux: `anon_vma`).
+#[repr(align(64))]
 pub(crate) struct AnonSet<M: Machine> {
     header: SlotHeader,
     /// Head of the list of VMAs, linked through [`Vma::list_link`].
@@ -33,6 +34,7 @@ impl<M: Machine> Default for AnonSet<M> {
 }
 
 impl<M: Machine> Slot for AnonSet<M> {
+    const KIND: u8 = 4;
     fn header(&self) -> &SlotHeader {
         &self.header
     }
@@ -57,7 +59,7 @@ impl<M: Machine> AnonSet<M> {
     }
 
     pub(crate) fn slab_index(&self) -> u32 {
-        self.header.index()
+        self.header.key()
     }
 
     /// Adds a VMA to the set.

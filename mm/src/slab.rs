@@ -1,7 +1,7 @@
 //! Memory for the memory manager's own objects.
 //!
 //! Stable `alloc` cannot report exhaustion, so nothing here uses it. Two forms:
-//! - [`Slab`]: *shared* objects, reached as `&'static T` or by a 32-bit index. Their state is in atomics and locks.
+//! - [`Slab`]: *shared* objects, reached as `&'static T` or by a 32-bit key. Their state is in atomics and locks.
 //!   Descriptor memory is type-stable: a freed folio descriptor stays a folio descriptor, so that a racing look-up may
 //!   read it and find out that it came too late.
 //! - [`Pool`]: *owned* objects, a [`PoolBox`] is their only handle.
@@ -13,8 +13,6 @@ use core::mem::size_of;
 use core::ops::{Deref, DerefMut};
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
-use spin::Once;
-
 use crate::error::OutOfMemory;
 use crate::inject::Site;
 use crate::machine::Machine;
@@ -25,81 +23,65 @@ use crate::types::PAGE_SIZE;
 /// No object.
 pub(crate) const NIL: u32 = u32::MAX;
 
+/// Bytes in a unit of an object's key. Objects are aligned to it, so a 32-bit key reaches 256 GiB of RAM.
+const KEY_BYTES: u64 = 64;
+
 /// What a slab needs of its objects: two words that it keeps in them.
-pub(crate) trait Slot: Default + Sync + 'static {
+pub(crate) trait Slot: Default + Send + Sync + 'static {
+    /// Tells the frames of one slab from those of another in the frame map; not 0.
+    const KIND: u8;
     fn header(&self) -> &SlotHeader;
 }
 
 /// The slab's part of an object.
 #[derive(Debug)]
 pub(crate) struct SlotHeader {
-    /// The object's own index; fixed for ever once its chunk exists.
-    index: AtomicU32,
+    /// The object's own key; fixed for ever once it exists.
+    key: AtomicU32,
     /// Next free object while this one is free; free for the object's use (a list link) while it is allocated.
     pub(crate) link: AtomicU32,
 }
 
 impl Default for SlotHeader {
     fn default() -> Self {
-        Self { index: AtomicU32::new(NIL), link: AtomicU32::new(NIL) }
+        Self { key: AtomicU32::new(NIL), link: AtomicU32::new(NIL) }
     }
 }
 
 impl SlotHeader {
+    /// The object's key, by which [`Slab::get`] finds it.
     #[inline(always)]
-    pub(crate) fn index(&self) -> u32 {
-        self.index.load(Relaxed)
+    pub(crate) fn key(&self) -> u32 {
+        self.key.load(Relaxed)
     }
 }
 
-type Chunk<T> = &'static [T];
-type Leaf<T> = &'static [Once<Chunk<T>>];
-
-const LEAF_BITS: u32 = 7;
-const DIRECTORY: usize = 512;
-
 struct Free {
     head: u32,
-    /// Chunks made so far.
-    chunks: u32,
     /// Objects in use.
     live: u32,
 }
 
 /// Shared objects of one type.
 pub(crate) struct Slab<M, T: 'static> {
-    directory: [Once<Leaf<T>>; DIRECTORY],
     free: SpinLock<M, Free>,
+    objects: PhantomData<fn() -> T>,
 }
 
 impl<M: Machine, T: Slot> Slab<M, T> {
-    /// log2 of the objects in a chunk of one frame.
-    const CHUNK_BITS: u32 = (PAGE_SIZE as usize / size_of::<T>()).ilog2();
-
     pub(crate) const fn new() -> Self {
         const {
-            assert!(size_of::<T>() <= PAGE_SIZE as usize);
-            assert!(size_of::<Once<Chunk<T>>>() << LEAF_BITS <= PAGE_SIZE as usize);
+            assert!(size_of::<T>() as u64 <= PAGE_SIZE && size_of::<T>() as u64 % KEY_BYTES == 0);
+            assert!(T::KIND != 0, "kind 0 is the pools'");
         }
-        Self {
-            directory: [const { Once::new() }; DIRECTORY],
-            free: SpinLock::new(Free { head: NIL, chunks: 0, live: 0 }),
-        }
+        Self { free: SpinLock::new(Free { head: NIL, live: 0 }), objects: PhantomData }
     }
 
-    /// The object of this index.
-    ///
-    /// # Panics
-    /// When no such object was ever made.
+    /// The object of this key.
     #[inline(always)]
-    pub(crate) fn get(&self, index: u32) -> &'static T {
-        let chunk = index >> Self::CHUNK_BITS;
-        let leaf = self.directory[(chunk >> LEAF_BITS) as usize & (DIRECTORY - 1)].get();
-        let chunk = leaf.and_then(|leaf| leaf[(chunk & ((1 << LEAF_BITS) - 1)) as usize].get());
-        match chunk {
-            Some(chunk) => &chunk[(index & ((1 << Self::CHUNK_BITS) - 1)) as usize],
-            None => panic!("index of an object that does not exist"),
-        }
+    pub(crate) fn get(&self, key: u32) -> &'static T {
+        debug_assert_ne!(key, NIL, "a key that names nothing");
+        M::object(key)
     }
 
     /// Takes an object. Its contents are what its last user left: the caller sets every field.
@@ -124,7 +106,7 @@ impl<M: Machine, T: Slot> Slab<M, T> {
     pub(crate) fn free(&self, object: &'static T) {
         let mut free = self.free.lock();
         object.header().link.store(free.head, Relaxed);
-        free.head = object.header().index();
+        free.head = object.header().key();
         free.live -= 1;
     }
 
@@ -133,35 +115,36 @@ impl<M: Machine, T: Slot> Slab<M, T> {
         self.free.lock().live
     }
 
-    /// Objects made, in use or not: indices run from 0 to this.
-    pub(crate) fn made(&self) -> u32 {
-        self.free.lock().chunks << Self::CHUNK_BITS
+    /// Calls `f` for every object, in use or not.
+    pub(crate) fn for_each(&self, mm: &Mm<M>, f: &mut dyn FnMut(&'static T)) {
+        mm.ram.for_each_object_frame(&mut |pfn, kind| {
+            if kind == T::KIND {
+                (0..Self::per_frame()).for_each(|i| f(self.get(Self::key_in(pfn, i))));
+            }
+        });
+    }
+
+    const fn per_frame() -> u32 {
+        (PAGE_SIZE / size_of::<T>() as u64) as u32
+    }
+
+    /// The key of object `i` of a frame.
+    const fn key_in(pfn: u32, i: u32) -> u32 {
+        ((pfn as u64 * PAGE_SIZE + i as u64 * size_of::<T>() as u64) / KEY_BYTES) as u32
     }
 
     #[cold]
     fn grow(&self, mm: &Mm<M>) -> Result<(), OutOfMemory> {
-        let chunk = M::objects::<T>(mm.ram.alloc_object_frame()?);
+        let frame = mm.ram.alloc_object_frame(T::KIND)?;
+        let pfn = frame.pfn();
+        let objects: &'static [T] = M::objects::<T>(frame);
         let mut free = self.free.lock();
-        let number = free.chunks;
-        let dir = &self.directory[(number >> LEAF_BITS) as usize];
-        if dir.get().is_none() {
-            // Rare (every 128th chunk), so a frame may be taken with the slab's lock held: buddy locks are of its rank
-            // but never taken around it.
-            let leaf = M::objects::<Once<Chunk<T>>>(mm.ram.alloc_object_frame()?);
-            dir.call_once(|| leaf);
+        for (i, object) in objects.iter().take(Self::per_frame() as usize).enumerate().rev() {
+            let key = Self::key_in(pfn, i as u32);
+            object.header().key.store(key, Relaxed);
+            object.header().link.store(free.head, Relaxed);
+            free.head = key;
         }
-        let base = number << Self::CHUNK_BITS;
-        let chunk = &chunk[..1 << Self::CHUNK_BITS];
-        for (i, object) in chunk.iter().enumerate() {
-            let next = if i + 1 < chunk.len() { base + i as u32 + 1 } else { free.head };
-            object.header().index.store(base + i as u32, Relaxed);
-            object.header().link.store(next, Relaxed);
-        }
-        if let Some(leaf) = dir.get() {
-            leaf[(number & ((1 << LEAF_BITS) - 1)) as usize].call_once(|| chunk);
-        }
-        free.head = base;
-        free.chunks += 1;
         Ok(())
     }
 }
@@ -211,7 +194,7 @@ impl<M: Machine, T: Pooled<M>> Pool<M, T> {
                 return Ok(PoolBox { node: Some(node), machine: PhantomData });
             }
             drop(free);
-            let fresh = M::objects::<Node<T>>(mm.ram.alloc_object_frame()?);
+            let fresh = M::objects::<Node<T>>(mm.ram.alloc_object_frame(0)?);
             let mut free = self.free.lock();
             for node in fresh {
                 node.next = free.0.take();

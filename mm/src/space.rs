@@ -26,6 +26,7 @@ pub struct SpaceStat {
 }
 
 /// An address space's shared part; reached through its owner, an [`AddressSpace`].
+#[repr(align(64))]
 pub struct Space<M: Machine> {
     header: SlotHeader,
     /// Slab index of the root table.
@@ -57,6 +58,7 @@ impl<M: Machine> Default for Space<M> {
 }
 
 impl<M: Machine> Slot for Space<M> {
+    const KIND: u8 = 5;
     #[inline(always)]
     fn header(&self) -> &SlotHeader {
         &self.header
@@ -65,7 +67,7 @@ impl<M: Machine> Slot for Space<M> {
 
 impl<M: Machine> fmt::Debug for Space<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "space {} root {:#x}", self.header.index(), self.root_pfn())
+        write!(f, "space {} root {:#x}", self.header.key(), self.root_pfn())
     }
 }
 
@@ -131,7 +133,7 @@ impl<M: Machine> Space<M> {
         self.live.load(Relaxed) != 0
     }
     pub(crate) fn slab_index(&self) -> u32 {
-        self.header.index()
+        self.header.key()
     }
     pub(crate) fn count_flush(&self) {
         self.flushes.fetch_add(1, Relaxed);

@@ -17,6 +17,7 @@ use crate::types::{Frame, Level, Order, Vaddr};
 use crate::zone::Need;
 
 /// Descriptor of a page table. Its lock guards its entries; the number in it counts those that are not empty.
+#[repr(align(64))]
 pub(crate) struct Table<M: Machine> {
     header: SlotHeader,
     pub(crate) lock: SpinLock<M, u32>,
@@ -39,6 +40,7 @@ impl<M: Machine> Default for Table<M> {
 }
 
 impl<M: Machine> Slot for Table<M> {
+    const KIND: u8 = 2;
     #[inline(always)]
     fn header(&self) -> &SlotHeader {
         &self.header
@@ -70,7 +72,7 @@ impl<M: Machine> Table<M> {
         }
     }
     pub(crate) fn slab_index(&self) -> u32 {
-        self.header.index()
+        self.header.key()
     }
     pub(crate) fn base(&self) -> Vaddr {
         Vaddr(self.base.load(Relaxed))
@@ -99,7 +101,7 @@ impl<M: Machine> SpareTable<M> {
     /// An empty table for `level`, to map addresses from `base`.
     pub(crate) fn alloc(mm: &Mm<M>, level: Level, base: Vaddr, need: Need) -> Result<Self, OutOfMemory> {
         let table = mm.tables.alloc(mm)?;
-        let pfn = match mm.ram.alloc_table(&mm.inject, need, table.header.index()) {
+        let pfn = match mm.ram.alloc_table(&mm.inject, need, table.header.key()) {
             Ok(pfn) => pfn,
             Err(oom) => {
                 mm.tables.free(table);

@@ -25,6 +25,7 @@ pub enum HugeAdvice {
 
 /// A range of an address space with one protection and one kind of memory: anonymous private, so far.
 #[derive(Debug, Default)]
+#[repr(align(64))]
 pub struct Vma {
     header: SlotHeader,
     start: AtomicU64,
@@ -40,6 +41,7 @@ pub struct Vma {
 }
 
 impl Slot for Vma {
+    const KIND: u8 = 3;
     fn header(&self) -> &SlotHeader {
         &self.header
     }
@@ -94,7 +96,7 @@ impl Vma {
         self.pgoff.store(pgoff, Relaxed);
     }
     pub(crate) fn slab_index(&self) -> u32 {
-        self.header.index()
+        self.header.key()
     }
     /// Free for the anonymous set's list while the VMA lives.
     pub(crate) fn list_link(&self) -> &AtomicU32 {

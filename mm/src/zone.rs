@@ -185,9 +185,9 @@ impl<M: Machine> Zone<M> {
     }
 
     /// Takes a frame for descriptors. It never comes back.
-    pub(crate) fn alloc_object_frame(&self) -> Result<FreshFrame, OutOfMemory> {
+    pub(crate) fn alloc_object_frame(&self, kind: u8) -> Result<FreshFrame, OutOfMemory> {
         let chunk = self.alloc_cached(Need::Reserve)?;
-        self.map().set_slot(chunk, Slot::Objects);
+        self.map().set_slot(chunk, Slot::Objects(kind));
         Ok(FreshFrame(chunk + self.base()))
     }
 
@@ -314,10 +314,15 @@ impl<M: Machine> Zone<M> {
         self.buddy.lock().for_each_free(self.map(), &mut |chunk, order| f(chunk + base, order));
     }
 
-    /// For the audit: how many frames hold descriptors.
-    pub(crate) fn count_objects(&self) -> u32 {
+    /// Calls `f` for every frame that holds descriptors, with their kind.
+    pub(crate) fn for_each_object_frame(&self, f: &mut dyn FnMut(u32, u8)) {
         let map = self.map();
-        (0..map.frames()).filter(|&f| map.block(f) == Block::Small && map.slot(f) == Slot::Objects).count()
-            as u32
+        for frame in 0..map.frames() {
+            if map.block(frame) == Block::Small
+                && let Slot::Objects(kind) = map.slot(frame)
+            {
+                f(frame + self.base(), kind);
+            }
+        }
     }
 }

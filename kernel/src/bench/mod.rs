@@ -82,7 +82,12 @@ pub(crate) fn run(command: &CommandLine<'_>, devices: Result<usize, DeviceError>
     if command.takes(sweep::NAME) {
         for &size in &sizes {
             for huge in [true, false] {
-                let what = alloc::format!("{} of {} KiB, {} pages", sweep::NAME, size >> 10, if huge { "2 MiB" } else { "4 KiB" });
+                let what = alloc::format!(
+                    "{} of {} KiB, {} pages",
+                    sweep::NAME,
+                    size >> 10,
+                    if huge { "2 MiB" } else { "4 KiB" }
+                );
                 finish(&what, sweep::run(size, huge, command.wall));
                 progress.step(2);
             }

@@ -80,5 +80,3 @@ pub(super) fn raw_ns(raw: Raw) -> Result<u64, Stop> {
 fn scratch(place: Place, order: Order) -> Result<FolioRef<Machine>, Stop> {
     mm().alloc_folio(place, order, Need::User).map_err(|_| Stop::DoesNotFit("no free page for the raw copy"))
 }
-
-

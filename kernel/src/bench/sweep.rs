@@ -88,7 +88,8 @@ pub(super) fn run(size: u64, huge: bool, wall: bool) -> Result<(), Stop> {
     drop(active);
     drop(space);
     let is_huge = huge && size >= PMD_SIZE;
-    let (order, count) = if is_huge { (Order::PMD, size / PMD_SIZE) } else { (Order::BASE, size / PAGE_SIZE) };
+    let (order, count) =
+        if is_huge { (Order::PMD, size / PMD_SIZE) } else { (Order::BASE, size / PAGE_SIZE) };
     let count = count as u32;
     for (samples, dir, raw) in
         [(&mut there, "dev", Raw::In { order, count }), (&mut back, "sys", Raw::Out { order, count })]
@@ -98,10 +99,28 @@ pub(super) fn run(size: u64, huge: bool, wall: bool) -> Result<(), Stop> {
         console::with(|out| {
             let _ = match times {
                 Some((ns, copy)) => {
-                    record!(out, "sweep", size = size, huge = u64::from(huge), dir = dir, rounds = ROUNDS, ns_median = ns, ns_copy = copy)
+                    record!(
+                        out,
+                        "sweep",
+                        size = size,
+                        huge = u64::from(huge),
+                        dir = dir,
+                        rounds = ROUNDS,
+                        ns_median = ns,
+                        ns_copy = copy
+                    )
                 }
                 None => {
-                    record!(out, "sweep", size = size, huge = u64::from(huge), dir = dir, rounds = ROUNDS, total = sum.ticks, bulk = sum.bulk)
+                    record!(
+                        out,
+                        "sweep",
+                        size = size,
+                        huge = u64::from(huge),
+                        dir = dir,
+                        rounds = ROUNDS,
+                        total = sum.ticks,
+                        bulk = sum.bulk
+                    )
                 }
             };
         });

@@ -9,7 +9,8 @@ use farpage_device::mmio::{DeviceMemory, Window, store_fence};
 use farpage_device::pci::{ConfigAccess, Ecam, EcamRegion, LegacyPorts, PortIo};
 use farpage_device::{DeviceAddr, PhysAddr};
 use farpage_mm::{
-    COPY_LIST, CopyEngine, CopyOp, Fence, Folio, Frame, MAX_DEVICES, Order, PAGE_SIZE, PagemapOps, Place, RangeError,
+    COPY_LIST, CopyEngine, CopyOp, Fence, Folio, Frame, MAX_DEVICES, Order, PAGE_SIZE, PagemapOps, Place,
+    RangeError,
 };
 use kernel_logic::ranges::OutOfFrames;
 use spin::Once;
@@ -110,7 +111,8 @@ fn init_with(config: &impl ConfigAccess, how: &'static str) -> Result<usize, Dev
 fn register(number: usize, function: Ivshmem, config: &'static str) -> Result<(), DeviceError> {
     let bar = function.memory;
     let pages = (bar.size / PAGE_SIZE) as u32;
-    let virt = map_device(bar.address.as_u64(), bar.size, MemoryType::WriteCombining).map_err(DeviceError::Map)?;
+    let virt =
+        map_device(bar.address.as_u64(), bar.size, MemoryType::WriteCombining).map_err(DeviceError::Map)?;
     let storage = map_storage(pages).map_err(DeviceError::NoRam)?;
     let Some(base) = NonNull::new(virt.as_mut_ptr()) else { unreachable!("the device window is not at 0") };
     // SAFETY: mapped just now, for ever, page aligned; ivshmem's BAR2 is plain memory, and no Rust reference to it is ever

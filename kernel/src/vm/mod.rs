@@ -13,8 +13,8 @@ use core::sync::atomic::AtomicU64;
 
 use farpage_device::mmio::{CopyRoutine, copy_words, zero_words};
 use farpage_mm::{
-    Access, AddressSpace, Event, FaultError, FaultInfo, FaultOutcome, FlushRequest, FlushScope, Frame, FreshFrame,
-    MapStorage, Mm, Order, PAGE_SIZE, Space, TableWords, Vaddr, WaitKey,
+    Access, AddressSpace, Event, FaultError, FaultInfo, FaultOutcome, FlushRequest, FlushScope, Frame,
+    FreshFrame, MapStorage, Mm, Order, PAGE_SIZE, Space, TableWords, Vaddr, WaitKey,
 };
 use kernel_logic::ranges::OutOfFrames;
 use x86_64::{PhysAddr, VirtAddr};
@@ -80,7 +80,14 @@ impl farpage_mm::Machine for Machine {
         unsafe { &*ram::<TableWords>(pfn) }
     }
 
-    fn objects<T: Default>(frame: FreshFrame) -> &'static mut [T] {
+    #[inline(always)]
+    fn object<T: Sync + 'static>(key: u32) -> &'static T {
+        let object: *const T = paging::phys_to_virt(PhysAddr::new_truncate(u64::from(key) * 64)).as_ptr();
+        // SAFETY: the memory manager made a `T` there with `objects` and has only shared it since; it stays for ever.
+        unsafe { &*object }
+    }
+
+    fn objects<T: Default + Send + 'static>(frame: FreshFrame) -> &'static mut [T] {
         let first: *mut T = ram(frame.pfn());
         let n = PAGE_SIZE as usize / size_of::<T>();
         for i in 0..n {

@@ -225,7 +225,13 @@ impl<M: Machine> Units<M> {
         for unit in &mut self.inline[..self.len.min(INLINE)] {
             f(unit);
         }
-        let mut left = self.len.saturating_sub(INLINE);
+        if self.len > INLINE {
+            self.for_each_more(f);
+        }
+    }
+
+    fn for_each_more(&mut self, mut f: impl FnMut(&mut Unit<M>)) {
+        let mut left = self.len - INLINE;
         for chunk in self.chunks.iter_mut().flatten() {
             let here = left.min(CHUNK);
             for unit in &mut chunk.units[..here] {
