@@ -74,7 +74,7 @@ impl<M: Machine> Space<M> {
                     let entry = Entry::Table(spare.table().pfn());
                     locked.words[index].store(entry.encode(level), Release);
                     *locked.live += 1;
-                    spare.into_table()
+                    spare.into_table(self.slab_index())
                 }
             };
         }
@@ -96,6 +96,13 @@ impl<M: Machine> Space<M> {
     #[inline(always)]
     pub(crate) fn cursor_in(&'static self, table: &'static Table<M>, level: Level, addr: Vaddr) -> Cursor<M> {
         Cursor { space: self, locked: table.lock(), level, addr: addr.align_down(level.size()) }
+    }
+
+    /// Locks `table`, if it (still) is the one of `level` over `addr` in this space.
+    #[inline(always)]
+    pub(crate) fn cursor_hint(&'static self, table: &'static Table<M>, level: Level, addr: Vaddr) -> Option<Cursor<M>> {
+        let cursor = self.cursor_in(table, level, addr);
+        if table.is_hooked_at(self.slab_index(), level, addr) { Some(cursor) } else { None }
     }
 
     /// Locks the lowest table over `addr`: the PTE table if there is one, else the PMD table.
@@ -237,14 +244,14 @@ impl<M: Machine> Cursor<M> {
     /// Hooks a PTE table into an empty PMD entry.
     pub(crate) fn hook(&mut self, table: SpareTable<M>) {
         assert_eq!(self.level, Level::Pmd);
-        let table = table.into_table();
+        let table = table.into_table(self.space.slab_index());
         self.install(Entry::Table(table.pfn()));
     }
 
     /// Hooks a filled PTE table in where a non-present PMD entry was.
     pub(crate) fn hook_over_soft(&mut self, table: SpareTable<M>) {
         assert_eq!(self.level, Level::Pmd);
-        let table = table.into_table();
+        let table = table.into_table(self.space.slab_index());
         self.replace_soft(Entry::Table(table.pfn()));
     }
 

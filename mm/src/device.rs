@@ -8,7 +8,7 @@ use crate::counters::Event;
 use crate::error::{FaultError, RangeError};
 use crate::folio::Folio;
 use crate::machine::Machine;
-use crate::migrate::{Collected, Migration};
+use crate::migrate::FaultMigration;
 use crate::mm::Mm;
 use crate::types::{Frame, Order, Place};
 use crate::zone::Zone;
@@ -71,7 +71,7 @@ pub trait PagemapOps<M: Machine>: Sync {
     ///
     /// # Errors
     /// [`FaultError::Oom`] or [`FaultError::Device`]; the fault is then an error for the toucher.
-    fn migrate_to_ram(&self, fault: Migration<M, Collected>) -> Result<(), FaultError> {
+    fn migrate_to_ram(&self, fault: FaultMigration<M>) -> Result<(), FaultError> {
         fault.back_to_ram()
     }
     /// *Atomic.* The folio's last reference is gone. It must not be touched after the return.

@@ -22,7 +22,7 @@ use crate::entry::{Attrs, Entry, Leaf, SoftKind, SoftLeaf};
 use crate::error::FaultError;
 use crate::folio::{Folio, FolioRef, LockedFolio, RmapLink};
 use crate::machine::{FlushReason, Machine};
-use crate::migrate::{Extent, Migration};
+use crate::migrate::{Extent, FaultMigration, extent};
 use crate::space::Space;
 use crate::split::split_pmd_at;
 use crate::table::Table;
@@ -282,29 +282,28 @@ impl<M: Machine> Space<M> {
         let Some(device) = soft.frame.place().device_number() else {
             return Err(FaultError::Device(fault.addr));
         };
-        let mut migration =
-            Migration::begin(Place::RAM, Need::Reserve).map_err(|_| FaultError::Oom(fault.addr))?;
         let mut cursor = self.cursor_in(table, level, fault.addr);
         if !cursor.is_still(Entry::NonPresent(soft)) {
             return Ok(Step::Again);
         }
         let folio = mm.mapped_folio(soft.frame);
-        let Ok(locked) = LockedFolio::try_lock(FolioRef::get(folio)) else { return Ok(Step::Sleep(folio)) };
-        match migration.extent(&cursor, &locked, soft.frame, None) {
-            Extent::Whole(addr) => migration.take(&mut cursor, locked, addr),
+        let Some(locked) = LockedFolio::try_lock_mapped(folio) else { return Ok(Step::Sleep(folio)) };
+        let migration = match extent(&cursor, &locked, soft.frame, None) {
+            Extent::Whole(addr) => FaultMigration::take(&mut cursor, table, locked, addr, fault.addr),
             Extent::Cut(at) => {
                 // Mapped only in part: split as far as that goes, then look again at what is left. A folio that cannot be
                 // split now is somebody else's for a moment.
+                let locked = locked.with_reference();
                 drop(cursor);
                 if self.split_folio(&locked, fault.addr, at) {
                     return Ok(Step::Again);
                 }
                 return Err(FaultError::Device(fault.addr));
             }
-        }
+        };
         drop(cursor);
         M::count(Event::DeviceFault, 1);
-        mm.device(device).ops().migrate_to_ram(migration.collected(fault.addr))?;
+        mm.device(device).ops().migrate_to_ram(migration)?;
         M::count(Event::DeviceFaultDone, 1);
         Ok(Step::Done(FaultOutcome::Returned))
     }

@@ -93,7 +93,7 @@ impl Folio {
     #[must_use]
     #[inline(always)]
     pub fn order(&self) -> Order {
-        Order::new((self.meta.load(Relaxed) & 0xf) as u8)
+        Order::from_bits(self.meta.load(Relaxed))
     }
     /// References: mappings and handles.
     #[must_use]
@@ -354,6 +354,20 @@ impl<M: Machine> LockedFolio<M> {
     #[inline(always)]
     pub(crate) fn try_lock(folio: FolioRef<M>) -> Result<Self, FolioRef<M>> {
         if folio.try_lock_raw() { Ok(Self(folio)) } else { Err(folio) }
+    }
+
+    /// Locks a folio that an entry under the caller's table lock maps, and takes over that *mapping's* reference: the caller
+    /// either turns the entry into a migration entry, or calls [`LockedFolio::with_reference`]. `None` when somebody else
+    /// holds the lock.
+    #[inline(always)]
+    pub(crate) fn try_lock_mapped(folio: &'static Folio) -> Option<Self> {
+        if folio.try_lock_raw() { Some(Self(FolioRef::from_owned(folio))) } else { None }
+    }
+
+    /// Adds the reference that [`LockedFolio::try_lock_mapped`] left to the mapping. Under the same table lock.
+    pub(crate) fn with_reference(self) -> Self {
+        self.folio().refs.fetch_add(1, Relaxed);
+        self
     }
 
     /// Unlocks; the reference stays.

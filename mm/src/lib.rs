@@ -51,7 +51,7 @@ pub use inject::{Inject, Site};
 pub use machine::{
     FlushReason, FlushRequest, FlushScope, FreshFrame, MAX_CPUS, Machine, TableWords, WaitKey,
 };
-pub use migrate::{Cause, Migration, Report};
+pub use migrate::{Cause, FaultMigration, Migration, Report};
 pub use mm::{MapStorage, Mm};
 pub use space::{AddressSpace, Space, SpaceStat};
 pub use types::{

@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::AcqRel, Ordering::Relax
 use crate::error::{OutOfMemory, RangeError};
 use crate::machine::{FlushReason, Machine, TableWords};
 use crate::rmap::AnonSet;
-use crate::slab::{Slot, SlotHeader};
+use crate::slab::{NIL, Slot, SlotHeader};
 use crate::sync::SleepRwLock;
 use crate::table::{SpareTable, Table};
 use crate::tlb::{FlushState, TlbGather};
@@ -92,7 +92,7 @@ impl<M: Machine> AddressSpace<M> {
         let mm = M::mm();
         let root = SpareTable::alloc(mm, Level::Pgd, Vaddr(0), Need::User)?;
         let space = mm.spaces.alloc(mm)?;
-        let table = root.into_table();
+        let table = root.into_table(NIL);
         kernel_half(table.words());
         space.root.store(table.slab_index(), Relaxed);
         space.root_pfn.store(table.pfn(), Relaxed);

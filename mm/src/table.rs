@@ -11,7 +11,7 @@ use crate::entry::Entry;
 use crate::error::OutOfMemory;
 use crate::machine::{Machine, TableWords};
 use crate::mm::Mm;
-use crate::slab::{Slot, SlotHeader};
+use crate::slab::{NIL, Slot, SlotHeader};
 use crate::sync::{SpinGuard, SpinLock};
 use crate::types::{Frame, Level, Order, Vaddr};
 use crate::zone::Need;
@@ -25,6 +25,8 @@ pub(crate) struct Table<M: Machine> {
     level: AtomicU32,
     /// The address that its first entry maps.
     base: AtomicU64,
+    /// The space that it is hooked into; `NIL` while it is in none.
+    space: AtomicU32,
 }
 
 impl<M: Machine> Default for Table<M> {
@@ -35,6 +37,7 @@ impl<M: Machine> Default for Table<M> {
             pfn: AtomicU32::new(0),
             level: AtomicU32::new(0),
             base: AtomicU64::new(0),
+            space: AtomicU32::new(NIL),
         }
     }
 }
@@ -70,6 +73,12 @@ impl<M: Machine> Table<M> {
             3 => Level::Pud,
             _ => Level::Pgd,
         }
+    }
+    /// True when this is the table of `level` over `addr` in `space`. With its lock held it stays so: there is only one.
+    #[inline(always)]
+    pub(crate) fn is_hooked_at(&self, space: u32, level: Level, addr: Vaddr) -> bool {
+        let base = addr.align_down(level.size() << 9).0;
+        self.space.load(Relaxed) == space && self.base.load(Relaxed) == base && self.level() == level
     }
     pub(crate) fn slab_index(&self) -> u32 {
         self.header.key()
@@ -111,6 +120,7 @@ impl<M: Machine> SpareTable<M> {
         };
         M::zero(Frame::ram(pfn), Order::BASE);
         table.pfn.store(pfn, Relaxed);
+        table.space.store(NIL, Relaxed);
         table.level.store(level as u32, Relaxed);
         table.base.store(base.align_down(level.size() << 9).0, Relaxed);
         M::count(Event::TableAlloc, 1);
@@ -131,14 +141,16 @@ impl<M: Machine> SpareTable<M> {
     }
 
     /// The table is hooked in: from now on the address space owns it.
-    pub(crate) fn into_table(mut self) -> &'static Table<M> {
+    pub(crate) fn into_table(mut self, space: u32) -> &'static Table<M> {
         let table = self.table();
+        table.space.store(space, Relaxed);
         self.0 = None;
         table
     }
 
     /// A table that was unhooked; dropping this frees it. Only after the flush.
-    pub(crate) const fn unhooked(table: &'static Table<M>) -> Self {
+    pub(crate) fn unhooked(table: &'static Table<M>) -> Self {
+        table.space.store(NIL, Relaxed);
         Self(Some(table))
     }
 }
@@ -149,6 +161,7 @@ impl<M: Machine> Drop for SpareTable<M> {
             let mm = M::mm();
             let mut live = table.lock.lock();
             *live = 0;
+            table.space.store(NIL, Relaxed);
             drop(live);
             mm.ram.free_table(table.pfn());
             mm.tables.free(table);

@@ -229,9 +229,9 @@ impl<M: Machine> TlbGather<M> {
     /// To be called before a non-present entry of `space` loses permission, moves or goes: flushes the whole space when
     /// somebody else's flush is still owed there.
     #[inline(always)]
-    pub(crate) fn settle(&self, space: &Space<M>) {
+    pub(crate) fn settle(gather: Option<&Self>, space: &Space<M>) {
         let pending = space.flush.pending();
-        if pending != 0 && pending != self.own(space) {
+        if pending != 0 && pending != gather.map_or(0, |gather| gather.own(space)) {
             M::count(Event::TlbFlushOwed, 1);
             flush_space(space, FlushScope::All, false, FlushReason::Owed);
         }

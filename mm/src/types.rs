@@ -201,6 +201,11 @@ impl Order {
         assert!(n <= 9, "orders end at 9");
         Self(n)
     }
+    /// The order in the low four bits of a word that an order was stored in.
+    #[inline(always)]
+    pub(crate) const fn from_bits(bits: u32) -> Self {
+        Self((bits & 0xf) as u8)
+    }
     /// The exponent.
     #[must_use]
     #[inline(always)]

@@ -216,7 +216,7 @@ fn zap_entry<M: Machine>(cursor: &mut Cursor<M>, run: &mut Run, gather: &mut Tlb
             }
         }
         Entry::NonPresent(SoftLeaf { kind, frame, .. }) => {
-            gather.settle(cursor.space());
+            TlbGather::settle(Some(gather), cursor.space());
             cursor.clear_soft();
             let folio = mm.mapped_folio(frame);
             match kind {

@@ -1,4 +1,7 @@
-//! A zone: the frames of one place (RAM, or one device), their map, their buddy, and in RAM a cache of free frames per CPU.
+//! A zone: the frames of one place (RAM, or one device), their map, their buddy, and a cache of free frames per CPU.
+//!
+//! The caches keep single pages away from the buddy's lock and its merging. When a larger chunk is wanted and there is none,
+//! they are emptied first, so a cached page never stands between two halves that should be whole.
 
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
@@ -152,7 +155,7 @@ impl<M: Machine> Zone<M> {
         let site = if self.place.is_ram() { Site::RamFolio } else { Site::DeviceFolio };
         inject.check(site, order.get())?;
         let map = self.map();
-        let chunk = if order == Order::BASE && self.place.is_ram() {
+        let chunk = if order == Order::BASE {
             self.alloc_cached(need)?
         } else {
             self.alloc_chunk(order, need)?
@@ -169,7 +172,7 @@ impl<M: Machine> Zone<M> {
     #[inline]
     pub(crate) fn free_frames(&self, first: Frame, order: Order) {
         let chunk = first.index() - self.base();
-        if order == Order::BASE && self.place.is_ram() {
+        if order == Order::BASE {
             self.free_cached(chunk);
         } else {
             self.buddy.lock().free(self.map(), chunk, order);
@@ -218,9 +221,7 @@ impl<M: Machine> Zone<M> {
         if let Some(chunk) = self.try_chunk(order, need) {
             return Ok(chunk);
         }
-        if self.place.is_ram() {
-            self.drain();
-        }
+        self.drain();
         self.try_chunk(order, need).ok_or(OutOfMemory { order: order.get() })
     }
 

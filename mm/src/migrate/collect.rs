@@ -4,12 +4,13 @@ use crate::counters::Event;
 use crate::cursor::{Cursor, Peek};
 use crate::entry::{Attrs, Entry, Leaf, SoftKind, SoftLeaf};
 use crate::error::OutOfMemory;
-use crate::folio::{FolioRef, LockedFolio, RmapLink};
-use crate::machine::Machine;
+use crate::folio::{LockedFolio, RmapLink, put_many};
+use crate::machine::{FlushReason, Machine};
 use crate::migrate::unit::{Batch, Dest, Source, Unit};
 use crate::migrate::{BATCH_PAGES, Cause, Collected, Migration, Work};
 use crate::space::Space;
 use crate::split::split_pmd;
+use crate::tlb::TlbGather;
 use crate::types::{Frame, Level, Order, PAGE_SIZE, PMD_SIZE, PUD_SIZE, Place, Prot, VaRange, Vaddr};
 use crate::vma::Vma;
 use crate::zone::Need;
@@ -54,43 +55,23 @@ impl<M: Machine> Collecting<M> {
         M::count(Event::MigrateFail, 1);
     }
 
-    /// How `folio`, one of whose frames the cursor's entry names, is mapped around it; `limits` are the addresses that may be
-    /// taken.
-    #[inline(always)]
-    pub(crate) fn extent(
-        &self,
-        cursor: &Cursor<M>,
-        folio: &LockedFolio<M>,
-        frame: Frame,
-        limits: Option<VaRange>,
-    ) -> Extent {
-        if cursor.level() == Level::Pmd || folio.order() == Order::BASE {
-            return Extent::Whole(cursor.addr());
-        }
-        large_extent(cursor, folio, frame, limits)
-    }
-
-    /// Takes a folio that is wholly mapped from `addr`: its entries become migration entries, their references the unit's.
+    /// Takes a folio that is wholly mapped from `addr`: its entries become migration entries.
     #[inline(always)]
     pub(crate) fn take(&mut self, cursor: &mut Cursor<M>, folio: LockedFolio<M>, addr: Vaddr) {
-        let batch = self.batch();
+        take_entries(cursor, &folio, addr, &mut Some(&mut self.batch().gather));
+        self.push_taken(cursor.space(), folio, addr);
+    }
+
+    /// Makes a unit of a folio whose entries from `addr` are migration entries already.
+    #[inline(always)]
+    pub(crate) fn push_taken(&mut self, space: &'static Space<M>, folio: LockedFolio<M>, addr: Vaddr) {
         let order = folio.order();
-        let n = if cursor.level() == Level::Pmd { 1 } else { order.pages() };
-        cursor.seek(addr);
-        for i in 0..n {
-            to_migration(cursor, &folio, &mut batch.gather);
-            if i + 1 < n {
-                cursor.next();
-            }
-        }
-        folio.maps_to_migs(n);
-        // The unit holds one reference already; the mappings' go.
-        crate::folio::put_many::<M>(folio.folio(), n);
+        let batch = self.batch();
         batch.pages += order.pages();
         batch.units.push(Unit {
             source: Source::Folio(folio),
             dest: Dest::None,
-            space: Some(cursor.space()),
+            space: Some(space),
             addr,
             order,
             failed: None,
@@ -116,23 +97,64 @@ impl<M: Machine> Collecting<M> {
     }
 }
 
+/// How `folio`, one of whose frames the cursor's entry names, is mapped around it; `limits` are the addresses that may be
+/// taken.
+#[inline(always)]
+pub(crate) fn extent<M: Machine>(
+    cursor: &Cursor<M>,
+    folio: &LockedFolio<M>,
+    frame: Frame,
+    limits: Option<VaRange>,
+) -> Extent {
+    if cursor.level() == Level::Pmd || folio.order() == Order::BASE {
+        return Extent::Whole(cursor.addr());
+    }
+    large_extent(cursor, folio, frame, limits)
+}
+
+/// Turns the entries of a folio that is wholly mapped from `addr`, in the cursor's table, into migration entries. One of the
+/// mappings' references becomes the handle's, which must not have taken one; the others go.
+#[inline(always)]
+pub(crate) fn take_entries<M: Machine>(
+    cursor: &mut Cursor<M>,
+    folio: &LockedFolio<M>,
+    addr: Vaddr,
+    gather: &mut Option<&mut TlbGather<M>>,
+) {
+    let n = if cursor.level() == Level::Pmd { 1 } else { folio.order().pages() };
+    cursor.seek(addr);
+    for i in 0..n {
+        to_migration(cursor, folio, gather);
+        if i + 1 < n {
+            cursor.next();
+        }
+    }
+    folio.maps_to_migs(n);
+    if n > 1 {
+        put_many::<M>(folio.folio(), n - 1);
+    }
+}
+
 /// Turns the entry under the cursor into a migration entry.
 #[inline(always)]
 pub(crate) fn to_migration<M: Machine>(
     cursor: &mut Cursor<M>,
     folio: &LockedFolio<M>,
-    gather: &mut crate::tlb::TlbGather<M>,
+    gather: &mut Option<&mut TlbGather<M>>,
 ) {
     match cursor.entry() {
         Entry::Leaf(_) => {
             let owed = cursor.leaf_to_soft(|leaf| SoftLeaf::new(SoftKind::Migration, leaf.frame, leaf.attrs));
-            let leaf = gather.defer(owed);
+            let leaf = match gather {
+                Some(gather) => gather.defer(owed),
+                None => owed.flush(FlushReason::Migrate),
+            };
             if leaf.attrs.contains(Attrs::DIRTY) {
                 folio.set_dirty();
             }
         }
         Entry::NonPresent(soft) => {
-            gather.settle(cursor.space());
+            TlbGather::settle(gather.as_deref(), cursor.space());
             cursor.replace_soft(Entry::NonPresent(SoftLeaf { kind: SoftKind::Migration, ..soft }));
         }
         Entry::None | Entry::Table(_) => unreachable!("taken entries were looked at under this lock"),
@@ -297,17 +319,17 @@ impl<M: Machine> Space<M> {
         let next = addr.add(PAGE_SIZE);
         let Some(frame) = self.wanted(vma, cursor, collecting) else { return Ok(next) };
         let folio = M::mm().mapped_folio(frame);
-        let Ok(locked) = LockedFolio::try_lock(FolioRef::get(folio)) else {
+        let Some(locked) = LockedFolio::try_lock_mapped(folio) else {
             collecting.skip(Cause::Busy, 1);
             return Ok(next);
         };
-        match collecting.extent(cursor, &locked, frame, Some(part)) {
+        match extent(cursor, &locked, frame, Some(part)) {
             Extent::Whole(start) => {
                 let after = start.add(locked.order().bytes());
                 collecting.take(cursor, locked, start);
                 Ok(after)
             }
-            Extent::Cut(at) => Err((locked, at)),
+            Extent::Cut(at) => Err((locked.with_reference(), at)),
         }
     }
 
@@ -315,12 +337,12 @@ impl<M: Machine> Space<M> {
     fn collect_entry(&'static self, vma: &Vma, cursor: &mut Cursor<M>, collecting: &mut Collecting<M>) {
         let Some(frame) = self.wanted(vma, cursor, collecting) else { return };
         let folio = M::mm().mapped_folio(frame);
-        match LockedFolio::try_lock(FolioRef::get(folio)) {
-            Ok(locked) => {
+        match LockedFolio::try_lock_mapped(folio) {
+            Some(locked) => {
                 let addr = cursor.addr();
                 collecting.take(cursor, locked, addr);
             }
-            Err(_busy) => collecting.skip(Cause::Busy, cursor.level().order().pages()),
+            None => collecting.skip(Cause::Busy, cursor.level().order().pages()),
         }
     }
 

@@ -12,18 +12,25 @@ use crate::migrate::{Cause, Report};
 use crate::slab::NIL;
 use crate::space::Space;
 use crate::table::SpareTable;
-use crate::types::{Frame, Level, Order, PAGE_SIZE, PMD_SIZE, VaRange, Vaddr};
+use crate::types::{Frame, Level, Order, PAGE_SIZE, PMD_SIZE, Place, VaRange, Vaddr};
 use crate::zone::Need;
 
 /// Which folio owns page `page` of a unit from now on.
 struct Names<'a, M: Machine> {
-    dest: &'a Dest<M>,
+    to: To<'a, M>,
     source: &'a LockedFolio<M>,
+}
+
+/// The new owner.
+enum To<'a, M: Machine> {
+    /// One folio: the destination, or the source itself.
+    One(&'static Folio),
+    Pieces(&'a Dest<M>),
 }
 
 /// The entry for `frame`: present in RAM, device-private on a device.
 #[inline(always)]
-fn entry_for(frame: Frame, attrs: Attrs) -> Entry {
+pub(crate) fn entry_for(frame: Frame, attrs: Attrs) -> Entry {
     if frame.place().is_ram() {
         Entry::Leaf(Leaf::ram(frame, attrs))
     } else {
@@ -34,21 +41,21 @@ fn entry_for(frame: Frame, attrs: Attrs) -> Entry {
 impl<M: Machine> Names<'_, M> {
     /// The folio that `page` belongs to, and that folio's first page in the unit.
     fn folio(&self, page: u32) -> (&'static Folio, u32) {
-        match self.dest {
-            Dest::None => (self.source.folio(), 0),
-            Dest::One(folio) => (folio.folio(), 0),
-            Dest::Pieces { first, .. } => {
-                let mut at = 0;
-                for folio in first.iter() {
-                    let pages = folio.order().pages();
-                    if page < at + pages {
-                        return (folio.folio(), at);
-                    }
-                    at += pages;
-                }
-                unreachable!("the pieces fill the unit")
+        let Dest::Pieces { first, .. } = (match self.to {
+            To::One(folio) => return (folio, 0),
+            To::Pieces(pieces) => pieces,
+        }) else {
+            return (self.source.folio(), 0);
+        };
+        let mut at = 0;
+        for folio in first.iter() {
+            let pages = folio.order().pages();
+            if page < at + pages {
+                return (folio.folio(), at);
             }
+            at += pages;
         }
+        unreachable!("the pieces fill the unit")
     }
 }
 
@@ -68,7 +75,8 @@ fn replace_run<M: Machine>(
             && source.covers(frame)
         {
             let page = frame.index() - source.frame().index();
-            if cursor.level() == Level::Pmd && matches!(names.dest, Dest::Pieces { .. }) {
+            if cursor.level() == Level::Pmd
+                && matches!(names.to, To::Pieces(_)) {
                 replace_by_table(cursor, names, table, attrs);
                 return 1;
             }
@@ -109,7 +117,9 @@ fn replace_by_table<M: Machine>(
     let Some(mut spare) = table.take() else {
         unreachable!("a table was set aside for the unit's PMD entry");
     };
-    fill_pieces_table(&mut spare, names.dest, attrs);
+    if let To::Pieces(pieces) = names.to {
+        fill_pieces_table(&mut spare, pieces, attrs);
+    }
     cursor.hook_over_soft(spare);
 }
 
@@ -138,7 +148,12 @@ fn replace_all<M: Machine>(unit: &mut Unit<M>) {
         Dest::Pieces { table, .. } => table.take(),
         _ => None,
     };
-    let names = Names { dest: &unit.dest, source };
+    let to = match &unit.dest {
+        Dest::None => To::One(source.folio()),
+        Dest::One(folio) => To::One(folio.folio()),
+        pieces @ Dest::Pieces { .. } => To::Pieces(pieces),
+    };
+    let names = Names { to, source };
     if let Some(space) = unit.space {
         let range = VaRange::new(unit.addr.0, source.order().bytes());
         replace_in(space, range, &names, &mut table);
@@ -197,10 +212,12 @@ pub(crate) fn put_back<M: Machine>(batch: &mut Batch<M>) {
     // Copies that are still owed a flush must not outlive it: a restored entry may be cleared again at once.
     batch.gather.flush();
     let mut unused = Report::default();
+    let to = batch.to;
     batch.units.for_each(|unit| {
         let filled = matches!(unit.source, Source::Hole { .. }) && unit.failed.is_none() && is_filled(unit);
         if filled {
             finish(unit, &mut unused);
+            count_moved::<M>(to, 1, u64::from(unit.order.pages()));
         } else if !matches!(unit.source, Source::Gone) {
             unit.dest.release();
             replace_all(unit);
@@ -305,64 +322,117 @@ fn hole_cursor<M: Machine>(space: &'static Space<M>, addr: Vaddr, order: Order) 
     Ok(space.cursor_in(table, Level::Pte, addr))
 }
 
-/// The end of a migration that was committed.
+/// The end of a migration that was committed: entries first, then locks and sources.
 pub(crate) fn finalize<M: Machine>(batch: &mut Batch<M>) -> Report {
-    let Batch { units, report, gather, .. } = batch;
+    let Batch { units, report, gather, to, .. } = batch;
+    let before = (report.units, report.pages);
+    let mut cursor = None;
+    units.for_each(|unit| name_entries(unit, &mut cursor));
+    drop(cursor);
     units.for_each(|unit| finish(unit, report));
     units.clear();
     gather.flush();
+    count_moved::<M>(*to, report.units - before.0, report.pages - before.1);
     *report
 }
 
-/// One unit: entries first, then locks, then the source.
+/// Counts what arrived in `to`.
+#[inline(always)]
+pub(crate) fn count_moved<M: Machine>(to: Place, units: u64, pages: u64) {
+    let (folios, moved) = if to.is_ram() {
+        (Event::DeviceOut, Event::DevicePagesOut)
+    } else {
+        (Event::DeviceIn, Event::DevicePagesIn)
+    };
+    M::count(folios, units);
+    M::count(moved, pages);
+}
+
+/// Replaces a unit's migration entries. Neighbours in one table share one hold of its lock.
+#[inline(always)]
+fn name_entries<M: Machine>(unit: &mut Unit<M>, held: &mut Option<Cursor<M>>) {
+    let (Source::Folio(source), Dest::One(dest), Some(space)) = (&unit.source, &unit.dest, unit.space) else {
+        *held = None;
+        return replace_all(unit);
+    };
+    let here = held.as_mut().is_some_and(|cursor| *cursor.space() == *space && cursor.seek(unit.addr));
+    if !here {
+        *held = None; // one table lock at a time
+        *held = space.cursor(unit.addr);
+    }
+    if let Some(cursor) = held
+        && cursor.level().order() == unit.order
+        && let Entry::NonPresent(SoftLeaf { kind: SoftKind::Migration, frame, attrs }) = cursor.entry()
+        && frame == source.frame()
+    {
+        cursor.replace_soft(entry_for(dest.frame(), attrs));
+        dest.add_maps(1);
+        source.remove_migs(1);
+    }
+    if source.migration_entries() != 0 {
+        *held = None;
+        replace_all(unit);
+    }
+}
+
+/// One unit whose entries have their names: locks, then the source.
 #[inline(always)]
 fn finish<M: Machine>(unit: &mut Unit<M>, report: &mut Report) {
-    if matches!(unit.source, Source::Gone) {
-        return;
-    }
-    replace_all(unit);
     let pages = u64::from(unit.order.pages());
-    report.units += 1;
-    report.pages += pages;
-    let to_device = match &unit.dest {
-        Dest::One(folio) => {
-            if unit.order == Order::PMD {
-                report.huge_pages += pages;
-            }
-            note_resident(folio)
-        }
-        Dest::Pieces { first, .. } => {
-            report.torn += pages;
-            M::count(Event::MigrateSplit, 1);
-            first.iter().fold(false, |_, folio| note_resident(folio))
-        }
-        Dest::None => false,
-    };
-    let (folios, moved) = if to_device {
-        (Event::DeviceIn, Event::DevicePagesIn)
-    } else {
-        (Event::DeviceOut, Event::DevicePagesOut)
-    };
-    M::count(folios, 1);
-    M::count(moved, pages);
     match core::mem::replace(&mut unit.source, Source::Gone) {
+        Source::Gone => return,
         Source::Folio(folio) => {
             folio.clear_resident();
             drop(folio.unlock());
         }
-        Source::Hole { .. } | Source::Gone => report.holes += pages,
+        Source::Hole { .. } => report.holes += pages,
     }
-    unit.dest.release();
+    report.units += 1;
+    report.pages += pages;
+    match core::mem::replace(&mut unit.dest, Dest::None) {
+        Dest::None => {}
+        Dest::One(folio) => {
+            if unit.order == Order::PMD {
+                report.huge_pages += pages;
+            }
+            note_resident(&folio);
+            drop(folio.unlock());
+        }
+        mut pieces @ Dest::Pieces { .. } => {
+            report.torn += pages;
+            M::count(Event::MigrateSplit, 1);
+            if let Dest::Pieces { first, .. } = &pieces {
+                first.iter().for_each(|folio| note_resident(folio));
+            }
+            pieces.release();
+        }
+    }
 }
 
 /// Marks a destination on a device as counted in.
 #[inline(always)]
-fn note_resident(folio: &Folio) -> bool {
-    let on_device = !folio.place().is_ram();
-    if on_device {
+fn note_resident(folio: &Folio) {
+    if !folio.place().is_ram() {
         folio.set_resident();
     }
-    on_device
+}
+
+/// Puts the folio of a fault back under its migration entries.
+#[cold]
+pub(crate) fn put_back_source<M: Machine>(source: LockedFolio<M>, space: &'static Space<M>, addr: Vaddr) {
+    let order = source.order();
+    let mut unit = Unit { source: Source::Folio(source), space: Some(space), addr, order, ..Unit::default() };
+    replace_all(&mut unit);
+    if let Source::Folio(folio) = core::mem::replace(&mut unit.source, Source::Gone) {
+        drop(folio.unlock());
+    }
+}
+
+/// Gives the migration entries of `source`, wherever the reverse map finds them, to `dest`.
+#[cold]
+pub(crate) fn rename_elsewhere<M: Machine>(source: &LockedFolio<M>, dest: &LockedFolio<M>) {
+    let names = Names { to: To::One(dest.folio()), source };
+    replace_elsewhere(&names, &mut None);
 }
 
 const _: () = assert!(PMD_SIZE == 512 * PAGE_SIZE);

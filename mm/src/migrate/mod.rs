@@ -20,6 +20,7 @@
 
 mod collect;
 mod finalize;
+mod single;
 mod transfer;
 mod unit;
 
@@ -32,7 +33,8 @@ use crate::space::Space;
 use crate::types::{Place, Prot, VaRange, Vaddr};
 use crate::zone::Need;
 
-pub(crate) use collect::{Collecting, Extent};
+pub(crate) use collect::{Collecting, Extent, extent};
+pub use single::FaultMigration;
 pub(crate) use unit::{Batch, PieceChunk, UnitChunk};
 
 /// Why a unit stayed where it was.

@@ -4,7 +4,7 @@ use crate::cursor::Cursor;
 use crate::device::{COPY_LIST, CopyEngine, CopyOp, Fence};
 use crate::entry::{Entry, Leaf, SoftKind, SoftLeaf};
 use crate::error::OutOfMemory;
-use crate::folio::{Folio, LockedFolio};
+use crate::folio::{Folio, LockedFolio, RmapLink};
 use crate::machine::Machine;
 use crate::migrate::collect::to_migration;
 use crate::migrate::unit::{Batch, Dest, PieceChunk, Source, Unit};
@@ -69,7 +69,7 @@ fn unmap_run<M: Machine>(
             _ => false,
         };
         if names {
-            to_migration(cursor, folio, gather);
+            to_migration(cursor, folio, &mut Some(&mut *gather));
             n += 1;
         }
         if !cursor.next() || cursor.addr() >= end {
@@ -78,8 +78,10 @@ fn unmap_run<M: Machine>(
     }
 }
 
-/// Copies on their way to one engine, and which unit each belongs to.
+/// Copies on their way to one device's engine, and which unit each belongs to.
 struct List {
+    /// The device; all of a batch's copies have the same one, nearly always.
+    place: Place,
     engine: Option<&'static dyn CopyEngine>,
     ops: [CopyOp; COPY_LIST],
     units: [u32; COPY_LIST],
@@ -89,32 +91,25 @@ struct List {
 impl List {
     const fn new() -> Self {
         let unused = CopyOp::Zero { dst: Frame::ram(0), order: Order::BASE };
-        Self { engine: None, ops: [unused; COPY_LIST], units: [0; COPY_LIST], len: 0 }
+        Self { place: Place::RAM, engine: None, ops: [unused; COPY_LIST], units: [0; COPY_LIST], len: 0 }
     }
 
     #[inline(always)]
-    fn push<M: Machine>(
-        &mut self,
-        op: CopyOp,
-        unit: usize,
-        engine: &'static dyn CopyEngine,
-        batch: &mut Batch<M>,
-    ) {
-        let same = self.engine.is_none_or(|e| core::ptr::addr_eq(e, engine));
-        if !same || self.len == COPY_LIST {
+    fn push<M: Machine>(&mut self, op: CopyOp, unit: usize, place: Place, batch: &mut Batch<M>) {
+        if place != self.place || self.len == COPY_LIST {
             self.run(batch);
+            self.place = place;
+            self.engine = place.device_number().map(|n| M::mm().device(n).ops().engine());
         }
-        self.engine = Some(engine);
         self.ops[self.len] = op;
         self.units[self.len] = unit as u32;
         self.len += 1;
     }
 
     /// Copies, waits, and puts the units back whose copy failed.
-    #[inline(always)]
     fn run<M: Machine>(&mut self, batch: &mut Batch<M>) {
         let len = core::mem::take(&mut self.len);
-        let Some(engine) = self.engine else { return };
+        let Some(engine) = self.engine.filter(|_| len != 0) else { return };
         let failed = match engine.submit(&self.ops[..len]) {
             Fence::Done { failed } => failed,
             fence @ Fence::Pending(_) => engine.wait(fence),
@@ -135,44 +130,37 @@ impl List {
     }
 }
 
-/// Destinations for every unit, then the data, in lists.
+/// Destinations for every unit, and the data, in lists.
 pub(crate) fn copy<M: Machine>(batch: &mut Batch<M>) {
     let (to, need) = (batch.to, batch.need);
-    let Batch { units, report, .. } = batch;
-    units.for_each(|unit| {
-        if !matches!(unit.source, Source::Gone) {
-            match alloc_dest(to, unit.order, need, unit.addr) {
-                Ok(dest) => unit.dest = dest,
-                Err(OutOfMemory { .. }) => finalize::fail(unit, Cause::NoMemory, report),
-            }
-        }
-    });
-    // The list stays on this frame between units: no copy of 32 operations for a single fault.
     let mut list = List::new();
     for i in 0..batch.units.len() {
         let unit = batch.units.get_mut(i);
-        let Some(engine) = engine_for(to, unit) else { continue };
+        let place = match &unit.source {
+            Source::Gone => continue,
+            Source::Folio(folio) if to.is_ram() => folio.place(),
+            Source::Folio(_) | Source::Hole { .. } => to,
+        };
+        match alloc_dest(to, unit.order, need, unit.addr) {
+            Ok(dest) => {
+                // A unit that is not done with has no destination yet: nothing to drop.
+                core::mem::forget(core::mem::replace(&mut unit.dest, dest));
+            }
+            Err(OutOfMemory { .. }) => {
+                finalize::fail(unit, Cause::NoMemory, &mut batch.report);
+                continue;
+            }
+        }
         if let Some(op) = single_op(unit) {
-            list.push(op, i, engine, batch);
+            list.push(op, i, place, batch);
         } else {
             let mut at = 0;
             while let Some(op) = piece_op(batch.units.get_mut(i), &mut at) {
-                list.push(op, i, engine, batch);
+                list.push(op, i, place, batch);
             }
         }
     }
     list.run(batch);
-}
-
-/// The engine of the device at either end.
-#[inline(always)]
-fn engine_for<M: Machine>(to: Place, unit: &Unit<M>) -> Option<&'static dyn CopyEngine> {
-    let place = match &unit.source {
-        Source::Gone => return None,
-        Source::Folio(folio) if to.is_ram() => folio.place(),
-        Source::Folio(_) | Source::Hole { .. } => to,
-    };
-    place.device_number().map(|n| M::mm().device(n).ops().engine())
 }
 
 /// The one operation of a unit that arrives as it left.
@@ -217,7 +205,7 @@ fn alloc_dest<M: Machine>(to: Place, order: Order, need: Need, addr: Vaddr) -> R
 }
 
 #[inline(always)]
-fn alloc_locked<M: Machine>(
+pub(crate) fn alloc_locked<M: Machine>(
     mm: &Mm<M>,
     to: Place,
     order: Order,
@@ -296,23 +284,25 @@ pub(crate) fn commit<M: Machine>(batch: &mut Batch<M>) {
     });
 }
 
+/// What is known of the source becomes true of the destination, which starts at page `page` of it.
+#[inline(always)]
+pub(crate) fn pass_identity_to(source: &Folio, dest: &Folio, page: u32) {
+    let link = source.link();
+    dest.set_link(RmapLink { index: link.index + u64::from(page), ..link });
+    if source.is_dirty() {
+        dest.set_dirty();
+    }
+}
+
 #[inline(always)]
 fn pass_identity<M: Machine>(source: &Folio, dest: &Dest<M>) {
-    let link = source.link();
-    let dirty = source.is_dirty();
-    let pass = |folio: &Folio, page: u32| {
-        folio.set_link(crate::folio::RmapLink { index: link.index + u64::from(page), ..link });
-        if dirty {
-            folio.set_dirty();
-        }
-    };
     match dest {
         Dest::None => {}
-        Dest::One(folio) => pass(folio, 0),
+        Dest::One(folio) => pass_identity_to(source, folio, 0),
         Dest::Pieces { first, .. } => {
             let mut page = 0;
             for folio in first.iter() {
-                pass(folio, page);
+                pass_identity_to(source, folio, page);
                 page += folio.order().pages();
             }
         }

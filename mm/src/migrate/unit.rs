@@ -144,9 +144,9 @@ impl<M: Machine> Dest<M> {
     }
 }
 
-const CHUNK: usize = 48;
+const CHUNK: usize = 32;
 const INLINE: usize = 8;
-const CHUNKS: usize = 192;
+const CHUNKS: usize = 128;
 
 /// A page full of units.
 pub(crate) struct UnitChunk<M: Machine> {
@@ -202,7 +202,8 @@ impl<M: Machine> Units<M> {
     /// Appends a unit, whose room was reserved.
     #[inline(always)]
     pub(crate) fn push(&mut self, unit: Unit<M>) {
-        *self.get_mut(self.len) = unit;
+        // What stands there is done with: nothing to drop.
+        core::mem::forget(core::mem::replace(self.get_mut(self.len), unit));
         self.len += 1;
     }
 

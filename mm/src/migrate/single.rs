@@ -1,0 +1,149 @@
+//! A fault's migration: the same phases for one folio, in one straight line.
+//!
+//! A fault-back moves one folio that, nearly always, one entry maps. The general machinery would spend more instructions on
+//! its batch than the move itself takes, so this does each phase once, with the general one's own parts. Whatever is out of
+//! the ordinary (other mappings, no whole folio free) is handed to the general machinery ([`FaultMigration::batch`]).
+
+use crate::cursor::Cursor;
+use crate::device::{CopyOp, Fence};
+use crate::entry::{Entry, SoftKind, SoftLeaf};
+use crate::error::FaultError;
+use crate::folio::LockedFolio;
+use crate::machine::Machine;
+use crate::migrate::collect::take_entries;
+use crate::migrate::finalize::{count_moved, entry_for, put_back_source};
+use crate::migrate::transfer::{alloc_locked, pass_identity_to};
+use crate::migrate::{Collected, Collecting, Migration};
+use crate::space::Space;
+use crate::table::Table;
+use crate::types::{Level, Place, Vaddr};
+use crate::zone::Need;
+
+/// A faulting folio, locked, with migration entries in its place. Dropping it puts it back.
+#[must_use = "dropping a migration puts everything back"]
+pub struct FaultMigration<M: Machine> {
+    source: Option<LockedFolio<M>>,
+    space: &'static Space<M>,
+    /// The table that its entries are in.
+    table: &'static Table<M>,
+    level: Level,
+    addr: Vaddr,
+    fault: Vaddr,
+}
+
+impl<M: Machine> FaultMigration<M> {
+    /// Takes a folio that is wholly mapped from `addr` in the cursor's table: device-private entries become migration
+    /// entries.
+    #[inline(always)]
+    pub(crate) fn take(cursor: &mut Cursor<M>, table: &'static Table<M>, folio: LockedFolio<M>, addr: Vaddr, fault: Vaddr) -> Self {
+        let mut gather = None;
+        take_entries(cursor, &folio, addr, &mut gather);
+        Self { source: Some(folio), space: cursor.space(), table, level: cursor.level(), addr, fault }
+    }
+
+    /// The address that was touched.
+    #[must_use]
+    pub const fn fault_addr(&self) -> Vaddr {
+        self.fault
+    }
+
+    /// The same as a batch of one unit, for an owner that goes through the phases by itself.
+    ///
+    /// # Errors
+    /// [`FaultError::Oom`] without memory for the batch; the folio is put back.
+    pub fn batch(mut self) -> Result<Migration<M, Collected>, FaultError> {
+        let oom = FaultError::Oom(self.fault);
+        let mut collecting = Collecting::new(Place::RAM, Need::Reserve).map_err(|_| oom)?;
+        if let Some(source) = self.source.take() {
+            collecting.push_taken(self.space, source, self.addr);
+        }
+        Ok(collecting.collected(self.fault))
+    }
+
+    /// All phases: the folio comes to RAM.
+    ///
+    /// # Errors
+    /// [`FaultError::Oom`] without a free page; [`FaultError::Device`] when the copy failed or the folio is held by somebody
+    /// else. It is put back then.
+    #[inline]
+    pub fn back_to_ram(mut self) -> Result<(), FaultError> {
+        let mm = M::mm();
+        let Some(source) = &self.source else { return Err(FaultError::Device(self.fault)) };
+        let order = source.order();
+        // Unmapped: nothing else maps it. No flush is owed, since no TLB can hold a device-private page.
+        if source.map_count() != 0 {
+            return self.batch()?.back_to_ram();
+        }
+        let Ok(dest) = alloc_locked(mm, Place::RAM, order, Need::Reserve) else {
+            return self.batch()?.back_to_ram();
+        };
+        // Copied.
+        let op = CopyOp::Copy { src: source.frame(), dst: dest.frame(), order };
+        if !copy_one::<M>(source, op) || !source.freeze(1) {
+            drop(dest.unlock());
+            return Err(FaultError::Device(self.fault));
+        }
+        // Committed.
+        pass_identity_to(source, &dest, 0);
+        source.unfreeze(1);
+        // Finalized.
+        let n = match self.space.cursor_hint(self.table, self.level, self.addr) {
+            Some(mut cursor) => rename_entries(&mut cursor, source, &dest),
+            None => 0,
+        };
+        source.remove_migs(n);
+        if source.migration_entries() != 0 {
+            // Moved or split meanwhile: the reverse map finds them.
+            crate::migrate::finalize::rename_elsewhere(source, &dest);
+        }
+        count_moved::<M>(Place::RAM, 1, u64::from(order.pages()));
+        if let Some(source) = self.source.take() {
+            source.clear_resident();
+            drop(source.unlock());
+        }
+        drop(dest.unlock());
+        Ok(())
+    }
+}
+
+/// One copy by the engine of the device that the source lies on.
+#[inline(always)]
+fn copy_one<M: Machine>(source: &LockedFolio<M>, op: CopyOp) -> bool {
+    let Some(device) = source.place().device_number() else { return false };
+    let engine = M::mm().device(device).ops().engine();
+    match engine.submit(&[op]) {
+        Fence::Done { failed } => failed == 0,
+        fence @ Fence::Pending(_) => engine.wait(fence) == 0,
+    }
+}
+
+/// Gives the migration entries of `source` from the cursor on, in its table, to `dest`. How many there were.
+#[inline(always)]
+fn rename_entries<M: Machine>(cursor: &mut Cursor<M>, source: &LockedFolio<M>, dest: &LockedFolio<M>) -> u32 {
+    let entries = if cursor.level() == Level::Pmd { 1 } else { source.order().pages() };
+    let (first, to) = (source.frame(), dest.frame());
+    let mut n = 0;
+    for i in 0..entries {
+        if let Entry::NonPresent(SoftLeaf { kind: SoftKind::Migration, frame, attrs }) = cursor.entry()
+            && frame == first.offset(i)
+        {
+            cursor.replace_soft(entry_for(to.offset(i), attrs));
+            n += 1;
+        }
+        if i + 1 < entries && !cursor.next() {
+            break;
+        }
+    }
+    dest.add_maps(n);
+    n
+}
+
+impl<M: Machine> Drop for FaultMigration<M> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        if let Some(source) = self.source.take() {
+            put_back_source(source, self.space, self.addr);
+        }
+    }
+}
+
