@@ -40,7 +40,10 @@ pub(super) fn show(space: &AddressSpace<Machine>, addr: Vaddr) -> Result<(), Sto
                 );
             }
             _ => {
-                println!("  {name} [{:3}] {word:#018x}  not present: the walk ends in #PF", addr.index(level))
+                println!(
+                    "  {name} [{:3}] {word:#018x}  not present: the walk ends in #PF",
+                    addr.index(level)
+                );
             }
         }
     });
@@ -60,7 +63,7 @@ fn fields(word: u64, soft: SoftLeaf) {
     println!(
         "  bits 51:12  ~index  {:<#12x} inverted, against L1TF: page {index:#x} of {device}, {} KiB into its memory",
         word >> 12 & 0xff_ffff_ffff,
-        u64::from(index) * PAGE_SIZE >> 10
+        (u64::from(index) * PAGE_SIZE) >> 10
     );
     let mut names = alloc::string::String::new();
     for (attr, name) in ATTRS {
