@@ -52,6 +52,16 @@ impl Buddy {
         }
     }
 
+    /// Gives a range of frames back, by the largest chunks.
+    pub(crate) fn free_range(&mut self, map: &FrameMap, range: FrameRange) {
+        let mut at = range.start;
+        while at < range.end {
+            let order = Order::largest(at, range.end - at);
+            self.free(map, at, order);
+            at += order.pages();
+        }
+    }
+
     /// Takes a chunk of `order`, splitting larger ones. The caller writes its slots, or its block word when the order is 9.
     #[inline]
     pub(crate) fn alloc(&mut self, map: &FrameMap, order: Order) -> Option<u32> {

@@ -100,7 +100,12 @@ impl<M: Machine> Space<M> {
 
     /// Locks `table`, if it (still) is the one of `level` over `addr` in this space.
     #[inline(always)]
-    pub(crate) fn cursor_hint(&'static self, table: &'static Table<M>, level: Level, addr: Vaddr) -> Option<Cursor<M>> {
+    pub(crate) fn cursor_hint(
+        &'static self,
+        table: &'static Table<M>,
+        level: Level,
+        addr: Vaddr,
+    ) -> Option<Cursor<M>> {
         let cursor = self.cursor_in(table, level, addr);
         if table.is_hooked_at(self.slab_index(), level, addr) { Some(cursor) } else { None }
     }

@@ -4,7 +4,6 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use spin::Once;
 
-use crate::counters::Event;
 use crate::error::{FaultError, RangeError};
 use crate::folio::Folio;
 use crate::machine::Machine;
@@ -74,8 +73,9 @@ pub trait PagemapOps<M: Machine>: Sync {
     fn migrate_to_ram(&self, fault: FaultMigration<M>) -> Result<(), FaultError> {
         fault.back_to_ram()
     }
-    /// *Atomic.* The folio's last reference is gone. It must not be touched after the return.
-    fn folio_free(&self, _folio: &Folio) {}
+    /// *Atomic.* `order.pages()` pages from `first` are free again: their folio moved away or is no more. The driver's word
+    /// of that folio is passed on; the memory must not be touched after the return.
+    fn folio_free(&self, _first: Frame, _order: Order, _driver_word: u64) {}
     /// *Atomic.* `tail` was split off `head` (which is smaller now); called once per piece, then once with no tail.
     fn folio_split(&self, _head: &Folio, _tail: Option<&Folio>) {}
     /// The engine that copies for this device.
@@ -131,13 +131,9 @@ impl<M: Machine> Device<M> {
     }
 
     #[inline(always)]
-    pub(crate) fn released(&self, folio: &Folio) {
-        let pages = u64::from(folio.order().pages());
-        self.freed_pages.fetch_add(pages, Relaxed);
-        if folio.is_resident() {
-            M::count(Event::DevicePagesDropped, pages);
-        }
-        self.ops().folio_free(folio);
+    pub(crate) fn released(&self, first: Frame, order: Order, driver_word: u64) {
+        self.freed_pages.fetch_add(u64::from(order.pages()), Relaxed);
+        self.ops().folio_free(first, order, driver_word);
     }
 
     pub(crate) fn split(&self) {

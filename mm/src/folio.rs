@@ -192,6 +192,13 @@ impl Folio {
         self.migs.fetch_add(n, Relaxed);
         self.maps.fetch_sub(n, Release);
     }
+    /// `n` migration entries became mappings again, each with a reference of its own.
+    #[inline(always)]
+    pub(crate) fn migs_to_maps(&self, n: u32) {
+        self.refs.fetch_add(n, Relaxed);
+        self.maps.fetch_add(n, Relaxed);
+        self.migs.fetch_sub(n, Release);
+    }
     /// `n` migration entries fewer name it.
     #[inline(always)]
     pub(crate) fn remove_migs(&self, n: u32) {
@@ -333,15 +340,71 @@ pub(crate) fn put_many<M: Machine>(folio: &'static Folio, n: u32) {
 #[inline]
 fn free<M: Machine>(folio: &'static Folio) {
     debug_assert_eq!(folio.maps.load(Relaxed), 0, "freed while mapped");
-    let mm = M::mm();
-    let (frame, order) = (folio.frame(), folio.order());
-    if let Some(device) = frame.place().device_number() {
-        mm.device(device).released(folio);
+    if folio.is_resident() {
+        M::count(Event::DevicePagesDropped, u64::from(folio.order().pages()));
     }
+    let frames = folio.frames::<M>();
     // The descriptor goes first: once the frames are free, somebody else may own them at another order.
     folio.anon.store(NIL, Relaxed);
-    mm.folios.free(folio);
-    mm.zone(frame.place()).free_frames(frame, order);
+    M::mm().folios.free(folio);
+    drop(frames);
+}
+
+/// Memory that belongs to nobody but this value: on its way to a folio, or on its way back to its zone, where dropping it
+/// puts it.
+#[derive(Debug)]
+pub(crate) struct Frames<M: Machine> {
+    first: Frame,
+    order: Order,
+    /// The word of the device that it lies on.
+    driver: u64,
+    machine: PhantomData<fn() -> M>,
+}
+
+impl<M: Machine> Frames<M> {
+    /// The first frame.
+    #[inline(always)]
+    pub(crate) const fn first(&self) -> Frame {
+        self.first
+    }
+}
+
+impl<M: Machine> Drop for Frames<M> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        let mm = M::mm();
+        if let Some(device) = self.first.place().device_number() {
+            mm.device(device).released(self.first, self.order, self.driver);
+        }
+        mm.zone(self.first.place()).free_frames(self.first, self.order);
+    }
+}
+
+impl Folio {
+    /// The folio's memory as a value. The caller sees to it that the folio has no claim to it any more.
+    #[inline(always)]
+    fn frames<M: Machine>(&self) -> Frames<M> {
+        Frames {
+            first: self.frame(),
+            order: self.order(),
+            driver: self.driver.load(Relaxed),
+            machine: PhantomData,
+        }
+    }
+
+    /// Moves the folio to other memory of its order and returns what it lay in: the folio stays who it is (references, lock,
+    /// reverse map, dirt), only its frames change. With its references frozen. Look-ups by the old frames go on to find it
+    /// until those are freed, for the migration entries that still name them.
+    #[inline(always)]
+    pub(crate) fn relocate<M: Machine>(&self, to: Frames<M>) -> Frames<M> {
+        let mm = M::mm();
+        let old = self.frames();
+        mm.zone(to.first.place()).set_owner(to.first, to.order, self.slab_index());
+        self.frame.store(to.first.raw(), Relaxed);
+        self.driver.store(to.driver, Relaxed);
+        core::mem::forget(to);
+        old
+    }
 }
 
 /// A folio whose lock this value holds, with the reference that keeps it. It is `Send`: a migration may be parked by one
@@ -419,19 +482,47 @@ impl<M: Machine> Mm<M> {
     #[inline(always)]
     fn try_alloc_folio(&self, place: Place, order: Order, need: Need) -> Result<FolioRef<M>, OutOfMemory> {
         let folio = self.folios.alloc(self)?;
-        let frame = match self.zone(place).alloc_folio(&self.inject, order, need, folio.slab_index()) {
-            Ok(frame) => frame,
+        let frame = match self.try_alloc_frames(place, order, need) {
+            Ok(frames) => {
+                let first = frames.first;
+                core::mem::forget(frames);
+                first
+            }
             Err(oom) => {
                 self.folios.free(folio);
                 return Err(oom);
             }
         };
         self.init_folio(folio, frame, order, RmapLink::NONE);
+        self.zone(place).set_owner(frame, order, folio.slab_index());
         folio.unfreeze(1);
+        Ok(FolioRef::from_owned(folio))
+    }
+
+    #[inline(always)]
+    fn try_alloc_frames(&self, place: Place, order: Order, need: Need) -> Result<Frames<M>, OutOfMemory> {
+        let first = self.zone(place).alloc_frames(&self.inject, order, need)?;
         if let Some(device) = place.device_number() {
             self.device(device).allocated(order);
         }
-        Ok(FolioRef::from_owned(folio))
+        Ok(Frames { first, order, driver: 0, machine: PhantomData })
+    }
+
+    /// Allocates memory without a folio.
+    #[inline(always)]
+    pub(crate) fn alloc_frames(
+        &self,
+        place: Place,
+        order: Order,
+        need: Need,
+    ) -> Result<Frames<M>, OutOfMemory> {
+        match self.try_alloc_frames(place, order, need) {
+            Ok(frames) => Ok(frames),
+            Err(oom) => {
+                M::count(Event::AllocFail, 1);
+                Err(oom)
+            }
+        }
     }
 
     /// Sets every field but the reference count, which the caller stores last.

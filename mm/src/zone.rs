@@ -143,33 +143,36 @@ impl<M: Machine> Zone<M> {
         }
     }
 
-    /// Takes frames for a folio and writes `folio` as their owner.
-    #[inline]
-    pub(crate) fn alloc_folio(
+    /// Takes a chunk. Nobody owns it yet: look-ups find nothing there until [`Zone::set_owner`].
+    #[inline(always)]
+    pub(crate) fn alloc_frames(
         &self,
         inject: &Inject,
         order: Order,
         need: Need,
-        folio: u32,
     ) -> Result<Frame, OutOfMemory> {
         let site = if self.place.is_ram() { Site::RamFolio } else { Site::DeviceFolio };
         inject.check(site, order.get())?;
-        let map = self.map();
-        let chunk = if order == Order::BASE {
-            self.alloc_cached(need)?
-        } else {
-            self.alloc_chunk(order, need)?
-        };
-        if order == Order::PMD {
+        let chunk =
+            if order == Order::BASE { self.alloc_cached(need)? } else { self.alloc_chunk(order, need)? };
+        Ok(Frame::new(self.place, chunk + self.base()))
+    }
+
+    /// Writes `folio` as the owner of a chunk.
+    #[inline(always)]
+    pub(crate) fn set_owner(&self, first: Frame, order: Order, folio: u32) {
+        let (map, chunk) = (self.map(), first.index() - self.base());
+        if order == Order::BASE {
+            map.set_slot(chunk, Slot::Folio(folio));
+        } else if order == Order::PMD {
             map.set_block(chunk, Block::Huge(folio));
         } else {
             map.set_folio(chunk, order.pages(), folio);
         }
-        Ok(Frame::new(self.place, chunk + self.base()))
     }
 
-    /// Gives a folio's frames back.
-    #[inline]
+    /// Gives a chunk back.
+    #[inline(always)]
     pub(crate) fn free_frames(&self, first: Frame, order: Order) {
         let chunk = first.index() - self.base();
         if order == Order::BASE {
@@ -285,13 +288,20 @@ impl<M: Machine> Zone<M> {
         cache.len = len + 1;
     }
 
-    /// Gives half of a full cache, its oldest frames, back to the buddy.
+    /// Gives half of a full cache, its oldest frames, back to the buddy. Frames that were freed one after the other, up or
+    /// down, go back as larger chunks.
     #[cold]
     fn spill(&self, cache: &mut Cache) {
         let half = CACHE / 2;
         let mut buddy = self.buddy.lock();
-        for &chunk in &cache.frames[..half] {
-            buddy.free(self.map(), chunk, Order::BASE);
+        let mut rest = &cache.frames[..half];
+        while let [first, ..] = *rest {
+            let up = rest.iter().zip(first..).take_while(|&(&frame, n)| frame == n).count();
+            let down = rest.iter().zip((0..=first).rev()).take_while(|&(&frame, n)| frame == n).count();
+            let len = up.max(down);
+            let start = if up >= down { first } else { first - (down as u32 - 1) };
+            buddy.free_range(self.map(), start..start + len as u32);
+            rest = &rest[len..];
         }
         cache.frames.copy_within(half.., 0);
         cache.len = half;

@@ -74,6 +74,7 @@ impl<M: Machine> Collecting<M> {
             space: Some(space),
             addr,
             order,
+            committed: false,
             failed: None,
         });
     }
@@ -92,6 +93,7 @@ impl<M: Machine> Collecting<M> {
             space: Some(space),
             addr,
             order,
+            committed: false,
             failed: None,
         });
     }

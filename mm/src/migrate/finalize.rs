@@ -15,16 +15,21 @@ use crate::table::SpareTable;
 use crate::types::{Frame, Level, Order, PAGE_SIZE, PMD_SIZE, Place, VaRange, Vaddr};
 use crate::zone::Need;
 
-/// Which folio owns page `page` of a unit from now on.
+/// How migration entries get their names.
 struct Names<'a, M: Machine> {
-    to: To<'a, M>,
+    /// The folio that the entries belong to (its migration entries count down).
     source: &'a LockedFolio<M>,
+    /// The first frame that the entries name: where the source lies, or lay before the commit.
+    from: Frame,
+    to: To<'a, M>,
 }
 
-/// The new owner.
+/// The owner of the pages from now on.
+#[derive(Clone, Copy)]
 enum To<'a, M: Machine> {
-    /// One folio: the destination, or the source itself.
-    One(&'static Folio),
+    /// The source itself, where it lies now.
+    Source,
+    /// The pieces.
     Pieces(&'a Dest<M>),
 }
 
@@ -39,14 +44,19 @@ pub(crate) fn entry_for(frame: Frame, attrs: Attrs) -> Entry {
 }
 
 impl<M: Machine> Names<'_, M> {
+    /// The page of the unit that a migration entry for `frame` stands for.
+    #[inline(always)]
+    fn page(&self, frame: Frame) -> Option<u32> {
+        if frame.is_within(self.from, self.source.order()) {
+            Some(frame.index() - self.from.index())
+        } else {
+            None
+        }
+    }
+
     /// The folio that `page` belongs to, and that folio's first page in the unit.
     fn folio(&self, page: u32) -> (&'static Folio, u32) {
-        let Dest::Pieces { first, .. } = (match self.to {
-            To::One(folio) => return (folio, 0),
-            To::Pieces(pieces) => pieces,
-        }) else {
-            return (self.source.folio(), 0);
-        };
+        let To::Pieces(Dest::Pieces { first, .. }) = self.to else { return (self.source.folio(), 0) };
         let mut at = 0;
         for folio in first.iter() {
             let pages = folio.order().pages();
@@ -59,24 +69,20 @@ impl<M: Machine> Names<'_, M> {
     }
 }
 
-/// Replaces the migration entries of `source` from the cursor to `end`, in its table. How many there were.
-#[inline(always)]
+/// Replaces the source's migration entries from the cursor to `end`, in its table. How many there were.
 fn replace_run<M: Machine>(
     cursor: &mut Cursor<M>,
     names: &Names<'_, M>,
     table: &mut Option<SpareTable<M>>,
     end: Vaddr,
 ) -> u32 {
-    let source = names.source;
     let (mut n, mut of_folio) = (0, 0);
     let mut current: Option<(&'static Folio, u32)> = None;
     loop {
         if let Entry::NonPresent(SoftLeaf { kind: SoftKind::Migration, frame, attrs }) = cursor.entry()
-            && source.covers(frame)
+            && let Some(page) = names.page(frame)
         {
-            let page = frame.index() - source.frame().index();
-            if cursor.level() == Level::Pmd
-                && matches!(names.to, To::Pieces(_)) {
+            if cursor.level() == Level::Pmd && matches!(names.to, To::Pieces(_)) {
                 replace_by_table(cursor, names, table, attrs);
                 return 1;
             }
@@ -148,12 +154,12 @@ fn replace_all<M: Machine>(unit: &mut Unit<M>) {
         Dest::Pieces { table, .. } => table.take(),
         _ => None,
     };
-    let to = match &unit.dest {
-        Dest::None => To::One(source.folio()),
-        Dest::One(folio) => To::One(folio.folio()),
-        pieces @ Dest::Pieces { .. } => To::Pieces(pieces),
+    let (from, to) = match &unit.dest {
+        Dest::Frames(old) if unit.committed => (old.first(), To::Source),
+        pieces @ Dest::Pieces { .. } => (source.frame(), To::Pieces(pieces)),
+        _ => (source.frame(), To::Source),
     };
-    let names = Names { to, source };
+    let names = Names { source, from, to };
     if let Some(space) = unit.space {
         let range = VaRange::new(unit.addr.0, source.order().bytes());
         replace_in(space, range, &names, &mut table);
@@ -219,6 +225,7 @@ pub(crate) fn put_back<M: Machine>(batch: &mut Batch<M>) {
             finish(unit, &mut unused);
             count_moved::<M>(to, 1, u64::from(unit.order.pages()));
         } else if !matches!(unit.source, Source::Gone) {
+            move_back(unit);
             unit.dest.release();
             replace_all(unit);
             if let Source::Folio(folio) = core::mem::replace(&mut unit.source, Source::Gone) {
@@ -229,12 +236,25 @@ pub(crate) fn put_back<M: Machine>(batch: &mut Batch<M>) {
     batch.units.clear();
 }
 
+/// Undoes the commit of a unit: the folio goes back to where it lay.
+fn move_back<M: Machine>(unit: &mut Unit<M>) {
+    if !core::mem::take(&mut unit.committed) {
+        return;
+    }
+    if let (Source::Folio(folio), Dest::Frames(_)) = (&unit.source, &unit.dest)
+        && let Dest::Frames(old) = core::mem::replace(&mut unit.dest, Dest::None)
+    {
+        // References that somebody got meanwhile are to the folio, wherever it lies; nobody maps it.
+        unit.dest = Dest::Frames(folio.relocate(old));
+    }
+}
+
 /// A hole that commit filled already stays filled: nobody can tell it from one that was filled by a touch.
 fn is_filled<M: Machine>(unit: &Unit<M>) -> bool {
     match &unit.dest {
-        Dest::One(folio) => folio.map_count() != 0,
+        Dest::Folio(folio) => folio.map_count() != 0,
         Dest::Pieces { first, .. } => first.iter().any(|folio| folio.map_count() != 0),
-        Dest::None => false,
+        Dest::None | Dest::Frames(_) => false,
     }
 }
 
@@ -266,7 +286,7 @@ pub(crate) fn fill_hole<M: Machine>(unit: &mut Unit<M>) -> Result<(), Cause> {
         _ => return Err(Cause::Raced),
     }
     match (&unit.dest, spare) {
-        (Dest::One(folio), _) => {
+        (Dest::Folio(folio), _) => {
             folio.add_maps(1);
             cursor.install(entry_for(folio.frame(), attrs));
         }
@@ -281,8 +301,8 @@ pub(crate) fn fill_hole<M: Machine>(unit: &mut Unit<M>) -> Result<(), Cause> {
 
 fn name_pieces<M: Machine>(dest: &Dest<M>, link: RmapLink) {
     match dest {
-        Dest::None => {}
-        Dest::One(folio) => folio.set_link(link),
+        Dest::None | Dest::Frames(_) => {}
+        Dest::Folio(folio) => folio.set_link(link),
         Dest::Pieces { first, .. } => {
             let mut page = 0;
             for folio in first.iter() {
@@ -351,7 +371,8 @@ pub(crate) fn count_moved<M: Machine>(to: Place, units: u64, pages: u64) {
 /// Replaces a unit's migration entries. Neighbours in one table share one hold of its lock.
 #[inline(always)]
 fn name_entries<M: Machine>(unit: &mut Unit<M>, held: &mut Option<Cursor<M>>) {
-    let (Source::Folio(source), Dest::One(dest), Some(space)) = (&unit.source, &unit.dest, unit.space) else {
+    let (Source::Folio(source), Dest::Frames(old), Some(space)) = (&unit.source, &unit.dest, unit.space)
+    else {
         *held = None;
         return replace_all(unit);
     };
@@ -363,11 +384,10 @@ fn name_entries<M: Machine>(unit: &mut Unit<M>, held: &mut Option<Cursor<M>>) {
     if let Some(cursor) = held
         && cursor.level().order() == unit.order
         && let Entry::NonPresent(SoftLeaf { kind: SoftKind::Migration, frame, attrs }) = cursor.entry()
-        && frame == source.frame()
+        && frame == old.first()
     {
-        cursor.replace_soft(entry_for(dest.frame(), attrs));
-        dest.add_maps(1);
-        source.remove_migs(1);
+        cursor.replace_soft(entry_for(source.frame(), attrs));
+        source.migs_to_maps(1);
     }
     if source.migration_entries() != 0 {
         *held = None;
@@ -379,22 +399,25 @@ fn name_entries<M: Machine>(unit: &mut Unit<M>, held: &mut Option<Cursor<M>>) {
 #[inline(always)]
 fn finish<M: Machine>(unit: &mut Unit<M>, report: &mut Report) {
     let pages = u64::from(unit.order.pages());
-    match core::mem::replace(&mut unit.source, Source::Gone) {
-        Source::Gone => return,
-        Source::Folio(folio) => {
-            folio.clear_resident();
-            drop(folio.unlock());
-        }
-        Source::Hole { .. } => report.holes += pages,
+    let source = core::mem::replace(&mut unit.source, Source::Gone);
+    if matches!(source, Source::Gone) {
+        return;
     }
     report.units += 1;
     report.pages += pages;
+    if unit.order == Order::PMD && !matches!(unit.dest, Dest::Pieces { .. }) {
+        report.huge_pages += pages;
+    }
+    unit.committed = false;
     match core::mem::replace(&mut unit.dest, Dest::None) {
         Dest::None => {}
-        Dest::One(folio) => {
-            if unit.order == Order::PMD {
-                report.huge_pages += pages;
+        Dest::Frames(old) => {
+            if let Source::Folio(folio) = &source {
+                note_resident(folio);
             }
+            drop(old);
+        }
+        Dest::Folio(folio) => {
             note_resident(&folio);
             drop(folio.unlock());
         }
@@ -404,15 +427,25 @@ fn finish<M: Machine>(unit: &mut Unit<M>, report: &mut Report) {
             if let Dest::Pieces { first, .. } = &pieces {
                 first.iter().for_each(|folio| note_resident(folio));
             }
+            if let Source::Folio(folio) = &source {
+                folio.clear_resident();
+            }
             pieces.release();
         }
     }
+    match source {
+        Source::Folio(folio) => drop(folio.unlock()),
+        Source::Hole { .. } => report.holes += pages,
+        Source::Gone => {}
+    }
 }
 
-/// Marks a destination on a device as counted in.
+/// Marks a folio that arrived on a device as counted in; one that left as counted out.
 #[inline(always)]
-fn note_resident(folio: &Folio) {
-    if !folio.place().is_ram() {
+pub(crate) fn note_resident(folio: &Folio) {
+    if folio.place().is_ram() {
+        folio.clear_resident();
+    } else {
         folio.set_resident();
     }
 }
@@ -428,11 +461,10 @@ pub(crate) fn put_back_source<M: Machine>(source: LockedFolio<M>, space: &'stati
     }
 }
 
-/// Gives the migration entries of `source`, wherever the reverse map finds them, to `dest`.
+/// Names the migration entries of `source` that the reverse map finds and that name `from`, where it lay.
 #[cold]
-pub(crate) fn rename_elsewhere<M: Machine>(source: &LockedFolio<M>, dest: &LockedFolio<M>) {
-    let names = Names { to: To::One(dest.folio()), source };
-    replace_elsewhere(&names, &mut None);
+pub(crate) fn rename_elsewhere<M: Machine>(source: &LockedFolio<M>, from: Frame) {
+    replace_elsewhere(&Names { source, from, to: To::Source }, &mut None);
 }
 
 const _: () = assert!(PMD_SIZE == 512 * PAGE_SIZE);

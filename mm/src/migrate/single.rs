@@ -11,12 +11,11 @@ use crate::error::FaultError;
 use crate::folio::LockedFolio;
 use crate::machine::Machine;
 use crate::migrate::collect::take_entries;
-use crate::migrate::finalize::{count_moved, entry_for, put_back_source};
-use crate::migrate::transfer::{alloc_locked, pass_identity_to};
+use crate::migrate::finalize::{count_moved, entry_for, put_back_source, rename_elsewhere};
 use crate::migrate::{Collected, Collecting, Migration};
 use crate::space::Space;
 use crate::table::Table;
-use crate::types::{Level, Place, Vaddr};
+use crate::types::{Frame, Level, Place, Vaddr};
 use crate::zone::Need;
 
 /// A faulting folio, locked, with migration entries in its place. Dropping it puts it back.
@@ -35,7 +34,13 @@ impl<M: Machine> FaultMigration<M> {
     /// Takes a folio that is wholly mapped from `addr` in the cursor's table: device-private entries become migration
     /// entries.
     #[inline(always)]
-    pub(crate) fn take(cursor: &mut Cursor<M>, table: &'static Table<M>, folio: LockedFolio<M>, addr: Vaddr, fault: Vaddr) -> Self {
+    pub(crate) fn take(
+        cursor: &mut Cursor<M>,
+        table: &'static Table<M>,
+        folio: LockedFolio<M>,
+        addr: Vaddr,
+        fault: Vaddr,
+    ) -> Self {
         let mut gather = None;
         take_entries(cursor, &folio, addr, &mut gather);
         Self { source: Some(folio), space: cursor.space(), table, level: cursor.level(), addr, fault }
@@ -74,34 +79,31 @@ impl<M: Machine> FaultMigration<M> {
         if source.map_count() != 0 {
             return self.batch()?.back_to_ram();
         }
-        let Ok(dest) = alloc_locked(mm, Place::RAM, order, Need::Reserve) else {
+        let Ok(to) = mm.alloc_frames(Place::RAM, order, Need::Reserve) else {
             return self.batch()?.back_to_ram();
         };
         // Copied.
-        let op = CopyOp::Copy { src: source.frame(), dst: dest.frame(), order };
+        let op = CopyOp::Copy { src: source.frame(), dst: to.first(), order };
         if !copy_one::<M>(source, op) || !source.freeze(1) {
-            drop(dest.unlock());
             return Err(FaultError::Device(self.fault));
         }
         // Committed.
-        pass_identity_to(source, &dest, 0);
+        let old = source.relocate(to);
         source.unfreeze(1);
+        source.clear_resident();
         // Finalized.
-        let n = match self.space.cursor_hint(self.table, self.level, self.addr) {
-            Some(mut cursor) => rename_entries(&mut cursor, source, &dest),
-            None => 0,
-        };
-        source.remove_migs(n);
+        if let Some(mut cursor) = self.space.cursor_hint(self.table, self.level, self.addr) {
+            rename_entries(&mut cursor, source, old.first());
+        }
         if source.migration_entries() != 0 {
             // Moved or split meanwhile: the reverse map finds them.
-            crate::migrate::finalize::rename_elsewhere(source, &dest);
+            rename_elsewhere(source, old.first());
         }
         count_moved::<M>(Place::RAM, 1, u64::from(order.pages()));
         if let Some(source) = self.source.take() {
-            source.clear_resident();
             drop(source.unlock());
         }
-        drop(dest.unlock());
+        drop(old);
         Ok(())
     }
 }
@@ -117,15 +119,15 @@ fn copy_one<M: Machine>(source: &LockedFolio<M>, op: CopyOp) -> bool {
     }
 }
 
-/// Gives the migration entries of `source` from the cursor on, in its table, to `dest`. How many there were.
+/// Names the migration entries of `source` from the cursor on, in its table, that name `from`, where it lay.
 #[inline(always)]
-fn rename_entries<M: Machine>(cursor: &mut Cursor<M>, source: &LockedFolio<M>, dest: &LockedFolio<M>) -> u32 {
+fn rename_entries<M: Machine>(cursor: &mut Cursor<M>, source: &LockedFolio<M>, from: Frame) {
     let entries = if cursor.level() == Level::Pmd { 1 } else { source.order().pages() };
-    let (first, to) = (source.frame(), dest.frame());
+    let to = source.frame();
     let mut n = 0;
     for i in 0..entries {
         if let Entry::NonPresent(SoftLeaf { kind: SoftKind::Migration, frame, attrs }) = cursor.entry()
-            && frame == first.offset(i)
+            && frame == from.offset(i)
         {
             cursor.replace_soft(entry_for(to.offset(i), attrs));
             n += 1;
@@ -134,8 +136,7 @@ fn rename_entries<M: Machine>(cursor: &mut Cursor<M>, source: &LockedFolio<M>, d
             break;
         }
     }
-    dest.add_maps(n);
-    n
+    source.migs_to_maps(n);
 }
 
 impl<M: Machine> Drop for FaultMigration<M> {
@@ -146,4 +147,3 @@ impl<M: Machine> Drop for FaultMigration<M> {
         }
     }
 }
-

@@ -141,7 +141,8 @@ pub(crate) fn copy<M: Machine>(batch: &mut Batch<M>) {
             Source::Folio(folio) if to.is_ram() => folio.place(),
             Source::Folio(_) | Source::Hole { .. } => to,
         };
-        match alloc_dest(to, unit.order, need, unit.addr) {
+        let hole = matches!(unit.source, Source::Hole { .. });
+        match alloc_dest(to, unit.order, need, unit.addr, hole) {
             Ok(dest) => {
                 // A unit that is not done with has no destination yet: nothing to drop.
                 core::mem::forget(core::mem::replace(&mut unit.dest, dest));
@@ -167,10 +168,10 @@ pub(crate) fn copy<M: Machine>(batch: &mut Batch<M>) {
 #[inline(always)]
 fn single_op<M: Machine>(unit: &Unit<M>) -> Option<CopyOp> {
     match (&unit.source, &unit.dest) {
-        (Source::Folio(src), Dest::One(dst)) => {
-            Some(CopyOp::Copy { src: src.frame(), dst: dst.frame(), order: unit.order })
+        (Source::Folio(src), Dest::Frames(dst)) => {
+            Some(CopyOp::Copy { src: src.frame(), dst: dst.first(), order: unit.order })
         }
-        (Source::Hole { .. }, Dest::One(dst)) => Some(CopyOp::Zero { dst: dst.frame(), order: unit.order }),
+        (Source::Hole { .. }, Dest::Folio(dst)) => Some(CopyOp::Zero { dst: dst.frame(), order: unit.order }),
         _ => None,
     }
 }
@@ -193,19 +194,31 @@ fn piece_op<M: Machine>(unit: &Unit<M>, at: &mut u32) -> Option<CopyOp> {
     }
 }
 
-/// One folio of `order`; or, where there is none free, smaller ones that fill it, and the table that its PMD entry becomes.
+/// Memory of `order` (as a folio, for a hole); or, where there is none free, smaller folios that fill it, and the table that
+/// its PMD entry becomes.
 #[inline(always)]
-fn alloc_dest<M: Machine>(to: Place, order: Order, need: Need, addr: Vaddr) -> Result<Dest<M>, OutOfMemory> {
+fn alloc_dest<M: Machine>(
+    to: Place,
+    order: Order,
+    need: Need,
+    addr: Vaddr,
+    hole: bool,
+) -> Result<Dest<M>, OutOfMemory> {
     let mm = M::mm();
-    match alloc_locked(mm, to, order, need) {
-        Ok(folio) => Ok(Dest::One(folio)),
+    let whole = if hole {
+        alloc_locked(mm, to, order, need).map(Dest::Folio)
+    } else {
+        mm.alloc_frames(to, order, need).map(Dest::Frames)
+    };
+    match whole {
+        Ok(dest) => Ok(dest),
         Err(oom) if order == Order::BASE => Err(oom),
         Err(_) => alloc_pieces(mm, to, order, need, addr),
     }
 }
 
 #[inline(always)]
-pub(crate) fn alloc_locked<M: Machine>(
+fn alloc_locked<M: Machine>(
     mm: &Mm<M>,
     to: Place,
     order: Order,
@@ -261,20 +274,22 @@ fn fill_pieces<M: Machine>(
     Ok(())
 }
 
-/// Freezes each source for a moment to make sure that nobody got a reference since the pin check, and passes its identity
-/// on. Holes are filled here.
+/// Freezes each source for a moment to make sure that nobody got a reference since the pin check, and moves it to its new
+/// memory, or passes its identity on to the pieces. Holes are filled here.
 pub(crate) fn commit<M: Machine>(batch: &mut Batch<M>) {
     let Batch { units, report, .. } = batch;
     units.for_each(|unit| {
         let ok = match &unit.source {
             Source::Gone => return,
             Source::Folio(folio) => {
-                let frozen = folio.freeze(1);
-                if frozen {
-                    pass_identity(folio, &unit.dest);
+                if folio.freeze(1) {
+                    commit_dest(folio, &mut unit.dest);
                     folio.unfreeze(1);
+                    unit.committed = true;
+                    Ok(())
+                } else {
+                    Err(Cause::Pinned)
                 }
-                frozen.then_some(()).ok_or(Cause::Pinned)
             }
             Source::Hole { .. } => finalize::fill_hole(unit),
         };
@@ -284,28 +299,32 @@ pub(crate) fn commit<M: Machine>(batch: &mut Batch<M>) {
     });
 }
 
-/// What is known of the source becomes true of the destination, which starts at page `page` of it.
 #[inline(always)]
-pub(crate) fn pass_identity_to(source: &Folio, dest: &Folio, page: u32) {
-    let link = source.link();
-    dest.set_link(RmapLink { index: link.index + u64::from(page), ..link });
-    if source.is_dirty() {
-        dest.set_dirty();
+fn commit_dest<M: Machine>(source: &Folio, dest: &mut Dest<M>) {
+    match core::mem::replace(dest, Dest::None) {
+        Dest::Frames(to) => {
+            // Nothing to drop: it was taken out.
+            core::mem::forget(core::mem::replace(dest, Dest::Frames(source.relocate(to))));
+        }
+        pieces @ Dest::Pieces { .. } => {
+            pass_identity(source, &pieces);
+            *dest = pieces;
+        }
+        other => *dest = other,
     }
 }
 
-#[inline(always)]
+/// What is known of the source becomes true of the pieces.
 fn pass_identity<M: Machine>(source: &Folio, dest: &Dest<M>) {
-    match dest {
-        Dest::None => {}
-        Dest::One(folio) => pass_identity_to(source, folio, 0),
-        Dest::Pieces { first, .. } => {
-            let mut page = 0;
-            for folio in first.iter() {
-                pass_identity_to(source, folio, page);
-                page += folio.order().pages();
-            }
+    let Dest::Pieces { first, .. } = dest else { return };
+    let link = source.link();
+    let mut page = 0;
+    for folio in first.iter() {
+        folio.set_link(RmapLink { index: link.index + page, ..link });
+        if source.is_dirty() {
+            folio.set_dirty();
         }
+        page += u64::from(folio.order().pages());
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::entry::Attrs;
 use crate::error::OutOfMemory;
-use crate::folio::{FolioRef, LockedFolio, RmapLink};
+use crate::folio::{FolioRef, Frames, LockedFolio, RmapLink};
 use crate::machine::{FlushReason, Machine};
 use crate::migrate::{Cause, Report};
 use crate::mm::Mm;
@@ -26,7 +26,10 @@ pub(crate) enum Source<M: Machine> {
 /// Where a unit goes.
 pub(crate) enum Dest<M: Machine> {
     None,
-    One(LockedFolio<M>),
+    /// Memory for the folio to move to; after the commit, what it moved out of.
+    Frames(Frames<M>),
+    /// The folio that fills a hole.
+    Folio(LockedFolio<M>),
     /// Smaller folios that fill it, first page to last, and the table that a PMD entry becomes.
     Pieces {
         first: PoolBox<M, PieceChunk<M>>,
@@ -42,6 +45,8 @@ pub(crate) struct Unit<M: Machine> {
     pub(crate) space: Option<&'static Space<M>>,
     pub(crate) addr: Vaddr,
     pub(crate) order: Order,
+    /// Its folio has moved: `dest` is what it moved out of, which its migration entries still name.
+    pub(crate) committed: bool,
     /// Why it stays, once that is clear.
     pub(crate) failed: Option<Cause>,
 }
@@ -54,6 +59,7 @@ impl<M: Machine> Default for Unit<M> {
             space: None,
             addr: Vaddr(0),
             order: Order::BASE,
+            committed: false,
             failed: None,
         }
     }
@@ -134,7 +140,8 @@ impl<M: Machine> Dest<M> {
     pub(crate) fn release(&mut self) {
         match core::mem::replace(self, Self::None) {
             Self::None => {}
-            Self::One(folio) => drop::<FolioRef<M>>(folio.unlock()),
+            Self::Frames(frames) => drop(frames),
+            Self::Folio(folio) => drop::<FolioRef<M>>(folio.unlock()),
             Self::Pieces { mut first, table } => {
                 first.release();
                 first.next = None;
