@@ -245,7 +245,6 @@ fn alloc_pieces<M: Machine>(
         Ok(()) => Ok(Dest::Pieces { first, table }),
         Err(oom) => {
             first.release();
-            first.next = None;
             Err(oom)
         }
     }

@@ -123,15 +123,22 @@ impl<M: Machine> PieceChunk<M> {
     }
 
     /// Unlocks all of them and drops their handles.
+    ///
+    /// The chain is taken apart chunk by chunk: one that goes back to its pool keeps what it holds, so it must hold none.
     pub(crate) fn release(&mut self) {
-        let mut chunk = Some(self);
-        while let Some(here) = chunk {
-            for folio in here.folios[..here.len].iter_mut().filter_map(Option::take) {
-                drop(folio.unlock());
-            }
-            here.len = 0;
-            chunk = here.next.as_deref_mut();
+        self.release_own();
+        let mut next = self.next.take();
+        while let Some(mut chunk) = next {
+            chunk.release_own();
+            next = chunk.next.take();
         }
+    }
+
+    fn release_own(&mut self) {
+        for folio in self.folios[..self.len].iter_mut().filter_map(Option::take) {
+            drop(folio.unlock());
+        }
+        self.len = 0;
     }
 }
 
@@ -144,7 +151,6 @@ impl<M: Machine> Dest<M> {
             Self::Folio(folio) => drop::<FolioRef<M>>(folio.unlock()),
             Self::Pieces { mut first, table } => {
                 first.release();
-                first.next = None;
                 drop(table);
             }
         }
