@@ -1,4 +1,15 @@
 //! In-kernel tests of the memory manager: real page tables, real faults, a real BAR.
+//!
+//! Each builds an address space, loads it, and looks at the state of the machine afterwards: entries, frames, counters, and
+//! every word of memory. The runner audits all of it once more after each test.
 
+mod devices;
+mod faults;
+mod injected;
+mod migration;
+mod oracle;
+mod pressure;
 mod roundtrip;
+mod splits;
+mod stale;
 mod support;

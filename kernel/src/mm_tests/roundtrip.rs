@@ -3,14 +3,13 @@
 use farpage_device::DeviceAddr;
 use farpage_mm::{Entry, HugeAdvice, PAGE_SIZE, PMD_SIZE, Place, VaRange, Vaddr};
 
-use super::support::{Kinds, check, fill, in_space, kinds, map, pattern};
+use super::support::{DEV0, Kinds, check, fill, in_space, kinds, map, on_the_usual_machine, pattern};
 use crate::vm::devmem;
 use crate::vm::user::{user_read_u64, user_write_u64};
 
-const DEV0: Place = Place::device(0);
-
 crate::ktest! {
     fn huge_pages_move_as_one_unit_and_come_back_by_fault() {
+        on_the_usual_machine()?;
         in_space(|space| {
             let range = map(space, 4 * PMD_SIZE, HugeAdvice::Huge)?;
             fill(range, 1)?;
@@ -64,6 +63,7 @@ crate::ktest! {
 
 crate::ktest! {
     fn a_mix_of_sizes_and_holes_is_one_call() {
+        on_the_usual_machine()?;
         in_space(|space| {
             let range = map(space, 4 * PMD_SIZE, HugeAdvice::Huge)?;
             let huge = VaRange::new(range.start.0, PMD_SIZE);

@@ -5,6 +5,7 @@
 //! promise, not the compiler's; `audit()` and the host tests check it.
 
 pub(crate) mod devmem;
+pub(crate) mod skip;
 pub(crate) mod user;
 
 use core::mem::size_of;
@@ -131,7 +132,7 @@ impl farpage_mm::Machine for Machine {
 
     #[inline]
     fn flush(request: &FlushRequest) {
-        if request.cpus & 1 << percpu::cpu_id() == 0 {
+        if request.cpus & 1 << percpu::cpu_id() == 0 || skip::skips(request.reason) {
             return;
         }
         match request.scope {

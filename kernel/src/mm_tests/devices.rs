@@ -1,0 +1,136 @@
+//! Other machines: two devices, small and large ones, little RAM and much.
+
+use farpage_mm::{Cause, HugeAdvice, Order, PAGE_SIZE, PMD_SIZE, Place};
+
+use super::support::{
+    DEV0, Held, Kinds, check, fill, frame_at, in_space, kinds, map, pages, pattern, resident,
+};
+use crate::testing::Unmet;
+use crate::vm::devmem;
+use crate::vm::user::user_read_u64;
+
+const DEV1: Place = Place::device(1);
+/// The first page frame number above 4 GiB.
+const ABOVE_4G: u32 = 1 << 20;
+
+crate::ktest! {
+    needs(devices = 2)
+    fn two_devices_hold_their_own_pages_and_do_not_take_each_others() {
+        in_space(|space| {
+            let range = map(space, 4 * PMD_SIZE, HugeAdvice::Huge)?;
+            let (first, second) = (pages(range, 0, 1024), pages(range, 1024, 1024));
+            fill(range, 91)?;
+            space.space().migrate(first, DEV0)?;
+            space.space().migrate(second, DEV1)?;
+            crate::check_eq!((resident(0), resident(1)), (1024, 1024));
+            // Each one's bytes are in its own BAR.
+            for (part, number) in [(first, 0), (second, 1)] {
+                let (Some(device), Some(frame)) = (devmem::device(number), frame_at(space, part.start.0)) else {
+                    crate::fail!("no device {number}")
+                };
+                crate::check_eq!(frame.place(), Place::device(number));
+                let at = farpage_device::DeviceAddr(u64::from(frame.index()) * PAGE_SIZE);
+                crate::check_eq!(device.read(at), Some(pattern(part.start.0, 91)));
+            }
+            let refused = space.space().migrate(range, DEV1)?;
+            crate::check_eq!((refused.pages, refused.failed[Cause::Foreign as usize]), (0, 1024));
+            crate::check_eq!((resident(0), resident(1)), (1024, 1024));
+            check(range, 91)?;
+            crate::check_eq!((resident(0), resident(1)), (0, 0));
+            // By way of RAM it goes.
+            crate::check_eq!(space.space().migrate(range, DEV1)?.pages, 2048);
+            check(range, 91)
+        })?
+    }
+}
+
+/// To the device and back, by call and by fault, with as many huge pages as the device has room for, and one more.
+fn fill_device(huge_pages: u64) -> Result<(), Unmet> {
+    in_space(|space| {
+        let range = map(space, (huge_pages + 1) * PMD_SIZE, HugeAdvice::Huge)?;
+        fill(range, 92)?;
+        let report = space.space().migrate(range, DEV0)?;
+        crate::check_eq!(
+            (report.huge_pages, report.failed[Cause::NoMemory as usize]),
+            (huge_pages * 512, 512)
+        );
+        let expected = Kinds { huge_device: huge_pages as u32, huge_present: 1, ..Kinds::default() };
+        crate::check_eq!(kinds(space, range), expected);
+        check(range, 92)
+    })
+}
+
+crate::ktest! {
+    needs(device_mib = 4)
+    fn a_device_of_four_mebibytes_takes_two_huge_pages() {
+        fill_device(2)?;
+    }
+}
+
+crate::ktest! {
+    needs(device_mib = 1024)
+    fn a_device_of_a_gibibyte_is_used_to_its_end() {
+        let Some(device) = devmem::device(0) else { crate::fail!("no device") };
+        let last = (device.len_bytes() / PAGE_SIZE) as u32 - Order::PMD.pages();
+        in_space(|space| {
+            let range = map(space, PMD_SIZE, HugeAdvice::Huge)?;
+            fill(range, 93)?;
+            let mut held = Held::all(DEV0, Order::PMD);
+            crate::check_eq!(held.len(), 512);
+            held.give_back_those(|frame| frame.index() == last);
+            crate::check_eq!(space.space().migrate(range, DEV0)?.huge_pages, 512);
+            crate::check_eq!(frame_at(space, range.start.0).map(|frame| frame.index()), Some(last));
+            check(range, 93)?;
+            drop(held);
+            Ok(())
+        })?;
+    }
+}
+
+/// Moves pages whose frames are all chosen by `wanted`.
+fn round_trip_in(wanted: fn(u32) -> bool) -> Result<(), Unmet> {
+    in_space(|space| {
+        let mut held = Held::all(Place::RAM, Order::PMD);
+        held.give_back_those(|frame| wanted(frame.index()));
+        let huge = map(space, 4 * PMD_SIZE, HugeAdvice::Huge)?;
+        fill(huge, 94)?;
+        for page in (huge.start.0..huge.end.0).step_by(PMD_SIZE as usize) {
+            crate::check!(frame_at(space, page).is_some_and(|frame| wanted(frame.index())), "{page:#x}");
+        }
+        space.space().migrate(huge, DEV0)?;
+        crate::check_eq!(user_read_u64(huge.start.0), Ok(pattern(huge.start.0, 94)));
+        crate::check!(frame_at(space, huge.start.0).is_some_and(|frame| wanted(frame.index())));
+        space.space().migrate(pages(huge, 100, 1000), DEV0)?;
+        check(huge, 94)?;
+        drop(held);
+        Ok(())
+    })
+}
+
+crate::ktest! {
+    needs(memory_mib = 5120)
+    fn ram_above_four_gibibytes_is_used() {
+        round_trip_in(|pfn| pfn >= ABOVE_4G)?;
+    }
+}
+
+crate::ktest! {
+    needs(memory_mib = 3072)
+    fn ram_below_and_above_the_hole_is_used() {
+        round_trip_in(|pfn| pfn >= ABOVE_4G)?;
+        round_trip_in(|pfn| pfn < ABOVE_4G)?;
+    }
+}
+
+crate::ktest! {
+    needs(memory_mib = 64)
+    fn a_machine_of_64_mebibytes_moves_pages_too() {
+        in_space(|space| {
+            let range = map(space, 8 * PMD_SIZE, HugeAdvice::Huge)?;
+            fill(range, 95)?;
+            let report = space.space().migrate(range, DEV0)?;
+            crate::check_eq!((report.pages, report.failed_pages()), (4096, 0));
+            check(range, 95)
+        })?;
+    }
+}
