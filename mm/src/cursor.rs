@@ -158,10 +158,10 @@ impl<M: Machine> Cursor<M> {
     pub(crate) fn entry_at(&self, addr: Vaddr) -> Entry {
         self.locked.entry(addr.index(self.level), self.level)
     }
-    /// True when the entry is still the one that was seen before the lock was taken, but for A and D.
+    /// True when the entry is still the word that was seen before the lock was taken.
     #[inline(always)]
-    pub(crate) fn is_still(&self, seen: Entry) -> bool {
-        self.entry() == seen
+    pub(crate) fn is_still(&self, word: u64) -> bool {
+        self.locked.raw(self.index()) == word
     }
 
     /// Moves to `addr` if that is in the same table.

@@ -51,6 +51,13 @@ pub enum Fence {
 /// Moves data between RAM and device memory. May sleep in [`CopyEngine::wait`]; is called with no lock held but folio
 /// locks and the VMA lock.
 pub trait CopyEngine: Sync {
+    /// Does one operation and waits for it; true when it went well.
+    fn run(&self, op: &CopyOp) -> bool {
+        match self.submit(core::slice::from_ref(op)) {
+            Fence::Done { failed } => failed == 0,
+            fence @ Fence::Pending(_) => self.wait(fence) == 0,
+        }
+    }
     /// Starts the operations (at most [`COPY_LIST`]).
     fn submit(&self, ops: &[CopyOp]) -> Fence;
     /// The failed operations, once the list is finished.

@@ -22,7 +22,7 @@ use crate::entry::{Attrs, Entry, Leaf, SoftKind, SoftLeaf};
 use crate::error::FaultError;
 use crate::folio::{Folio, FolioRef, LockedFolio, RmapLink};
 use crate::machine::{FlushReason, Machine};
-use crate::migrate::{Extent, FaultMigration, extent};
+use crate::migrate::{Extent, FaultMigration, large_extent};
 use crate::space::Space;
 use crate::split::split_pmd_at;
 use crate::table::Table;
@@ -68,6 +68,14 @@ pub enum FaultOutcome {
     Copied(Order),
     /// A page came back from its device.
     Returned,
+}
+
+/// An entry as it was read without a lock.
+struct Seen<M: Machine> {
+    table: &'static Table<M>,
+    level: Level,
+    entry: Entry,
+    word: u64,
 }
 
 /// What one attempt led to.
@@ -122,16 +130,35 @@ impl<M: Machine> Space<M> {
 
     #[inline(always)]
     fn attempt(&'static self, vma: &'static Vma, fault: &FaultInfo) -> Result<Step, FaultError> {
+        if let Some(table) = self.last_pte_table(fault.addr) {
+            let word = table.words()[fault.addr.index(Level::Pte)].load(Relaxed);
+            return match Entry::decode(word, Level::Pte) {
+                Entry::None => self.fault_pte(vma, fault, table),
+                entry => self.fault_entry(vma, fault, Seen { table, level: Level::Pte, entry, word }),
+            };
+        }
+        self.attempt_from_the_top(vma, fault)
+    }
+
+    #[inline(never)]
+    fn attempt_from_the_top(&'static self, vma: &'static Vma, fault: &FaultInfo) -> Result<Step, FaultError> {
+        let seen = |table, level, entry: Entry| Seen { table, level, entry, word: entry.encode(level) };
         match self.peek(fault.addr) {
             Peek::NoTable => self.fault_none(vma, fault, None),
             Peek::Pmd(table, Entry::None) => self.fault_none(vma, fault, Some(table)),
-            Peek::Pte(table, Entry::None) => self.fault_pte(vma, fault, table),
-            Peek::Pmd(table, entry) => self.fault_entry(vma, fault, table, Level::Pmd, entry),
-            Peek::Pte(table, entry) => self.fault_entry(vma, fault, table, Level::Pte, entry),
+            Peek::Pmd(table, entry) => self.fault_entry(vma, fault, seen(table, Level::Pmd, entry)),
+            Peek::Pte(table, entry) => {
+                self.set_last_pte_table(table);
+                match entry {
+                    Entry::None => self.fault_pte(vma, fault, table),
+                    entry => self.fault_entry(vma, fault, seen(table, Level::Pte, entry)),
+                }
+            }
         }
     }
 
     /// Nothing is there, not even a PTE table.
+    #[inline(never)]
     fn fault_none(
         &'static self,
         vma: &'static Vma,
@@ -151,10 +178,11 @@ impl<M: Machine> Space<M> {
         }
         let spare = M::mm().spare_pte_table(fault.addr, Need::User).map_err(oom)?;
         let mut cursor = self.cursor_in(pmd, Level::Pmd, fault.addr);
-        if cursor.is_still(Entry::None) {
+        if cursor.is_still(0) {
             let table = spare.table();
             cursor.hook(spare);
             drop(cursor);
+            self.set_last_pte_table(table);
             return self.fault_pte(vma, fault, table);
         }
         Ok(Step::Again)
@@ -172,7 +200,7 @@ impl<M: Machine> Space<M> {
         if fault.access != Access::Write {
             let leaf = zero_leaf(vma, mm.zero_folio().ok()?);
             let mut cursor = self.cursor_in(pmd, Level::Pmd, start);
-            if !cursor.is_still(Entry::None) {
+            if !cursor.is_still(0) {
                 return Some(Step::Again);
             }
             cursor.install(leaf);
@@ -181,7 +209,7 @@ impl<M: Machine> Space<M> {
         }
         let folio = self.fresh_folio(vma, start, Order::PMD)?;
         let mut cursor = self.cursor_in(pmd, Level::Pmd, start);
-        if !cursor.is_still(Entry::None) {
+        if !cursor.is_still(0) {
             return Some(Step::Again);
         }
         cursor.install(map_fresh(vma, folio));
@@ -190,7 +218,7 @@ impl<M: Machine> Space<M> {
     }
 
     /// A 4 KiB page, or the zero page, into an empty PTE.
-    #[inline(always)]
+    #[inline(never)]
     fn fault_pte(
         &'static self,
         vma: &'static Vma,
@@ -200,7 +228,7 @@ impl<M: Machine> Space<M> {
         let mm = M::mm();
         if fault.access != Access::Write {
             let mut cursor = self.cursor_in(pte, Level::Pte, fault.addr);
-            if !cursor.is_still(Entry::None) {
+            if !cursor.is_still(0) {
                 return Ok(Step::Again);
             }
             cursor.install(zero_leaf(vma, mm.zero_page()));
@@ -209,7 +237,7 @@ impl<M: Machine> Space<M> {
         }
         let folio = self.fresh_folio(vma, fault.addr, Order::BASE).ok_or(FaultError::Oom(fault.addr))?;
         let mut cursor = self.cursor_in(pte, Level::Pte, fault.addr);
-        if !cursor.is_still(Entry::None) {
+        if !cursor.is_still(0) {
             return Ok(Step::Again);
         }
         cursor.install(map_fresh(vma, folio));
@@ -228,22 +256,15 @@ impl<M: Machine> Space<M> {
 
     /// Something is there.
     #[inline(always)]
-    fn fault_entry(
-        &'static self,
-        vma: &'static Vma,
-        fault: &FaultInfo,
-        table: &'static Table<M>,
-        level: Level,
-        seen: Entry,
-    ) -> Result<Step, FaultError> {
-        match seen {
+    fn fault_entry(&'static self, vma: &'static Vma, fault: &FaultInfo, seen: Seen<M>) -> Result<Step, FaultError> {
+        match seen.entry {
             Entry::NonPresent(soft) => match soft.kind {
-                SoftKind::DevicePrivate => self.fault_device(fault, table, level, soft),
-                SoftKind::Migration => Ok(self.fault_migration(fault, table, level, soft)),
+                SoftKind::DevicePrivate => self.fault_device(fault, &seen, soft),
+                SoftKind::Migration => Ok(self.fault_migration(fault, &seen, soft)),
                 SoftKind::DeviceExclusive => Err(FaultError::Device(fault.addr)),
             },
             Entry::Leaf(leaf) if fault.access == Access::Write && !leaf.attrs.contains(Attrs::WRITE) => {
-                self.fault_write(vma, fault, table, level, leaf)
+                self.fault_write(vma, fault, &seen, leaf)
             }
             Entry::Leaf(_) => Ok(Step::Done(FaultOutcome::Spurious)),
             Entry::None | Entry::Table(_) => Ok(Step::Again),
@@ -253,52 +274,35 @@ impl<M: Machine> Space<M> {
     /// Being moved: sleep until the mover lets go of the folio. The table lock is held while the folio is found, so that it
     /// cannot vanish under our feet.
     #[cold]
-    fn fault_migration(
-        &'static self,
-        fault: &FaultInfo,
-        table: &'static Table<M>,
-        level: Level,
-        soft: SoftLeaf,
-    ) -> Step {
-        let cursor = self.cursor_in(table, level, fault.addr);
-        if cursor.is_still(Entry::NonPresent(soft)) {
-            Step::Sleep(M::mm().mapped_folio(soft.frame))
-        } else {
-            Step::Again
-        }
+    fn fault_migration(&'static self, fault: &FaultInfo, seen: &Seen<M>, soft: SoftLeaf) -> Step {
+        let cursor = self.cursor_in(seen.table, seen.level, fault.addr);
+        if cursor.is_still(seen.word) { Step::Sleep(M::mm().mapped_folio(soft.frame)) } else { Step::Again }
     }
 
     /// On a device: the faulting folio's entries become migration entries in the same hold of the table lock in which they
     /// were looked at again, and the owner gets a migration that is under way.
     #[inline(always)]
-    fn fault_device(
-        &'static self,
-        fault: &FaultInfo,
-        table: &'static Table<M>,
-        level: Level,
-        soft: SoftLeaf,
-    ) -> Result<Step, FaultError> {
+    fn fault_device(&'static self, fault: &FaultInfo, seen: &Seen<M>, soft: SoftLeaf) -> Result<Step, FaultError> {
         let mm = M::mm();
         let Some(device) = soft.frame.place().device_number() else {
             return Err(FaultError::Device(fault.addr));
         };
-        let mut cursor = self.cursor_in(table, level, fault.addr);
-        if !cursor.is_still(Entry::NonPresent(soft)) {
+        let mut cursor = self.cursor_in(seen.table, seen.level, fault.addr);
+        if !cursor.is_still(seen.word) {
             return Ok(Step::Again);
         }
         let folio = mm.mapped_folio(soft.frame);
         let Some(locked) = LockedFolio::try_lock_mapped(folio) else { return Ok(Step::Sleep(folio)) };
-        let migration = match extent(&cursor, &locked, soft.frame, None) {
-            Extent::Whole(addr) => FaultMigration::take(&mut cursor, table, locked, addr, fault.addr),
-            Extent::Cut(at) => {
-                // Mapped only in part: split as far as that goes, then look again at what is left. A folio that cannot be
-                // split now is somebody else's for a moment.
-                let locked = locked.with_reference();
-                drop(cursor);
-                if self.split_folio(&locked, fault.addr, at) {
-                    return Ok(Step::Again);
+        let migration = if locked.order() == seen.level.order() {
+            FaultMigration::take_one(&mut cursor, seen.table, locked, soft, fault.addr)
+        } else {
+            match large_extent(&cursor, &locked, soft.frame, None) {
+                Extent::Whole(addr) => FaultMigration::take(&mut cursor, seen.table, locked, addr, fault.addr),
+                Extent::Cut(at) => {
+                    let locked = locked.with_reference();
+                    drop(cursor);
+                    return self.fault_cut(fault, &locked, at);
                 }
-                return Err(FaultError::Device(fault.addr));
             }
         };
         drop(cursor);
@@ -308,20 +312,26 @@ impl<M: Machine> Space<M> {
         Ok(Step::Done(FaultOutcome::Returned))
     }
 
+    /// A folio that is mapped only in part: split as far as that goes, then look again at what is left. A folio that cannot be
+    /// split now is somebody else's for a moment.
+    #[cold]
+    fn fault_cut(&'static self, fault: &FaultInfo, folio: &LockedFolio<M>, at: u32) -> Result<Step, FaultError> {
+        if self.split_folio(folio, fault.addr, at) { Ok(Step::Again) } else { Err(FaultError::Device(fault.addr)) }
+    }
+
     /// A write to a present page that does not allow it, in a VMA that does.
     #[inline(never)]
     fn fault_write(
         &'static self,
         vma: &'static Vma,
         fault: &FaultInfo,
-        table: &'static Table<M>,
-        level: Level,
+        seen: &Seen<M>,
         leaf: Leaf,
     ) -> Result<Step, FaultError> {
-        let seen = Entry::Leaf(leaf);
+        let (table, level) = (seen.table, seen.level);
         if !leaf.special && leaf.attrs.contains(Attrs::EXCLUSIVE) {
             let mut cursor = self.cursor_in(table, level, fault.addr);
-            if !cursor.is_still(seen) {
+            if !cursor.is_still(seen.word) {
                 return Ok(Step::Again);
             }
             cursor.upgrade(Attrs::WRITE | Attrs::YOUNG | Attrs::DIRTY | Attrs::SOFT_DIRTY);
@@ -339,7 +349,7 @@ impl<M: Machine> Space<M> {
             };
         };
         let mut cursor = self.cursor_in(table, level, fault.addr);
-        if !cursor.is_still(seen) {
+        if !cursor.is_still(seen.word) {
             return Ok(Step::Again);
         }
         // Another frame: not present, flush, new entry. The old page's reference goes last.

@@ -33,6 +33,8 @@ mod space;
 mod split;
 mod sync;
 mod table;
+#[cfg(test)]
+mod testing;
 mod tlb;
 mod types;
 mod vma;

@@ -37,6 +37,8 @@ pub struct Space<M: Machine> {
     pub(crate) flush: FlushState,
     pub(crate) vmas: SleepRwLock<M, VmaIndex<M>>,
     pub(crate) cache: VmaCache,
+    /// The PTE table that was used last: most faults are near the one before. A hint, checked by [`Table::is_hooked_at`].
+    last_pte: AtomicU32,
     pub(crate) faults: AtomicU64,
     flushes: AtomicU64,
 }
@@ -51,6 +53,7 @@ impl<M: Machine> Default for Space<M> {
             flush: FlushState::default(),
             vmas: SleepRwLock::default(),
             cache: VmaCache::default(),
+            last_pte: AtomicU32::new(NIL),
             faults: AtomicU64::new(0),
             flushes: AtomicU64::new(0),
         }
@@ -98,6 +101,7 @@ impl<M: Machine> AddressSpace<M> {
         space.root_pfn.store(table.pfn(), Relaxed);
         space.flush.cpus.store(0, Relaxed);
         space.cache.clear();
+        space.last_pte.store(NIL, Relaxed);
         space.faults.store(0, Relaxed);
         space.flushes.store(0, Relaxed);
         space.live.store(1, Relaxed);
@@ -128,6 +132,20 @@ impl<M: Machine> Space<M> {
     #[inline(always)]
     pub(crate) fn root(&self) -> &'static Table<M> {
         M::mm().tables.get(self.root.load(Relaxed))
+    }
+    /// The PTE table over `addr`, if it is the one that was used last. With the VMA lock held, so that it stays.
+    #[inline(always)]
+    pub(crate) fn last_pte_table(&self, addr: Vaddr) -> Option<&'static Table<M>> {
+        let key = self.last_pte.load(Relaxed);
+        if key == NIL {
+            return None;
+        }
+        let table = M::mm().tables.get(key);
+        if table.is_hooked_at(self.slab_index(), Level::Pte, addr) { Some(table) } else { None }
+    }
+    #[inline(always)]
+    pub(crate) fn set_last_pte_table(&self, table: &Table<M>) {
+        self.last_pte.store(table.slab_index(), Relaxed);
     }
     pub(crate) fn is_live(&self) -> bool {
         self.live.load(Relaxed) != 0

@@ -22,9 +22,8 @@ pub(crate) struct Table<M: Machine> {
     header: SlotHeader,
     pub(crate) lock: SpinLock<M, u32>,
     pfn: AtomicU32,
-    level: AtomicU32,
-    /// The address that its first entry maps.
-    base: AtomicU64,
+    /// The address that its first entry maps, and in the low bits its level.
+    place: AtomicU64,
     /// The space that it is hooked into; `NIL` while it is in none.
     space: AtomicU32,
 }
@@ -35,8 +34,7 @@ impl<M: Machine> Default for Table<M> {
             header: SlotHeader::default(),
             lock: SpinLock::new(0),
             pfn: AtomicU32::new(0),
-            level: AtomicU32::new(0),
-            base: AtomicU64::new(0),
+            place: AtomicU64::new(0),
             space: AtomicU32::new(NIL),
         }
     }
@@ -48,6 +46,12 @@ impl<M: Machine> Slot for Table<M> {
     fn header(&self) -> &SlotHeader {
         &self.header
     }
+}
+
+/// A table's place as one word.
+#[inline(always)]
+const fn place(level: Level, addr: Vaddr) -> u64 {
+    addr.align_down(level.size() << 9).0 | level as u64
 }
 
 /// A table with its lock held.
@@ -67,7 +71,7 @@ impl<M: Machine> Table<M> {
     }
     #[inline(always)]
     pub(crate) fn level(&self) -> Level {
-        match self.level.load(Relaxed) {
+        match self.place.load(Relaxed) & 7 {
             1 => Level::Pte,
             2 => Level::Pmd,
             3 => Level::Pud,
@@ -77,14 +81,13 @@ impl<M: Machine> Table<M> {
     /// True when this is the table of `level` over `addr` in `space`. With its lock held it stays so: there is only one.
     #[inline(always)]
     pub(crate) fn is_hooked_at(&self, space: u32, level: Level, addr: Vaddr) -> bool {
-        let base = addr.align_down(level.size() << 9).0;
-        self.space.load(Relaxed) == space && self.base.load(Relaxed) == base && self.level() == level
+        self.space.load(Relaxed) == space && self.place.load(Relaxed) == place(level, addr)
     }
     pub(crate) fn slab_index(&self) -> u32 {
         self.header.key()
     }
     pub(crate) fn base(&self) -> Vaddr {
-        Vaddr(self.base.load(Relaxed))
+        Vaddr(self.place.load(Relaxed) & !7)
     }
     #[inline(always)]
     pub(crate) fn lock(&'static self) -> LockedTable<M> {
@@ -121,8 +124,7 @@ impl<M: Machine> SpareTable<M> {
         M::zero(Frame::ram(pfn), Order::BASE);
         table.pfn.store(pfn, Relaxed);
         table.space.store(NIL, Relaxed);
-        table.level.store(level as u32, Relaxed);
-        table.base.store(base.align_down(level.size() << 9).0, Relaxed);
+        table.place.store(place(level, base), Relaxed);
         M::count(Event::TableAlloc, 1);
         Ok(Self(Some(table)))
     }

@@ -156,7 +156,7 @@ impl Device {
     }
 
     #[inline(always)]
-    fn run(&self, op: &CopyOp) -> bool {
+    fn copy(&self, op: &CopyOp) -> bool {
         match *op {
             CopyOp::Copy { src, dst, order } => {
                 let words = words_of(order);
@@ -194,11 +194,18 @@ const fn device_addr(frame: Frame) -> DeviceAddr {
 
 impl CopyEngine for Device {
     #[inline]
+    fn run(&self, op: &CopyOp) -> bool {
+        let done = self.copy(op);
+        store_fence();
+        done
+    }
+
+    #[inline]
     fn submit(&self, ops: &[CopyOp]) -> Fence {
         debug_assert!(ops.len() <= COPY_LIST);
         let mut failed = 0;
         for (i, op) in ops.iter().enumerate() {
-            if !self.run(op) {
+            if !self.copy(op) {
                 failed |= 1 << i;
             }
         }

@@ -102,7 +102,7 @@ impl<M: Machine> Collecting<M> {
 /// How `folio`, one of whose frames the cursor's entry names, is mapped around it; `limits` are the addresses that may be
 /// taken.
 #[inline(always)]
-pub(crate) fn extent<M: Machine>(
+fn extent<M: Machine>(
     cursor: &Cursor<M>,
     folio: &LockedFolio<M>,
     frame: Frame,
@@ -163,8 +163,9 @@ pub(crate) fn to_migration<M: Machine>(
     }
 }
 
+/// As [`extent`], for a folio of several PTEs.
 #[inline(never)]
-fn large_extent<M: Machine>(
+pub(crate) fn large_extent<M: Machine>(
     cursor: &Cursor<M>,
     folio: &LockedFolio<M>,
     frame: Frame,

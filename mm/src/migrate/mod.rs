@@ -33,7 +33,7 @@ use crate::space::Space;
 use crate::types::{Place, Prot, VaRange, Vaddr};
 use crate::zone::Need;
 
-pub(crate) use collect::{Collecting, Extent, extent};
+pub(crate) use collect::{Collecting, Extent, large_extent};
 pub use single::FaultMigration;
 pub(crate) use unit::{Batch, PieceChunk, UnitChunk};
 

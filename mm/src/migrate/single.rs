@@ -5,7 +5,7 @@
 //! the ordinary (other mappings, no whole folio free) is handed to the general machinery ([`FaultMigration::batch`]).
 
 use crate::cursor::Cursor;
-use crate::device::{CopyOp, Fence};
+use crate::device::CopyOp;
 use crate::entry::{Entry, SoftKind, SoftLeaf};
 use crate::error::FaultError;
 use crate::folio::LockedFolio;
@@ -15,6 +15,7 @@ use crate::migrate::finalize::{count_moved, entry_for, put_back_source, rename_e
 use crate::migrate::{Collected, Collecting, Migration};
 use crate::space::Space;
 use crate::table::Table;
+use crate::tlb::TlbGather;
 use crate::types::{Frame, Level, Place, Vaddr};
 use crate::zone::Need;
 
@@ -44,6 +45,28 @@ impl<M: Machine> FaultMigration<M> {
         let mut gather = None;
         take_entries(cursor, &folio, addr, &mut gather);
         Self { source: Some(folio), space: cursor.space(), table, level: cursor.level(), addr, fault }
+    }
+
+    /// As [`FaultMigration::take`], for a folio that the cursor's entry, whose contents are `soft`, maps all by itself.
+    #[inline(always)]
+    pub(crate) fn take_one(
+        cursor: &mut Cursor<M>,
+        table: &'static Table<M>,
+        folio: LockedFolio<M>,
+        soft: SoftLeaf,
+        fault: Vaddr,
+    ) -> Self {
+        TlbGather::settle(None, cursor.space());
+        cursor.replace_soft(Entry::NonPresent(SoftLeaf { kind: SoftKind::Migration, ..soft }));
+        folio.maps_to_migs(1);
+        Self {
+            source: Some(folio),
+            space: cursor.space(),
+            table,
+            level: cursor.level(),
+            addr: cursor.addr(),
+            fault,
+        }
     }
 
     /// The address that was touched.
@@ -112,28 +135,30 @@ impl<M: Machine> FaultMigration<M> {
 #[inline(always)]
 fn copy_one<M: Machine>(source: &LockedFolio<M>, op: CopyOp) -> bool {
     let Some(device) = source.place().device_number() else { return false };
-    let engine = M::mm().device(device).ops().engine();
-    match engine.submit(&[op]) {
-        Fence::Done { failed } => failed == 0,
-        fence @ Fence::Pending(_) => engine.wait(fence) == 0,
-    }
+    M::mm().device(device).ops().engine().run(&op)
 }
 
 /// Names the migration entries of `source` from the cursor on, in its table, that name `from`, where it lay.
 #[inline(always)]
 fn rename_entries<M: Machine>(cursor: &mut Cursor<M>, source: &LockedFolio<M>, from: Frame) {
-    let entries = if cursor.level() == Level::Pmd { 1 } else { source.order().pages() };
     let to = source.frame();
-    let mut n = 0;
-    for i in 0..entries {
+    let rename = |cursor: &mut Cursor<M>, page: u32| {
         if let Entry::NonPresent(SoftLeaf { kind: SoftKind::Migration, frame, attrs }) = cursor.entry()
-            && frame == from.offset(i)
+            && frame == from.offset(page)
         {
-            cursor.replace_soft(entry_for(to.offset(i), attrs));
-            n += 1;
+            cursor.replace_soft(entry_for(to.offset(page), attrs));
+            1
+        } else {
+            0
         }
-        if i + 1 < entries && !cursor.next() {
-            break;
+    };
+    let mut n = rename(cursor, 0);
+    if cursor.level().order() != source.order() {
+        for page in 1..source.order().pages() {
+            if !cursor.next() {
+                break;
+            }
+            n += rename(cursor, page);
         }
     }
     source.migs_to_maps(n);
