@@ -6,7 +6,7 @@
 
 use core::sync::atomic::Ordering::{AcqRel, Relaxed, Release};
 
-use crate::entry::{Attrs, Entry, Leaf, SoftLeaf, upgrade_bits};
+use crate::entry::{Attrs, Entry, Leaf, SoftKind, SoftLeaf, upgrade_bits};
 use crate::error::OutOfMemory;
 use crate::machine::Machine;
 use crate::mm::Mm;
@@ -205,6 +205,16 @@ impl<M: Machine> Cursor<M> {
     pub(crate) fn replace_soft(&mut self, entry: Entry) {
         debug_assert!(matches!(self.entry(), Entry::NonPresent(_)));
         self.store(entry);
+    }
+
+    /// Changes the kind of a non-present entry; the new word.
+    #[inline(always)]
+    pub(crate) fn set_soft_kind(&mut self, kind: SoftKind) -> u64 {
+        debug_assert!(matches!(self.entry(), Entry::NonPresent(_)));
+        let at = &self.locked.words[self.index()];
+        let word = SoftLeaf::word_with_kind(at.load(Relaxed), kind);
+        at.store(word, Release);
+        word
     }
 
     /// Empties a non-present entry.

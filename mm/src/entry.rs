@@ -190,6 +190,12 @@ impl SoftLeaf {
             | self.attrs.bits() as u64
     }
 
+    /// The word of the same entry with another kind.
+    #[inline(always)]
+    pub(crate) const fn word_with_kind(word: u64, kind: SoftKind) -> u64 {
+        word & !(7 << KIND_SHIFT) | (kind as u64) << KIND_SHIFT
+    }
+
     #[inline(always)]
     const fn decode(word: u64) -> Option<Self> {
         let kind = match word >> KIND_SHIFT {

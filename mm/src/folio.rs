@@ -433,6 +433,12 @@ impl<M: Machine> LockedFolio<M> {
         self
     }
 
+    /// A second value for the same lock and reference. The caller forgets the first.
+    #[inline(always)]
+    pub(crate) const fn take_over(&self) -> Self {
+        Self(FolioRef::from_owned(self.0.folio))
+    }
+
     /// Unlocks; the reference stays.
     #[inline(always)]
     pub(crate) fn unlock(self) -> FolioRef<M> {

@@ -450,14 +450,13 @@ pub(crate) fn note_resident(folio: &Folio) {
     }
 }
 
-/// Puts the folio of a fault back under its migration entries.
+/// Puts the folio of a fault back under its migration entries, which are at `addr` or where the reverse map finds them.
 #[cold]
-pub(crate) fn put_back_source<M: Machine>(source: LockedFolio<M>, space: &'static Space<M>, addr: Vaddr) {
-    let order = source.order();
-    let mut unit = Unit { source: Source::Folio(source), space: Some(space), addr, order, ..Unit::default() };
-    replace_all(&mut unit);
-    if let Source::Folio(folio) = core::mem::replace(&mut unit.source, Source::Gone) {
-        drop(folio.unlock());
+pub(crate) fn put_back_source<M: Machine>(source: &LockedFolio<M>, space: &'static Space<M>, addr: Vaddr) {
+    let names = Names { source, from: source.frame(), to: To::Source };
+    replace_in(space, VaRange::new(addr.0, source.order().bytes()), &names, &mut None);
+    if source.migration_entries() != 0 {
+        replace_elsewhere(&names, &mut None);
     }
 }
 

@@ -6,7 +6,7 @@
 
 use crate::cursor::Cursor;
 use crate::device::CopyOp;
-use crate::entry::{Entry, SoftKind, SoftLeaf};
+use crate::entry::{Attrs, Entry, SoftKind, SoftLeaf};
 use crate::error::FaultError;
 use crate::folio::LockedFolio;
 use crate::machine::Machine;
@@ -22,11 +22,14 @@ use crate::zone::Need;
 /// A faulting folio, locked, with migration entries in its place. Dropping it puts it back.
 #[must_use = "dropping a migration puts everything back"]
 pub struct FaultMigration<M: Machine> {
-    source: Option<LockedFolio<M>>,
+    source: LockedFolio<M>,
     space: &'static Space<M>,
     /// The table that its entries are in.
     table: &'static Table<M>,
     level: Level,
+    /// The entry that maps all of the folio and its word now; 0 when there are several.
+    word: u64,
+    attrs: Attrs,
     addr: Vaddr,
     fault: Vaddr,
 }
@@ -42,9 +45,9 @@ impl<M: Machine> FaultMigration<M> {
         addr: Vaddr,
         fault: Vaddr,
     ) -> Self {
-        let mut gather = None;
-        take_entries(cursor, &folio, addr, &mut gather);
-        Self { source: Some(folio), space: cursor.space(), table, level: cursor.level(), addr, fault }
+        take_entries(cursor, &folio, addr, &mut None);
+        let level = cursor.level();
+        Self { source: folio, space: cursor.space(), table, level, word: 0, attrs: Attrs::empty(), addr, fault }
     }
 
     /// As [`FaultMigration::take`], for a folio that the cursor's entry, whose contents are `soft`, maps all by itself.
@@ -57,13 +60,15 @@ impl<M: Machine> FaultMigration<M> {
         fault: Vaddr,
     ) -> Self {
         TlbGather::settle(None, cursor.space());
-        cursor.replace_soft(Entry::NonPresent(SoftLeaf { kind: SoftKind::Migration, ..soft }));
+        let word = cursor.set_soft_kind(SoftKind::Migration);
         folio.maps_to_migs(1);
         Self {
-            source: Some(folio),
+            source: folio,
             space: cursor.space(),
             table,
             level: cursor.level(),
+            word,
+            attrs: soft.attrs,
             addr: cursor.addr(),
             fault,
         }
@@ -79,13 +84,19 @@ impl<M: Machine> FaultMigration<M> {
     ///
     /// # Errors
     /// [`FaultError::Oom`] without memory for the batch; the folio is put back.
-    pub fn batch(mut self) -> Result<Migration<M, Collected>, FaultError> {
-        let oom = FaultError::Oom(self.fault);
-        let mut collecting = Collecting::new(Place::RAM, Need::Reserve).map_err(|_| oom)?;
-        if let Some(source) = self.source.take() {
-            collecting.push_taken(self.space, source, self.addr);
-        }
-        Ok(collecting.collected(self.fault))
+    pub fn batch(self) -> Result<Migration<M, Collected>, FaultError> {
+        let mut collecting =
+            Collecting::new(Place::RAM, Need::Reserve).map_err(|_| FaultError::Oom(self.fault))?;
+        let (space, addr, fault) = (self.space, self.addr, self.fault);
+        collecting.push_taken(space, self.into_source(), addr);
+        Ok(collecting.collected(fault))
+    }
+
+    /// The folio, with its migration entries left where they are.
+    fn into_source(self) -> LockedFolio<M> {
+        let source = self.source.take_over();
+        core::mem::forget(self);
+        source
     }
 
     /// All phases: the folio comes to RAM.
@@ -94,15 +105,14 @@ impl<M: Machine> FaultMigration<M> {
     /// [`FaultError::Oom`] without a free page; [`FaultError::Device`] when the copy failed or the folio is held by somebody
     /// else. It is put back then.
     #[inline]
-    pub fn back_to_ram(mut self) -> Result<(), FaultError> {
-        let mm = M::mm();
-        let Some(source) = &self.source else { return Err(FaultError::Device(self.fault)) };
+    pub fn back_to_ram(self) -> Result<(), FaultError> {
+        let source = &self.source;
         let order = source.order();
         // Unmapped: nothing else maps it. No flush is owed, since no TLB can hold a device-private page.
         if source.map_count() != 0 {
             return self.batch()?.back_to_ram();
         }
-        let Ok(to) = mm.alloc_frames(Place::RAM, order, Need::Reserve) else {
+        let Ok(to) = M::mm().alloc_frames(Place::RAM, order, Need::Reserve) else {
             return self.batch()?.back_to_ram();
         };
         // Copied.
@@ -116,16 +126,18 @@ impl<M: Machine> FaultMigration<M> {
         source.clear_resident();
         // Finalized.
         if let Some(mut cursor) = self.space.cursor_hint(self.table, self.level, self.addr) {
-            rename_entries(&mut cursor, source, old.first());
+            if self.word != 0 && cursor.is_still(self.word) {
+                cursor.replace_soft(entry_for(source.frame(), self.attrs));
+                source.migs_to_maps(1);
+            } else {
+                rename_entries(&mut cursor, source, old.first());
+            }
         }
         if source.migration_entries() != 0 {
             // Moved or split meanwhile: the reverse map finds them.
             rename_elsewhere(source, old.first());
         }
         count_moved::<M>(Place::RAM, 1, u64::from(order.pages()));
-        if let Some(source) = self.source.take() {
-            drop(source.unlock());
-        }
         drop(old);
         Ok(())
     }
@@ -139,26 +151,20 @@ fn copy_one<M: Machine>(source: &LockedFolio<M>, op: CopyOp) -> bool {
 }
 
 /// Names the migration entries of `source` from the cursor on, in its table, that name `from`, where it lay.
-#[inline(always)]
+#[inline(never)]
 fn rename_entries<M: Machine>(cursor: &mut Cursor<M>, source: &LockedFolio<M>, from: Frame) {
     let to = source.frame();
-    let rename = |cursor: &mut Cursor<M>, page: u32| {
+    let entries = if cursor.level() == Level::Pmd { 1 } else { source.order().pages() };
+    let mut n = 0;
+    for page in 0..entries {
         if let Entry::NonPresent(SoftLeaf { kind: SoftKind::Migration, frame, attrs }) = cursor.entry()
             && frame == from.offset(page)
         {
             cursor.replace_soft(entry_for(to.offset(page), attrs));
-            1
-        } else {
-            0
+            n += 1;
         }
-    };
-    let mut n = rename(cursor, 0);
-    if cursor.level().order() != source.order() {
-        for page in 1..source.order().pages() {
-            if !cursor.next() {
-                break;
-            }
-            n += rename(cursor, page);
+        if !cursor.next() {
+            break;
         }
     }
     source.migs_to_maps(n);
@@ -167,8 +173,9 @@ fn rename_entries<M: Machine>(cursor: &mut Cursor<M>, source: &LockedFolio<M>, f
 impl<M: Machine> Drop for FaultMigration<M> {
     #[inline(always)]
     fn drop(&mut self) {
-        if let Some(source) = self.source.take() {
-            put_back_source(source, self.space, self.addr);
+        // Names what is still without one; the folio's own drop unlocks it.
+        if self.source.migration_entries() != 0 {
+            put_back_source(&self.source, self.space, self.addr);
         }
     }
 }
