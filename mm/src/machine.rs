@@ -112,8 +112,14 @@ pub trait Machine: Sized + Send + Sync + 'static {
     /// ever: descriptor memory is type-stable.
     fn objects<T: Default + Send + 'static>(frame: FreshFrame) -> &'static mut [T];
 
+    /// As [`Machine::objects`], for objects that are shared from the start: the only ones that [`Machine::object`] is asked
+    /// for.
+    fn shared_objects<T: Default + Send + Sync + 'static>(frame: FreshFrame) -> &'static [T] {
+        Self::objects(frame)
+    }
+
     /// The object at `key`, which is its physical address in units of 64 bytes. Asked only for keys of objects that
-    /// [`Machine::objects`] made of this very type, and that are shared from then on.
+    /// [`Machine::shared_objects`] made of this very type.
     fn object<T: Sync + 'static>(key: u32) -> &'static T;
 
     /// Clears RAM.

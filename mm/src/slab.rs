@@ -137,7 +137,7 @@ impl<M: Machine, T: Slot> Slab<M, T> {
     fn grow(&self, mm: &Mm<M>) -> Result<(), OutOfMemory> {
         let frame = mm.ram.alloc_object_frame(T::KIND)?;
         let pfn = frame.pfn();
-        let objects: &'static [T] = M::objects::<T>(frame);
+        let objects = M::shared_objects::<T>(frame);
         let mut free = self.free.lock();
         for (i, object) in objects.iter().take(Self::per_frame() as usize).enumerate().rev() {
             let key = Self::key_in(pfn, i as u32);

@@ -1,0 +1,151 @@
+//! What a run is made of: a list of [`Step`]s, each an [`Action`] with its own seed, so that taking one out of the list
+//! leaves the disturbances and values of the others as they were.
+
+use crate::testing::rng::Rng;
+use crate::types::{PAGE_SIZE, VaRange};
+
+/// Pages of a space that actions know: two arenas of 2048 pages, each at a border that matters.
+pub(crate) const PAGES: u64 = 4096;
+/// The first arena lies across a 1 GiB border, so across two PMD tables.
+const LOW: u64 = 0x8000_0000 - 1024 * PAGE_SIZE;
+/// The second is under another PGD entry.
+const HIGH: u64 = 0x7f80_0000_0000;
+
+/// A seed and an action.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Step(pub(crate) u32, pub(crate) Action);
+
+/// One action. Pages are numbered from 0 to [`PAGES`]; ranges are cut at the end of their arena.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Action {
+    /// `prot`: bits of [`crate::Prot`].
+    Map { space: u8, start: u16, len: u16, prot: u8, huge: bool },
+    Unmap { space: u8, start: u16, len: u16 },
+    Advise { space: u8, start: u16, len: u16, huge: bool },
+    Read { cpu: u8, space: u8, page: u16 },
+    Write { cpu: u8, space: u8, page: u16 },
+    /// Writes a word of every page.
+    Fill { cpu: u8, space: u8, start: u16, len: u16 },
+    /// Reads a word of every page.
+    Check { cpu: u8, space: u8, start: u16, len: u16 },
+    /// `to`: 0 for RAM, 1 and 2 for the devices.
+    Migrate { space: u8, start: u16, len: u16, to: u8 },
+    /// Collects, goes on for `phases` phases, unmaps a range meanwhile (`gone.1` pages from `gone.0`), and then either
+    /// finishes or drops the migration.
+    Park { space: u8, start: u16, len: u16, to: u8, phases: u8, gone: (u16, u16), finish: bool },
+    /// Takes folios until only `keep` frames are free. `reserve`: those under the low-water mark too.
+    Hold { place: u8, order: u8, keep: u16, reserve: bool },
+    /// Takes a reference of the folio at a page.
+    Pin { space: u8, page: u16 },
+    /// Gives back all that was held and pinned.
+    Release,
+    /// Allocation failures in the next action.
+    FailAlloc { sites: u8, min_order: u8, skip: u16, times: u16 },
+    /// Copy failures in the next action.
+    FailCopy { skip: u16, times: u16 },
+    /// Speculation, evictions and the accesses of other CPUs.
+    Chaos { n: u8 },
+    /// A CPU loads another space.
+    Switch { cpu: u8, space: u8 },
+    /// A space ends, an empty one takes its place.
+    Exit { space: u8 },
+}
+
+/// The address of a page.
+pub(crate) const fn addr(page: u16) -> u64 {
+    let page = page as u64 % PAGES;
+    if page < PAGES / 2 { LOW + page * PAGE_SIZE } else { HIGH + (page - PAGES / 2) * PAGE_SIZE }
+}
+
+/// The addresses of `len` pages from `start`, inside one arena; at least one page.
+pub(crate) fn range(start: u16, len: u16) -> VaRange {
+    let at = u64::from(start) % (PAGES / 2);
+    let len = u64::from(len).clamp(1, PAGES / 2 - at);
+    VaRange::new(addr(start), len * PAGE_SIZE)
+}
+
+/// `n` steps.
+pub(crate) fn generate(seed: u64, n: usize) -> Vec<Step> {
+    let mut rng = Rng::new(seed);
+    let mut steps = Vec::with_capacity(n);
+    while steps.len() < n {
+        let seed = rng.next() as u32;
+        let action = action(&mut rng);
+        steps.push(Step(seed, action));
+        // What holds memory back is released soon, so that audits can run.
+        if matches!(action, Action::Hold { .. } | Action::Pin { .. }) {
+            for _ in 0..rng.below(5) {
+                steps.push(Step(rng.next() as u32, self::action(&mut rng)));
+            }
+            steps.push(Step(0, Action::Release));
+        }
+    }
+    steps.truncate(n);
+    steps
+}
+
+/// A place to begin at: mostly at or near the start of a huge page.
+fn start(rng: &mut Rng) -> u16 {
+    let block = rng.below(PAGES / 512) * 512;
+    let at = match rng.below(6) {
+        0..=2 => 0,
+        3 => rng.below(4),
+        4 => rng.pick(&[1, 64, 128, 255, 256, 257, 384, 448, 508, 511]),
+        _ => rng.below(512),
+    };
+    (block + at) as u16
+}
+
+fn len(rng: &mut Rng) -> u16 {
+    let len = match rng.below(8) {
+        0 => 1,
+        1 => 1 + rng.below(8),
+        2 => rng.pick(&[64, 128, 256, 511, 513]),
+        3..=5 => 512 * (1 + rng.below(3)),
+        _ => 1 + rng.below(700),
+    };
+    len as u16
+}
+
+fn action(rng: &mut Rng) -> Action {
+    let space = rng.below(8) as u8;
+    let cpu = rng.below(8) as u8;
+    let (start, len) = (start(rng), len(rng));
+    let page = if rng.one_in(2) { start } else { rng.below(PAGES) as u16 };
+    let to = rng.pick(&[0, 0, 0, 1, 1, 1, 1, 2]);
+    match rng.below(100) {
+        0..=11 => {
+            let prot = rng.pick(&[3, 3, 3, 3, 3, 7, 1, 0]);
+            Action::Map { space, start, len, prot, huge: !rng.one_in(4) }
+        }
+        12..=19 => Action::Unmap { space, start, len },
+        20..=21 => Action::Advise { space, start, len, huge: rng.one_in(2) },
+        22..=31 => Action::Read { cpu, space, page },
+        32..=45 => Action::Write { cpu, space, page },
+        46..=52 => Action::Fill { cpu, space, start, len: len.min(600) },
+        53..=57 => Action::Check { cpu, space, start, len: len.min(600) },
+        58..=75 => Action::Migrate { space, start, len, to },
+        76..=79 => {
+            let gone = if rng.one_in(2) { (start, len) } else { (start.wrapping_add(rng.below(300) as u16), 1 + rng.below(300) as u16) };
+            let gone = if rng.one_in(2) { gone } else { (0, 0) };
+            Action::Park { space, start, len, to, phases: rng.below(4) as u8, gone, finish: rng.one_in(2) }
+        }
+        80..=82 => Action::Hold {
+            place: rng.pick(&[0, 0, 1, 2]),
+            order: rng.pick(&[0, 0, 4, 9, 9]),
+            keep: rng.pick(&[0, 0, 1, 40, 300, 520, 1100]),
+            reserve: rng.one_in(3),
+        },
+        83 => Action::Pin { space, page },
+        84..=88 => Action::FailAlloc {
+            sites: 1 + rng.below(15) as u8,
+            min_order: rng.pick(&[0, 0, 0, 9]),
+            skip: rng.pick(&[0, 0, 1, 2, 3, 5, 8, 20, 100]),
+            times: rng.pick(&[1, 1, 2, 10, 1000]),
+        },
+        89..=90 => Action::FailCopy { skip: rng.below(6) as u16, times: rng.pick(&[1, 1, 3, 1000]) },
+        91..=93 => Action::Chaos { n: rng.below(60) as u8 },
+        94..=97 => Action::Switch { cpu, space },
+        _ => Action::Exit { space },
+    }
+}

@@ -1,0 +1,444 @@
+//! A machine of arrays. One per thread at a time; every case boots a fresh one.
+//!
+//! RAM and device pages hold [`WORDS`] sampled words each instead of 512, so that moving 2 MiB costs two thousand word
+//! copies and a case of thousands of actions runs in milliseconds. Page tables have all their words; a frame that was ever
+//! one keeps them, apart from its data words: who mixes the two up is caught by the owner check of the MMU.
+
+use core::any::Any;
+use core::cell::{Cell, OnceCell, RefCell};
+use core::ops::Range;
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use crate::counters::Event;
+use crate::device::{CopyEngine, CopyOp, Fence, PagemapOps};
+use crate::folio::Folio;
+use crate::machine::{FlushReason, FlushRequest, FreshFrame, Machine, TableWords, WaitKey};
+use crate::mm::{MapStorage, Mm};
+use crate::testing::mmu::Mmu;
+use crate::testing::model::Model;
+use crate::types::{Frame, Order, PAGE_SIZE};
+
+/// Sampled words of a page.
+pub(crate) const WORDS: usize = 4;
+/// The sampled words of one page.
+pub(crate) type Page = [Cell<u64>; WORDS];
+/// What a freed device page is filled with.
+const POISON: u64 = 0xdead_beef_dead_beef;
+
+/// What machine to build.
+#[derive(Clone, Debug)]
+pub(crate) struct Config {
+    /// CPUs, each with a TLB of its own.
+    pub(crate) cpus: usize,
+    /// Ranges of RAM frames; what lies between them is reserved.
+    pub(crate) ram: Vec<Range<u32>>,
+    /// Pages of each device.
+    pub(crate) devices: Vec<u32>,
+    /// One disturbance in so many chances; 0 for a quiet MMU.
+    pub(crate) chaos: u64,
+    /// Copies finish when they are waited for, not when they are submitted.
+    pub(crate) late_copies: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { cpus: 1, ram: vec![512..512 + 8 * 512], devices: vec![8 * 512], chaos: 0, late_copies: false }
+    }
+}
+
+/// The marker type that names this machine.
+#[derive(Debug)]
+pub(crate) struct Soft;
+
+struct RamFrame {
+    table: Cell<Option<&'static TableWords>>,
+    /// The shared objects that live in it, a `&'static [T]`.
+    objects: OnceCell<Box<dyn Any>>,
+    data: Page,
+}
+
+/// The machine's state, reached through the thread's current machine.
+pub(crate) struct State {
+    pub(crate) mm: Mm<Soft>,
+    pub(crate) config: Config,
+    base: u32,
+    ram: Vec<RamFrame>,
+    devices: Vec<Vec<Page>>,
+    pub(crate) mmu: RefCell<Mmu>,
+    pub(crate) model: RefCell<Model>,
+    events: [Cell<u64>; Event::COUNT],
+    pub(crate) cpu: Cell<usize>,
+    preempt: Cell<i32>,
+    /// Flushes for this reason are dropped: a mutation.
+    pub(crate) skip: Cell<Option<FlushReason>>,
+    /// How many flushes of each reason there were.
+    flushes: RefCell<[u64; FlushReason::ALL.len()]>,
+    /// After so many copy operations ...
+    fail_after: Cell<u64>,
+    /// ... so many fail.
+    fail_times: Cell<u64>,
+    late: RefCell<Vec<CopyOp>>,
+    /// Calls of `folio_free` (pages) and of `folio_split` (with a tail).
+    pub(crate) freed_pages: Cell<u64>,
+    pub(crate) split_tails: Cell<u64>,
+    /// The first rule that was broken.
+    pub(crate) failure: RefCell<Option<String>>,
+}
+
+thread_local! {
+    static CURRENT: Cell<Option<&'static State>> = const { Cell::new(None) };
+    /// Table words of machines that are gone.
+    static TABLES: RefCell<Vec<&'static TableWords>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The thread's machine.
+pub(crate) fn state() -> &'static State {
+    CURRENT.with(Cell::get).expect("a machine was booted on this thread")
+}
+
+/// A booted machine; its big arrays are used again after it.
+pub(crate) struct Session(&'static State);
+
+impl core::ops::Deref for Session {
+    type Target = State;
+    fn deref(&self) -> &State {
+        self.0
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        TABLES.with(|pool| {
+            let mut pool = pool.borrow_mut();
+            pool.extend(self.0.ram.iter().filter_map(|frame| frame.table.take()));
+        });
+        // A panic may unwind through handles that are dropped after this: they still find their machine.
+    }
+}
+
+impl Session {
+    pub(crate) fn state(&self) -> &'static State {
+        self.0
+    }
+}
+
+fn leak_words(n: usize) -> &'static [AtomicU64] {
+    Box::leak((0..n).map(|_| AtomicU64::new(0)).collect())
+}
+
+fn page(word: u64) -> Page {
+    core::array::from_fn(|_| Cell::new(word))
+}
+
+impl Soft {
+    /// Boots a machine on this thread.
+    pub(crate) fn boot(config: &Config) -> Session {
+        let first = config.ram.iter().map(|r| r.start).min().unwrap_or(0) & !511;
+        let last = config.ram.iter().map(|r| r.end).max().unwrap_or(512).next_multiple_of(512);
+        let frames = last - first;
+        let state: &'static State = Box::leak(Box::new(State {
+            mm: Mm::new(),
+            config: config.clone(),
+            base: first,
+            ram: (0..frames).map(|_| RamFrame { table: Cell::new(None), objects: OnceCell::new(), data: page(POISON) }).collect(),
+            devices: config.devices.iter().map(|&n| (0..n).map(|_| page(POISON)).collect()).collect(),
+            mmu: RefCell::new(Mmu::new(config)),
+            model: RefCell::new(Model::default()),
+            events: [const { Cell::new(0) }; Event::COUNT],
+            cpu: Cell::new(0),
+            preempt: Cell::new(0),
+            skip: Cell::new(None),
+            flushes: RefCell::default(),
+            fail_after: Cell::new(0),
+            fail_times: Cell::new(0),
+            late: RefCell::default(),
+            freed_pages: Cell::new(0),
+            split_tails: Cell::new(0),
+            failure: RefCell::new(None),
+        }));
+        CURRENT.with(|current| current.set(Some(state)));
+        state.mm.register_ram(first, MapStorage::new(leak_words(MapStorage::words_for(frames))));
+        for range in &config.ram {
+            state.mm.add_ram(range.clone());
+        }
+        for (n, &pages) in config.devices.iter().enumerate() {
+            let map = MapStorage::new(leak_words(MapStorage::words_for(pages)));
+            state.mm.register_device(n, pages, map, &DEVICES[n]).expect("the number is free");
+        }
+        state.mm.start().expect("there is memory");
+        Session(state)
+    }
+}
+
+impl State {
+    /// Notes that a rule was broken; the first one counts.
+    pub(crate) fn fail(&self, what: impl FnOnce() -> String) {
+        let mut failure = self.failure.borrow_mut();
+        if failure.is_none() {
+            *failure = Some(what());
+        }
+    }
+
+    /// The first rule that was broken.
+    pub(crate) fn failure(&self) -> Option<String> {
+        self.failure.borrow().clone()
+    }
+
+    /// The words of a RAM frame as a page table, without a chance for a disturbance.
+    pub(crate) fn table(&self, pfn: u32) -> &'static TableWords {
+        let frame = &self.ram[(pfn - self.base) as usize];
+        if let Some(words) = frame.table.get() {
+            return words;
+        }
+        let words: &'static TableWords = TABLES
+            .with(|pool| pool.borrow_mut().pop())
+            .unwrap_or_else(|| Box::leak(Box::new([const { AtomicU64::new(0) }; 512])));
+        // The frame may have been cleared before it had words.
+        words.iter().for_each(|word| word.store(0, Relaxed));
+        frame.table.set(Some(words));
+        words
+    }
+
+    /// The sampled words of a page.
+    pub(crate) fn data(&self, frame: Frame) -> &Page {
+        match frame.place().device_number() {
+            None => &self.ram[(frame.index() - self.base) as usize].data,
+            Some(n) => &self.devices[n][frame.index() as usize],
+        }
+    }
+
+    /// True when the machine has this frame.
+    pub(crate) fn has_ram(&self, pfn: u32) -> bool {
+        pfn.checked_sub(self.base).is_some_and(|i| (i as usize) < self.ram.len())
+    }
+
+    pub(crate) fn counted(&self, event: Event) -> u64 {
+        self.events[event as usize].get()
+    }
+
+    /// Flushes asked for, for this reason.
+    pub(crate) fn flushed(&self, reason: FlushReason) -> u64 {
+        self.flushes.borrow()[reason as usize]
+    }
+
+    /// After `skip` copy operations, the next `times` fail.
+    pub(crate) fn fail_copies(&self, skip: u64, times: u64) {
+        self.fail_after.set(skip);
+        self.fail_times.set(times);
+    }
+
+    /// No spin lock is held, nothing is half done.
+    pub(crate) fn at_rest(&self) -> bool {
+        self.preempt.get() == 0 && self.late.borrow().is_empty()
+    }
+
+    fn copy_page(&self, src: Frame, dst: Frame) {
+        let (src, dst) = (self.data(src), self.data(dst));
+        for (from, to) in src.iter().zip(dst) {
+            to.set(from.get());
+        }
+    }
+
+    fn zero_page(&self, frame: Frame) {
+        if frame.place().is_ram()
+            && let Some(words) = self.ram[(frame.index() - self.base) as usize].table.get()
+        {
+            words.iter().for_each(|word| word.store(0, Relaxed));
+        }
+        self.data(frame).iter().for_each(|word| word.set(0));
+    }
+
+    /// One operation of the copy engine, a page at a time, with other CPUs at work in between. True when it failed.
+    fn run_copy(&self, device: usize, op: CopyOp) -> bool {
+        let fails = match self.fail_after.get() {
+            0 if self.fail_times.get() > 0 => {
+                self.fail_times.set(self.fail_times.get() - 1);
+                true
+            }
+            0 => false,
+            n => {
+                self.fail_after.set(n - 1);
+                false
+            }
+        };
+        let (src, dst, order) = match op {
+            CopyOp::Copy { src, dst, order } => (Some(src), dst, order),
+            CopyOp::Zero { dst, order } => (None, dst, order),
+        };
+        let here = crate::types::Place::device(device);
+        if dst.place() != here && src.is_none_or(|src| src.place() != here) {
+            self.fail(|| format!("engine {device} was given {op:?}, neither end of which is its own"));
+        }
+        for i in 0..order.pages() {
+            match src {
+                // A copy that fails leaves rubbish behind.
+                _ if fails => self.data(dst.offset(i)).iter().for_each(|word| word.set(POISON)),
+                Some(src) => self.copy_page(src.offset(i), dst.offset(i)),
+                None => self.zero_page(dst.offset(i)),
+            }
+            self.disturb();
+        }
+        fails
+    }
+}
+
+impl Machine for Soft {
+    fn mm() -> &'static Mm<Self> {
+        &state().mm
+    }
+
+    fn table_words(pfn: u32) -> &'static TableWords {
+        let state = state();
+        state.disturb();
+        state.table(pfn)
+    }
+
+    fn objects<T: Default + Send + 'static>(_frame: FreshFrame) -> &'static mut [T] {
+        let n = PAGE_SIZE as usize / size_of::<T>();
+        Box::leak((0..n).map(|_| T::default()).collect())
+    }
+
+    fn shared_objects<T: Default + Send + Sync + 'static>(frame: FreshFrame) -> &'static [T] {
+        let state = state();
+        let pfn = frame.pfn();
+        let objects: &'static [T] = Self::objects(frame);
+        let kept = state.ram[(pfn - state.base) as usize].objects.set(Box::new(objects));
+        assert!(kept.is_ok(), "frame {pfn:#x} holds objects already");
+        objects
+    }
+
+    fn object<T: Sync + 'static>(key: u32) -> &'static T {
+        let state = state();
+        let at = u64::from(key) * 64;
+        let frame = &state.ram[(at / PAGE_SIZE) as usize - state.base as usize];
+        let objects = frame.objects.get().and_then(|o| o.downcast_ref::<&'static [T]>());
+        let objects = objects.expect("objects of this type lie in the key's frame");
+        &objects[(at % PAGE_SIZE) as usize / size_of::<T>()]
+    }
+
+    fn zero(first: Frame, order: Order) {
+        let state = state();
+        for i in 0..order.pages() {
+            state.zero_page(first.offset(i));
+        }
+        state.disturb();
+    }
+
+    fn copy(src: Frame, dst: Frame, order: Order) {
+        let state = state();
+        for i in 0..order.pages() {
+            state.copy_page(src.offset(i), dst.offset(i));
+        }
+        state.disturb();
+    }
+
+    fn cpu() -> usize {
+        state().cpu.get()
+    }
+
+    fn preempt_disable() {
+        let state = state();
+        state.disturb();
+        state.preempt.set(state.preempt.get() + 1);
+    }
+
+    fn preempt_enable() {
+        let state = state();
+        state.preempt.set(state.preempt.get() - 1);
+    }
+
+    fn flush(request: &FlushRequest) {
+        let state = state();
+        state.disturb();
+        state.flushes.borrow_mut()[request.reason as usize] += 1;
+        if state.skip.get() != Some(request.reason) {
+            state.mmu.borrow_mut().flush(request);
+        }
+        state.disturb();
+    }
+
+    fn wait(_key: WaitKey, still: &dyn Fn() -> bool) {
+        assert!(!still(), "the only thread would sleep for ever");
+    }
+
+    fn wake(_key: WaitKey) {}
+
+    fn count(event: Event, n: u64) {
+        let state = state();
+        state.disturb();
+        let count = &state.events[event as usize];
+        count.set(count.get() + n);
+    }
+
+    fn counted(event: Event) -> u64 {
+        state().counted(event)
+    }
+}
+
+/// A device's owner and its engine.
+pub(crate) struct SoftDevice(usize);
+
+static DEVICES: [SoftDevice; 4] = [SoftDevice(0), SoftDevice(1), SoftDevice(2), SoftDevice(3)];
+
+impl PagemapOps<Soft> for SoftDevice {
+    fn folio_free(&self, first: Frame, order: Order, _driver_word: u64) {
+        let state = state();
+        state.freed_pages.set(state.freed_pages.get() + u64::from(order.pages()));
+        for i in 0..order.pages() {
+            state.data(first.offset(i)).iter().for_each(|word| word.set(POISON));
+        }
+    }
+
+    fn folio_split(&self, head: &Folio, tail: Option<&Folio>) {
+        let state = state();
+        let Some(tail) = tail else { return };
+        state.split_tails.set(state.split_tails.get() + 1);
+        if head.covers(tail.frame()) {
+            state.fail(|| {
+                format!("folio_split: head {:?} still covers its tail {:?}", head.frame(), tail.frame())
+            });
+        }
+    }
+
+    fn engine(&self) -> &dyn CopyEngine {
+        self
+    }
+}
+
+impl CopyEngine for SoftDevice {
+    fn submit(&self, ops: &[CopyOp]) -> Fence {
+        let state = state();
+        if state.config.late_copies {
+            let mut late = state.late.borrow_mut();
+            assert!(late.is_empty(), "one list at a time");
+            late.extend_from_slice(ops);
+            return Fence::Pending(self.0 as u64);
+        }
+        let mut failed = 0;
+        for (i, &op) in ops.iter().enumerate() {
+            failed |= u32::from(state.run_copy(self.0, op)) << i;
+        }
+        Fence::Done { failed }
+    }
+
+    fn poll(&self, fence: Fence) -> Option<u32> {
+        Some(self.wait(fence))
+    }
+
+    fn wait(&self, fence: Fence) -> u32 {
+        let state = state();
+        assert_eq!(fence, Fence::Pending(self.0 as u64), "a fence of this engine");
+        let ops = core::mem::take(&mut *state.late.borrow_mut());
+        let mut failed = 0;
+        for (i, &op) in ops.iter().enumerate() {
+            failed |= u32::from(state.run_copy(self.0, op)) << i;
+        }
+        failed
+    }
+
+    fn cancel(&self, fence: Fence) -> u32 {
+        assert_eq!(fence, Fence::Pending(self.0 as u64), "a fence of this engine");
+        state().late.borrow_mut().clear();
+        u32::MAX
+    }
+}

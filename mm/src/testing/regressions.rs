@@ -1,0 +1,2 @@
+//! Lists that once failed, shrunk.
+

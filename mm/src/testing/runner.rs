@@ -1,0 +1,629 @@
+//! Runs a list of steps on a fresh machine and checks everything on the way.
+
+use core::mem::ManuallyDrop;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use crate::counters::Event;
+use crate::entry::{Attrs, Entry, SoftKind};
+use crate::error::{FaultError, RangeError};
+use crate::folio::FolioRef;
+use crate::machine::FlushReason;
+use crate::migrate::{Cause, Migration, Report};
+use crate::space::{AddressSpace, Space};
+use crate::testing::actions::{Action, Step, addr, range};
+use crate::testing::machine::{Config, Soft, State, WORDS};
+use crate::testing::model::{ModelSpace, pages};
+use crate::testing::rng::{Rng, mix};
+use crate::types::{Access, Frame, Order, PAGE_SHIFT, PAGE_SIZE, Place, Prot, VaRange, Vaddr};
+use crate::vma::HugeAdvice;
+use crate::zone::Need;
+
+/// Address spaces of a run.
+const SPACES: usize = 3;
+/// Steps between two full checks.
+const CHECK_EVERY: usize = 8;
+
+/// How a run is watched.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Watch {
+    /// Flushes for this reason are dropped.
+    pub(crate) skip: Option<FlushReason>,
+    /// Look for stale translations at rest, before anybody used them.
+    pub(crate) no_stale: bool,
+}
+
+/// What went wrong, and at which step.
+#[derive(Clone, Debug)]
+pub(crate) struct Failure {
+    pub(crate) step: usize,
+    pub(crate) what: String,
+}
+
+/// What a run did.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Done {
+    pub(crate) actions: u64,
+    pub(crate) disturbances: u64,
+    pub(crate) moved_pages: u64,
+}
+
+/// Machines of different shapes: seed to shape.
+pub(crate) fn shape(seed: u64) -> Config {
+    let mut rng = Rng::new(mix(seed));
+    let blocks = rng.pick(&[4, 6, 8, 12]);
+    let hole = 512 + 512 + rng.below(400) as u32;
+    Config {
+        cpus: rng.pick(&[1, 2, 2, 3]),
+        ram: vec![512 + rng.below(64) as u32..hole, hole + 7..512 + blocks * 512],
+        devices: vec![rng.pick(&[2, 4, 8]) * 512, 2 * 512 - rng.below(30) as u32],
+        chaos: rng.pick(&[0, 20, 60, 200]),
+        late_copies: rng.one_in(3),
+    }
+}
+
+/// Runs `steps` on a machine of the given shape.
+pub(crate) fn run(config: &Config, steps: &[Step], watch: &Watch) -> Result<Done, Failure> {
+    let session = Soft::boot(config);
+    let at = core::cell::Cell::new(0);
+    let result = catch_unwind(AssertUnwindSafe(|| {
+        let mut runner = Runner::new(session.state(), watch.clone());
+        let mut done = Done::default();
+        for (i, step) in steps.iter().enumerate() {
+            at.set(i);
+            runner.step(*step);
+            if i % CHECK_EVERY == CHECK_EVERY - 1 {
+                runner.check();
+            }
+            if let Some(what) = session.failure() {
+                return Err(Failure { step: i, what });
+            }
+        }
+        runner.finish();
+        done.actions = steps.len() as u64;
+        done.disturbances = session.mmu.borrow().disturbances;
+        done.moved_pages = session.counted(Event::DevicePagesIn) + session.counted(Event::DevicePagesOut);
+        session.failure().map_or(Ok(done), |what| Err(Failure { step: steps.len(), what }))
+    }));
+    result.unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_string()));
+        let what = session.failure().unwrap_or_else(|| format!("panic: {}", text.unwrap_or_default()));
+        Err(Failure { step: at.get(), what })
+    })
+}
+
+/// One run under way. Handles are not dropped when a check fails: the machine is not to be trusted then.
+struct Runner {
+    state: &'static State,
+    watch: Watch,
+    spaces: Vec<ManuallyDrop<AddressSpace<Soft>>>,
+    held: ManuallyDrop<Vec<FolioRef<Soft>>>,
+    pinned: bool,
+    /// Failures are planned for the step under way.
+    failing: bool,
+    failing_copies: bool,
+}
+
+impl Runner {
+    fn new(state: &'static State, watch: Watch) -> Self {
+        state.skip.set(watch.skip);
+        let mut runner = Self {
+            state,
+            watch,
+            spaces: Vec::new(),
+            held: ManuallyDrop::new(Vec::new()),
+            pinned: false,
+            failing: false,
+            failing_copies: false,
+        };
+        for _ in 0..SPACES {
+            runner.state.model.borrow_mut().spaces.push(ModelSpace::default());
+            runner.spaces.push(ManuallyDrop::new(AddressSpace::new(|_| {}).expect("memory for a space")));
+        }
+        for cpu in 0..runner.state.config.cpus {
+            runner.switch(cpu, cpu % SPACES);
+        }
+        runner
+    }
+
+    fn fail(&self, what: impl FnOnce() -> String) {
+        self.state.fail(what);
+    }
+
+    fn space(&self, n: u8) -> (usize, &'static Space<Soft>) {
+        let n = usize::from(n) % SPACES;
+        (n, self.spaces[n].space())
+    }
+
+    fn cpu(&self, n: u8) -> usize {
+        usize::from(n) % self.state.config.cpus
+    }
+
+    /// Memory may be short, so failures are no surprise.
+    fn short_of(&self, place: Place, pages: u64) -> bool {
+        let free = self.state.mm.zone(place).stat().free;
+        u64::from(free) < pages + 400
+    }
+
+    fn step(&mut self, Step(seed, action): Step) {
+        self.state.mmu.borrow_mut().rng = Rng::new(u64::from(seed));
+        let mut rng = Rng::new(mix(u64::from(seed)));
+        let planned = matches!(action, Action::FailAlloc { .. } | Action::FailCopy { .. });
+        match action {
+            Action::Map { space, start, len, prot, huge } => self.map(space, range(start, len), prot, huge),
+            Action::Unmap { space, start, len } => self.unmap(space, range(start, len)),
+            Action::Advise { space, start, len, huge } => self.advise(space, range(start, len), huge),
+            Action::Read { cpu, space, page } => self.touch(cpu, space, addr(page), None, &mut rng),
+            Action::Write { cpu, space, page } => {
+                let value = rng.next();
+                self.touch(cpu, space, addr(page), Some(value), &mut rng);
+            }
+            Action::Fill { cpu, space, start, len } => self.sweep(cpu, space, range(start, len), true, &mut rng),
+            Action::Check { cpu, space, start, len } => self.sweep(cpu, space, range(start, len), false, &mut rng),
+            Action::Migrate { space, start, len, to } => self.migrate(space, range(start, len), to),
+            Action::Park { .. } => self.park(action),
+            Action::Hold { place, order, keep, reserve } => self.hold(place, order, keep, reserve),
+            Action::Pin { space, page } => self.pin(space, addr(page)),
+            Action::Release => self.release(),
+            Action::FailAlloc { sites, min_order, skip, times } => {
+                self.state.mm.inject.arm(u32::from(sites), min_order, u64::from(skip), u64::from(times));
+                self.failing = true;
+            }
+            Action::FailCopy { skip, times } => {
+                self.state.fail_copies(u64::from(skip), u64::from(times));
+                self.failing_copies = true;
+            }
+            Action::Chaos { n } => {
+                if self.state.config.chaos != 0 {
+                    let mut mmu = self.state.mmu.borrow_mut();
+                    (0..n).for_each(|_| self.state.disturb_now(&mut mmu));
+                }
+            }
+            Action::Switch { cpu, space } => {
+                let (cpu, (space, _)) = (self.cpu(cpu), self.space(space));
+                self.switch(cpu, space);
+            }
+            Action::Exit { space } => self.exit(space),
+        }
+        if !planned {
+            self.state.mm.inject.disarm();
+            self.state.fail_copies(0, 0);
+            (self.failing, self.failing_copies) = (false, false);
+        }
+        if !self.state.at_rest() {
+            self.fail(|| "a lock or a copy outlived its operation".to_string());
+        }
+        if self.watch.no_stale {
+            self.state.check_no_stale();
+        }
+    }
+
+    fn switch(&self, cpu: usize, space: usize) {
+        let mut mmu = self.state.mmu.borrow_mut();
+        let old = mmu.loaded(cpu);
+        let new = self.spaces[space].space();
+        if old.map(|(_, n)| n) == Some(space) {
+            return;
+        }
+        new.loaded_on(cpu);
+        mmu.load(cpu, new.root_pfn(), space);
+        if let Some((_, n)) = old {
+            self.spaces[n].unloaded_from(cpu);
+        }
+    }
+
+    fn map(&self, space: u8, range: VaRange, prot: u8, huge: bool) {
+        let (n, space) = self.space(space);
+        let prot = Prot::from_bits_truncate(prot);
+        let advice = if huge { HugeAdvice::Huge } else { HugeAdvice::Default };
+        let result = space.map_anon(range, prot, advice);
+        let model = &mut self.state.model.borrow_mut().spaces[n];
+        match result {
+            Ok(()) if !model.overlaps(range) => model.map(range, prot),
+            Err(RangeError::Exists(_)) if model.overlaps(range) => {}
+            Err(RangeError::Oom(_)) if self.failing || self.short_of(Place::RAM, 0) => {}
+            other => self.fail(|| format!("map of {range} in space {n}: {other:?}")),
+        }
+    }
+
+    fn unmap(&self, space: u8, range: VaRange) {
+        let (n, space) = self.space(space);
+        match space.unmap(range) {
+            Ok(()) => {
+                self.state.model.borrow_mut().spaces[n].unmap(range);
+                self.state.probe_unmapped(space.root_pfn(), range);
+            }
+            Err(RangeError::Oom(_)) if self.failing || self.short_of(Place::RAM, 0) => {}
+            other => self.fail(|| format!("unmap of {range} in space {n}: {other:?}")),
+        }
+    }
+
+    fn advise(&self, space: u8, range: VaRange, huge: bool) {
+        let (n, space) = self.space(space);
+        let result = space.advise_huge(range, if huge { HugeAdvice::Huge } else { HugeAdvice::NoHuge });
+        let hole = self.state.model.borrow().spaces[n].first(range, |vma| vma.is_none());
+        let fine = match result {
+            Ok(()) => hole.is_none(),
+            Err(RangeError::NotMapped(at)) => hole == Some(at),
+            Err(RangeError::Oom(_)) => self.failing || self.short_of(Place::RAM, 0),
+            Err(_) => false,
+        };
+        if !fine {
+            self.fail(|| format!("advice for {range} in space {n}: {result:?}, first hole {hole:?}"));
+        }
+    }
+
+    fn touch(&self, cpu: u8, space: u8, addr: u64, value: Option<u64>, rng: &mut Rng) {
+        let (cpu, (n, space)) = (self.cpu(cpu), self.space(space));
+        self.switch(cpu, n);
+        let word = rng.below(WORDS as u64) as usize;
+        let result = self.state.user_access(cpu, space, Vaddr(addr), word, value);
+        let model = &mut self.state.model.borrow_mut().spaces[n];
+        let page = addr >> PAGE_SHIFT;
+        let access = if value.is_some() { Access::Write } else { Access::Read };
+        let fine = match (result, model.allows(page, access)) {
+            (Ok(found), Some(true)) => {
+                if let Some(value) = value {
+                    model.write(page, word, value);
+                }
+                found == model.read(page, word)
+            }
+            (Err(FaultError::NoVma(_)), None) | (Err(FaultError::Access(..)), Some(false)) => true,
+            (Err(FaultError::Oom(_)), Some(true)) => self.failing || self.short_of(Place::RAM, 0),
+            (Err(FaultError::Device(_)), Some(true)) => self.failing || self.failing_copies || self.pinned || !self.held.is_empty(),
+            _ => false,
+        };
+        if !fine {
+            let expected = (model.allows(page, access), model.read(page, word));
+            self.fail(|| format!("CPU {cpu}: {access:?} of {addr:#x} word {word} in space {n}: {result:x?}, expected {expected:x?}"));
+        }
+    }
+
+    fn sweep(&self, cpu: u8, space: u8, range: VaRange, write: bool, rng: &mut Rng) {
+        for page in pages(range) {
+            let value = write.then(|| rng.next());
+            self.touch(cpu, space, page * PAGE_SIZE, value, rng);
+            if self.state.failure.borrow().is_some() {
+                return;
+            }
+        }
+    }
+
+    fn place(&self, to: u8) -> Place {
+        if to == 0 { Place::RAM } else { Place::device((usize::from(to) - 1) % self.state.config.devices.len()) }
+    }
+
+    /// What the model says about the range as a whole.
+    fn migratable(&self, n: usize, range: VaRange) -> Result<(), RangeError> {
+        let model = &self.state.model.borrow().spaces[n];
+        let hole = model.first(range, |vma| vma.is_none());
+        let closed = model.first(range, |vma| vma.is_some_and(|v| !v.prot.contains(Prot::READ)));
+        match (hole, closed) {
+            (Some(h), Some(c)) if c < h => Err(RangeError::NotMigratable(c)),
+            (Some(h), _) => Err(RangeError::NotMapped(h)),
+            (None, Some(c)) => Err(RangeError::NotMigratable(c)),
+            (None, None) => Ok(()),
+        }
+    }
+
+    fn migrate(&self, space: u8, range: VaRange, to: u8) {
+        let (n, space) = self.space(space);
+        let to = self.place(to);
+        let expected = self.migratable(n, range);
+        let roomy = !self.short_of(to, range.nr_pages()) && !self.short_of(Place::RAM, 0);
+        let report = match space.migrate(range, to) {
+            Ok(report) if expected.is_ok() => report,
+            Err(e) if expected == Err(e) => return,
+            other => {
+                self.fail(|| format!("migrate {range} of space {n} to {to}: {other:?}, expected {expected:?}"));
+                return;
+            }
+        };
+        self.check_report(range, to, &report);
+        let calm = roomy && !self.failing && !self.failing_copies && self.held.is_empty();
+        let foreign = report.failed[Cause::Foreign as usize];
+        if calm && report.failed_pages() != foreign {
+            self.fail(|| format!("migrate {range} of space {n} to {to} had all it needs: {report:?}"));
+        }
+        if calm {
+            self.check_moved(n, space, range, to);
+        }
+    }
+
+    fn check_report(&self, range: VaRange, to: Place, report: &Report) {
+        if report.holes > report.pages || report.huge_pages + report.torn > report.pages {
+            self.fail(|| format!("report of {range} to {to} does not add up: {report:?}"));
+        }
+    }
+
+    fn check_moved(&self, n: usize, space: &'static Space<Soft>, range: VaRange, to: Place) {
+        for page in pages(range) {
+            let at = Vaddr(page * PAGE_SIZE);
+            let entry = space.entry_at(at).1;
+            let fine = match entry {
+                Entry::NonPresent(soft) => {
+                    soft.kind == SoftKind::DevicePrivate && !to.is_ram()
+                }
+                Entry::Leaf(_) | Entry::None => to.is_ram(),
+                Entry::Table(_) => false,
+            };
+            if !fine {
+                self.fail(|| format!("after the migration of {range} of space {n} to {to}, {at} is {entry:?}"));
+                return;
+            }
+        }
+    }
+
+    fn park(&self, action: Action) {
+        let Action::Park { space: number, start, len, to, phases, gone, finish } = action else { return };
+        let (n, space) = self.space(number);
+        let range = range(start, len);
+        let to = self.place(to);
+        let expected = self.migratable(n, range);
+        let collected = match space.migrate_collect(range, to) {
+            Ok((migration, next)) if expected.is_ok() => {
+                if next > range.end || next < range.start {
+                    self.fail(|| format!("collecting {range} ends at {next}"));
+                }
+                migration
+            }
+            Err(RangeError::Oom(_)) if self.failing || self.short_of(Place::RAM, 0) => return,
+            Err(e) if expected == Err(e) => return,
+            other => {
+                let other = other.map(|_| ());
+                self.fail(|| format!("collect {range} of space {n} to {to}: {other:?}, expected {expected:?}"));
+                return;
+            }
+        };
+        let meanwhile = || {
+            if gone.1 != 0 {
+                self.unmap(number, self::range(gone.0, gone.1));
+            }
+        };
+        match phases {
+            0 => {
+                meanwhile();
+                self.end(finish, collected, |m| m.unmap().copy().commit().finalize());
+            }
+            1 => {
+                let m = collected.unmap();
+                meanwhile();
+                self.end(finish, m, |m| m.copy().commit().finalize());
+            }
+            2 => {
+                let m = collected.unmap().copy();
+                meanwhile();
+                self.end(finish, m, |m| m.commit().finalize());
+            }
+            _ => {
+                let m = collected.unmap().copy().commit();
+                meanwhile();
+                self.end(finish, m, Migration::finalize);
+            }
+        }
+    }
+
+    fn end<P>(&self, finish: bool, m: Migration<Soft, P>, end: impl FnOnce(Migration<Soft, P>) -> Report) {
+        if finish {
+            let _ = end(m);
+        } else {
+            drop(m);
+        }
+    }
+
+    fn hold(&mut self, place: u8, order: u8, keep: u16, reserve: bool) {
+        let place = self.place(place);
+        let need = if reserve { Need::Reserve } else { Need::User };
+        let order = Order::new(order.min(9));
+        while self.state.mm.zone(place).stat().free > u32::from(keep) + order.pages() {
+            match self.state.mm.alloc_folio(place, order, need) {
+                Ok(folio) => self.held.push(folio),
+                Err(_) => break,
+            }
+        }
+    }
+
+    fn pin(&mut self, space: u8, addr: u64) {
+        let (_, space) = self.space(space);
+        let (level, entry) = space.entry_at(Vaddr(addr));
+        let frame = match entry {
+            Entry::Leaf(leaf) if !leaf.special => leaf.frame,
+            Entry::NonPresent(soft) => soft.frame,
+            _ => return,
+        };
+        let inside = (addr >> PAGE_SHIFT) as u32 & (level.order().pages() - 1);
+        match self.state.mm.try_get_folio(frame.offset(inside)) {
+            Some(folio) => self.held.push(folio),
+            None => self.fail(|| format!("the folio of {frame}, mapped at {addr:#x}, is not found")),
+        }
+        self.pinned = true;
+    }
+
+    fn release(&mut self) {
+        self.held.clear();
+        self.pinned = false;
+    }
+
+    fn exit(&mut self, space: u8) {
+        let (n, space) = self.space(space);
+        for cpu in 0..self.state.config.cpus {
+            let mut mmu = self.state.mmu.borrow_mut();
+            // A CPU that is elsewhere already, or goes elsewhere only now.
+            if mmu.loaded(cpu).is_some_and(|(_, s)| s == n) {
+                mmu.unload(cpu);
+                space.unloaded_from(cpu);
+            }
+        }
+        self.state.mm.inject.disarm();
+        drop(ManuallyDrop::into_inner(self.spaces.remove(n)));
+        self.state.model.borrow_mut().spaces[n] = ModelSpace::default();
+        match AddressSpace::new(|_| {}) {
+            Ok(new) => self.spaces.insert(n, ManuallyDrop::new(new)),
+            Err(_) => {
+                // Give way: what is held may be all there is.
+                self.release();
+                let new = AddressSpace::new(|_| {}).expect("memory for a root table");
+                self.spaces.insert(n, ManuallyDrop::new(new));
+            }
+        }
+    }
+
+    /// Audit and contents, without touching anything.
+    fn check(&self) {
+        if self.state.failure.borrow().is_some() {
+            return;
+        }
+        if self.held.is_empty()
+            && let Err(e) = self.state.mm.audit()
+        {
+            self.fail(|| e.to_string());
+            return;
+        }
+        for n in 0..SPACES {
+            self.check_contents(n);
+        }
+    }
+
+    fn check_contents(&self, n: usize) {
+        let model = &self.state.model.borrow().spaces[n];
+        let mut written = 0;
+        self.spaces[n].for_each_entry(
+            &mut |at, level, word| {
+                let entry = Entry::decode(word, level);
+                for i in 0..u64::from(level.order().pages()) {
+                    written += u64::from(self.check_page(model, n, (at.0 >> PAGE_SHIFT) + i, entry, i as u32));
+                }
+            },
+            &mut |_, _, _| {},
+        );
+        if written != model.content.len() as u64 {
+            let lost: Vec<_> = model
+                .content
+                .keys()
+                .filter(|&&page| self.spaces[n].entry_at(Vaddr(page * PAGE_SIZE)).1 == Entry::None)
+                .take(3)
+                .collect();
+            self.fail(|| format!("space {n}: written pages are gone: {lost:x?}"));
+        }
+    }
+
+    /// True when the page was ever written.
+    fn check_page(&self, model: &ModelSpace, n: usize, page: u64, entry: Entry, i: u32) -> bool {
+        let (frame, attrs, special) = match entry {
+            Entry::Leaf(leaf) => (leaf.frame.offset(i), leaf.attrs, leaf.special),
+            Entry::NonPresent(soft) => (soft.frame.offset(i), soft.attrs, false),
+            Entry::None | Entry::Table(_) => return false,
+        };
+        let expected = model.content.get(&page);
+        let found: [u64; WORDS] = core::array::from_fn(|w| self.state.data(frame)[w].get());
+        if found != expected.copied().unwrap_or_default() {
+            self.fail(|| format!("space {n}: page {page:#x} in {frame} holds {found:x?}, not {expected:x?} ({entry:?})"));
+        }
+        if expected.is_some() && !special {
+            self.check_dirty(n, page, frame, attrs);
+        }
+        if let Some(vma) = model.vma(page)
+            && attrs.contains(Attrs::WRITE) && !vma.prot.contains(Prot::WRITE)
+        {
+            self.fail(|| format!("space {n}: page {page:#x} is writable in a mapping that is not ({entry:?})"));
+        }
+        expected.is_some()
+    }
+
+    /// Nobody forgets that a page was written.
+    fn check_dirty(&self, n: usize, page: u64, frame: Frame, attrs: Attrs) {
+        let folio = self.state.mm.zone(frame.place()).folio_index(frame.index());
+        let dirty = folio.is_some_and(|index| self.state.mm.folios.get(index).is_dirty());
+        if !attrs.contains(Attrs::DIRTY) && !dirty {
+            self.fail(|| format!("space {n}: page {page:#x} was written, and neither its entry nor its folio knows"));
+        }
+    }
+
+    /// The end of a run: everything is read once more by a program, and then everything is freed.
+    fn finish(&mut self) {
+        if self.state.failure.borrow().is_some() {
+            return;
+        }
+        self.release();
+        self.check();
+        let mut rng = Rng::new(7);
+        for n in 0..SPACES as u8 {
+            let vmas = self.state.model.borrow().spaces[usize::from(n)].vmas.clone();
+            for vma in vmas.iter().filter(|vma| vma.prot.contains(Prot::READ)) {
+                let range = VaRange::new(vma.start << PAGE_SHIFT, (vma.end - vma.start) << PAGE_SHIFT);
+                self.sweep(n, n, range, false, &mut rng);
+            }
+        }
+        if self.state.failure.borrow().is_some() {
+            return;
+        }
+        for n in 0..SPACES as u8 {
+            self.exit(n);
+        }
+        self.check();
+        let mm = &self.state.mm;
+        let left = mm.folios_in_use();
+        if left != 0 {
+            self.fail(|| format!("{left} folios are left at the end"));
+        }
+        for space in self.spaces.drain(..) {
+            drop(ManuallyDrop::into_inner(space));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::actions::generate;
+    use crate::testing::shrink::{as_rust, quietly, shrink};
+
+    /// Steps of one case.
+    const CASE: usize = 1000;
+
+    /// Runs cases `from`, `from + by`, ... until `actions` actions are done; a failure is shrunk and printed.
+    fn cases(from: u64, by: u64, actions: u64) -> Done {
+        let watch = Watch { skip: None, no_stale: true };
+        let mut sum = Done::default();
+        let mut seed = from;
+        while sum.actions < actions {
+            let (config, steps) = (shape(seed), generate(seed, CASE));
+            match quietly(|| run(&config, &steps, &watch)) {
+                Ok(done) => {
+                    sum.actions += done.actions;
+                    sum.disturbances += done.disturbances;
+                    sum.moved_pages += done.moved_pages;
+                }
+                Err(failure) => {
+                    let (steps, failure) = shrink(&config, &steps, failure, &watch);
+                    panic!("seed {seed}:\n{}", as_rust(&config, &steps, &failure));
+                }
+            }
+            seed += by;
+        }
+        sum
+    }
+
+    fn wanted() -> u64 {
+        let text = std::env::var("FARPAGE_ACTIONS").ok();
+        text.map_or(120_000, |text| text.replace('_', "").parse().expect("FARPAGE_ACTIONS is a number"))
+    }
+
+    #[test]
+    fn random_actions_agree_with_the_model() {
+        let threads = 2;
+        let each = wanted().div_ceil(threads);
+        let sums: Vec<Done> = std::thread::scope(|scope| {
+            let runs: Vec<_> = (0..threads).map(|n| scope.spawn(move || cases(n, threads, each))).collect();
+            runs.into_iter().map(|run| run.join().unwrap_or_else(|e| std::panic::resume_unwind(e))).collect()
+        });
+        let total = |f: fn(&Done) -> u64| sums.iter().map(f).sum::<u64>();
+        println!(
+            "{} actions, {} disturbances, {} pages moved",
+            total(|d| d.actions),
+            total(|d| d.disturbances),
+            total(|d| d.moved_pages)
+        );
+        assert!(total(|d| d.actions) >= wanted(), "all of them");
+    }
+}
