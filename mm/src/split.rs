@@ -138,6 +138,9 @@ impl<M: Machine> Space<M> {
             return None;
         }
         let link = head.link();
+        // The owner of a device hears of the tails one by one, and sees a head that is smaller already.
+        let head_order = cut(order, at).next().map_or(order, |(_, o)| o);
+        head.set_order(head_order);
         let mut dead: [Option<FolioRef<M>>; PIECES] = array::from_fn(|_| None);
         for (i, (page, piece)) in cut(order, at).enumerate().skip(1) {
             let Some(tail) = pieces.folios[i].take() else { continue };
@@ -154,12 +157,10 @@ impl<M: Machine> Space<M> {
                 dead[i] = Some(FolioRef::from_owned(tail));
             }
         }
-        let head_order = cut(order, at).next().map_or(order, |(_, o)| o);
         mm.zone(first.place()).rename(first, head_order.pages(), head.slab_index());
         if order == Order::PMD {
             mm.zone(first.place()).block_to_small(first);
         }
-        head.set_order(head_order);
         head.set_maps(counts[0]);
         head.unfreeze(counts[0] + 1);
         if let Some(device) = first.place().device_number() {
