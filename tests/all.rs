@@ -4,17 +4,21 @@ use std::{collections::BTreeSet, process::ExitCode, sync::Arc};
 
 use harness::{
     guest::{Guests, QemuMachine},
-    host, runs, summary,
+    host, oracle, runs, summary,
 };
 use libtest_mimic::{Arguments, Failed, Trial};
 
 fn main() -> ExitCode {
     let args = Arguments::from_args();
     let mut trials = host::trials();
-    let guests = QemuMachine::new().and_then(|machine| Guests::find(Arc::new(machine)));
+    let machine = QemuMachine::new().map(Arc::new);
+    let guests = machine.clone().and_then(|machine| Guests::find(machine));
     match &guests {
         Ok(guests) => trials.extend(guests.trials()),
         Err(why) => trials.push(broken_kernel(why.clone())),
+    }
+    if let Ok(machine) = &machine {
+        trials.extend(oracle::trials(machine));
     }
     trials.extend(runs::trials());
 

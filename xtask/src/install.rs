@@ -30,7 +30,10 @@ const MANAGERS: [Manager; 5] = [
 ];
 
 /// Makes sure that QEMU can be started.
-pub(crate) fn ensure_qemu() -> Result<(), Error> {
+///
+/// # Errors
+/// It is not there and cannot be installed; the error says how to.
+pub fn ensure_qemu() -> Result<(), Error> {
     if is_in_path(PROGRAM) {
         return Ok(());
     }

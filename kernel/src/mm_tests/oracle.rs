@@ -1,24 +1,19 @@
 //! Somebody else looks at the tables: the kernel's own walker, and, where a host program watches, QEMU's and the file
 //! behind the BAR.
 //!
-//! A host program that watches has written [`HELLO`] into the device's last word before the machine started. Then the test
-//! prints what it has mapped (`@run`, `@bar`), waits for [`GO`] in the same place, and goes on. Nobody sleeps: the guest
-//! polls its device, as a driver would.
+//! How the test and a host program that watches find each other is said in [`ktest::watch`].
 
 use farpage_device::DeviceAddr;
 use farpage_mm::{Attrs, Entry, HugeAdvice, Level, PAGE_SIZE, PMD_SIZE, Prot, VaRange, Vaddr};
+use ktest::watch;
 
-use super::support::{BASE, DEV0, Space, check, check_zero, fill, frame_at, in_space, map, pages};
+use super::support::{BASE, DEV0, Held, Space, check, check_zero, fill, frame_at, in_space, map, pages};
 use crate::arch::x86_64::tlb;
 use crate::arch::x86_64::walk::Walk;
 use crate::console;
 use crate::testing::Unmet;
 use crate::vm::devmem::{self, Device};
 
-/// What a watching host leaves in the device's last word.
-const HELLO: u64 = 0x6f6c_6c65_6874_736f;
-/// What it puts there when it has seen enough.
-const GO: u64 = 0x6f67_6f67_6f67_6f67;
 /// The seed of the pattern on the device.
 const SEED: u64 = 0xb0;
 
@@ -60,10 +55,7 @@ fn compare_with_walker(space: &Space, range: VaRange) -> Result<(), Unmet> {
     for page in (range.start.0..range.end.0).step_by(PAGE_SIZE as usize) {
         let found = Walk::new(root, page).translate(page);
         let expected = match space.entry_at(Vaddr(page)).1 {
-            Entry::Leaf(_) => frame_at(space, page).map(|frame| match frame.index() {
-                // Every page of the zero folio is the zero folio's.
-                index => u64::from(index) * PAGE_SIZE,
-            }),
+            Entry::Leaf(_) => frame_at(space, page).map(|frame| u64::from(frame.index()) * PAGE_SIZE),
             _ => None,
         };
         crate::check_eq!(found, expected, "{page:#x}");
@@ -84,7 +76,7 @@ fn print_runs(space: &Space) {
             // A console cannot fail.
             let _ = ktest::record!(
                 out,
-                "run",
+                watch::RUN,
                 start = format_args!("{:#x}", run.range.start.0),
                 end = format_args!("{:#x}", run.range.end.0),
                 level = u8::from(run.level == Level::Pmd) + 1,
@@ -107,7 +99,7 @@ fn print_bar(space: &Space, range: VaRange) {
                 // A console cannot fail.
                 let _ = ktest::record!(
                     out,
-                    "bar",
+                    watch::BAR,
                     offset = u64::from(frame.index()) * PAGE_SIZE,
                     addr = format_args!("{page:#x}"),
                     seed = SEED,
@@ -121,10 +113,15 @@ fn print_bar(space: &Space, range: VaRange) {
 fn show_to_host(space: &Space, range: VaRange, device: &Device) {
     print_runs(space);
     print_bar(space, range);
-    crate::println!("@look");
-    while device.read(word_of(device)) != Some(GO) {
+    crate::println!("@{}", watch::LOOK);
+    while device.read(word_of(device)) != Some(watch::GO) {
         core::hint::spin_loop();
     }
+}
+
+/// The first page of the device's last 2 MiB.
+fn last_huge_page(device: &Device) -> u32 {
+    ((device.len_bytes() - PMD_SIZE) / PAGE_SIZE) as u32
 }
 
 const fn word_of(device: &Device) -> DeviceAddr {
@@ -134,7 +131,10 @@ const fn word_of(device: &Device) -> DeviceAddr {
 crate::ktest! {
     fn other_walkers_find_the_same_in_the_tables() {
         let Some(device) = devmem::device(0) else { crate::skip!("is for a machine with a device") };
-        let watched = device.read(word_of(device)) == Some(HELLO);
+        let watched = device.read(word_of(device)) == Some(watch::HELLO);
+        // The device's end is where host and guest meet: nobody else may have it.
+        let meeting_point = Held::only(DEV0, last_huge_page(device));
+        crate::check_eq!(meeting_point.len(), 1);
         in_space(|space| {
             let range = furnish(space)?;
             compare_with_walker(space, range)?;
@@ -142,6 +142,7 @@ crate::ktest! {
                 show_to_host(space, range, device);
             }
             verify(range)
-        })?
+        })?;
+        drop(meeting_point);
     }
 }

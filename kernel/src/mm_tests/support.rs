@@ -73,10 +73,7 @@ pub(super) fn pages(range: VaRange, first: u64, nr: u64) -> VaRange {
     VaRange::new(range.start.0 + first * PAGE_SIZE, nr * PAGE_SIZE)
 }
 
-/// The word that belongs at `addr` under `seed`.
-pub(super) const fn pattern(addr: u64, seed: u64) -> u64 {
-    (addr ^ seed.rotate_left(17)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
-}
+pub(super) use ktest::watch::pattern;
 
 /// Writes the pattern to every word of `range`.
 pub(super) fn fill(range: VaRange, seed: u64) -> Result<(), UserFault> {
@@ -220,6 +217,14 @@ impl Held {
         let mut all = Self::all(place, order);
         all.0.retain(|folio| folio.frame().index() >> order.get() & 1 == 1);
         mm().zone(place).drain();
+        all
+    }
+
+    /// Takes the 2 MiB of `place` that begin at frame `first`, if they are free.
+    pub(super) fn only(place: Place, first: u32) -> Self {
+        mm().zone(place).drain();
+        let mut all = Self::all(place, Order::PMD);
+        all.0.retain(|folio| folio.frame().index() == first);
         all
     }
 

@@ -17,6 +17,7 @@ pub mod exit;
 pub mod ktap;
 #[cfg(any(test, feature = "std"))]
 pub mod stream;
+pub mod watch;
 pub mod wire;
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use std::{
 use ktest::{catalog::Needs, stream::Ending};
 use xtask::{
     build::{self, Built},
+    install,
     qemu::{Device, GuestCommand, Qemu},
     size::Size,
     symbolize::Symbolizer,
@@ -36,14 +37,20 @@ pub struct QemuMachine {
 }
 
 impl QemuMachine {
-    /// Builds the kernel.
+    /// Installs QEMU where it is missing, as `cargo run` does, and builds the kernel.
     ///
     /// # Errors
-    /// It does not build.
+    /// One of the two cannot be done.
     pub fn new() -> Result<Self, String> {
+        install::ensure_qemu().map_err(|error| error.to_string())?;
         let built = build::kernel().map_err(|error| error.to_string())?;
         let symbolizer = Mutex::new(Symbolizer::new(&built.kernel));
         Ok(Self { built, symbolizer })
+    }
+
+    /// The files that it boots.
+    pub(crate) const fn built(&self) -> &Built {
+        &self.built
     }
 }
 
@@ -62,7 +69,7 @@ impl Machine for QemuMachine {
 }
 
 /// The default machine, with what a test needs changed.
-fn qemu(needs: &Needs, words: &str) -> Qemu {
+pub(crate) fn qemu(needs: &Needs, words: &str) -> Qemu {
     let default = Qemu::default();
     let device = needs.device_mib.map(mib).or(default.devices.first().map(|device| device.size));
     let devices = needs.devices.map_or(default.devices.len(), |count| count as usize);

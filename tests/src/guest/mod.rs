@@ -25,6 +25,7 @@ use libtest_mimic::{Completion, Failed, Trial};
 
 pub use board::Board;
 pub use boots::run_group;
+pub(crate) use machine::qemu;
 pub use machine::{Machine, QemuMachine};
 
 /// What the kernel says of one of its tests.
