@@ -260,7 +260,8 @@ impl<M: Machine> Units<M> {
 
     /// Forgets the units, which are all done with, and gives the chunks back.
     pub(crate) fn clear(&mut self) {
-        if self.len > INLINE {
+        // With exactly as many as fit inline, room for one more was reserved perhaps.
+        if self.len >= INLINE {
             for chunk in self.chunks.iter_mut().take_while(|chunk| chunk.is_some()) {
                 *chunk = None;
             }

@@ -1,2 +1,42 @@
 //! Lists that once failed, shrunk.
 
+use crate::testing::actions::{Action::*, Step};
+use crate::testing::machine::Config;
+use crate::testing::runner::{Watch, run};
+
+/// Runs a list with everything watched.
+fn passes(config: &Config, steps: &[Step]) {
+    let watch = Watch { skip: None, no_stale: true };
+    if let Err(failure) = run(config, steps, &watch) {
+        panic!("step {}: {}", failure.step, failure.what);
+    }
+}
+
+fn config() -> Config {
+    Config { cpus: 2, ram: vec![545..1418, 1425..6656], devices: vec![4096, 998], chaos: 60, late_copies: false }
+}
+
+#[test]
+fn a_head_is_smaller_when_its_owner_hears_of_a_tail() {
+    let steps = [
+        Step(2622776991, Map { space: 0, start: 3584, len: 1536, prot: 7, huge: true }),
+        Step(1183727789, Migrate { space: 0, start: 3584, len: 1536, to: 1 }),
+        Step(681630009, Migrate { space: 0, start: 3584, len: 1, to: 0 }),
+    ];
+    passes(&config(), &steps);
+}
+
+#[test]
+fn a_batch_of_exactly_the_inline_units_leaves_no_chunk_behind() {
+    let steps = [
+        Step(1, Map { space: 0, start: 0, len: 512, prot: 3, huge: false }),
+        Step(2, Fill { cpu: 0, space: 0, start: 0, len: 8 }),
+        Step(3, Migrate { space: 0, start: 0, len: 8, to: 1 }),
+        Step(4, Migrate { space: 0, start: 0, len: 512, to: 0 }),
+        Step(5, Chaos { n: 0 }),
+        Step(6, Chaos { n: 0 }),
+        Step(7, Chaos { n: 0 }),
+        Step(8, Chaos { n: 0 }),
+    ];
+    passes(&config(), &steps);
+}
