@@ -341,7 +341,9 @@ impl<M: Machine> Space<M> {
         // The zero page or a shared page: a copy of its own, of the same size if that can be had.
         let order = level.order();
         let start = fault.addr.align_down(order.bytes());
-        let Some(copy) = self.own_copy(vma, start, leaf, order) else {
+        // A huge mapping may reach over the border of its VMA, or advice may have changed: not with a page of its own.
+        let fits = level == Level::Pte || vma.huge_range(fault.addr).is_some();
+        let Some(copy) = fits.then(|| self.own_copy(vma, start, leaf, order)).flatten() else {
             return if level == Level::Pmd {
                 self.split_for_write(fault, table)
             } else {

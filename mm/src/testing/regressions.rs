@@ -40,3 +40,18 @@ fn a_batch_of_exactly_the_inline_units_leaves_no_chunk_behind() {
     ];
     passes(&config(), &steps);
 }
+
+#[test]
+fn a_write_to_a_zero_folio_that_crosses_vmas_takes_small_pages() {
+    let steps = [
+        Step(1, Map { space: 0, start: 0, len: 512, prot: 3, huge: true }),
+        Step(2, Read { cpu: 0, space: 0, page: 481 }),
+        Step(3, Advise { space: 0, start: 0, len: 128, huge: false }),
+        Step(4, Write { cpu: 0, space: 0, page: 255 }),
+        Step(5, Write { cpu: 0, space: 0, page: 5 }),
+        Step(6, Check { cpu: 0, space: 0, start: 0, len: 512 }),
+        Step(7, Chaos { n: 0 }),
+        Step(8, Chaos { n: 0 }),
+    ];
+    passes(&config(), &steps);
+}
