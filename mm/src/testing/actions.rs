@@ -4,10 +4,10 @@
 use crate::testing::rng::Rng;
 use crate::types::{PAGE_SIZE, VaRange};
 
-/// Pages of a space that actions know: two arenas of 2048 pages, each at a border that matters.
-pub(crate) const PAGES: u64 = 4096;
+/// Pages of a space that actions know: two arenas of 1024 pages, each at a border that matters.
+pub(crate) const PAGES: u64 = 2048;
 /// The first arena lies across a 1 GiB border, so across two PMD tables.
-const LOW: u64 = 0x8000_0000 - 1024 * PAGE_SIZE;
+const LOW: u64 = 0x8000_0000 - 512 * PAGE_SIZE;
 /// The second is under another PGD entry.
 const HIGH: u64 = 0x7f80_0000_0000;
 
@@ -30,8 +30,8 @@ pub(crate) enum Action {
     Check { cpu: u8, space: u8, start: u16, len: u16 },
     /// `to`: 0 for RAM, 1 and 2 for the devices.
     Migrate { space: u8, start: u16, len: u16, to: u8 },
-    /// Collects, goes on for `phases` phases, unmaps a range meanwhile (`gone.1` pages from `gone.0`), and then either
-    /// finishes or drops the migration.
+    /// Collects, goes on for `phases` phases, unmaps a range meanwhile (`gone.1` pages from page `gone.0` of the range), and
+    /// then either finishes or drops the migration.
     Park { space: u8, start: u16, len: u16, to: u8, phases: u8, gone: (u16, u16), finish: bool },
     /// Takes folios until only `keep` frames are free. `reserve`: those under the low-water mark too.
     Hold { place: u8, order: u8, keep: u16, reserve: bool },
@@ -64,18 +64,24 @@ pub(crate) fn range(start: u16, len: u16) -> VaRange {
     VaRange::new(addr(start), len * PAGE_SIZE)
 }
 
+/// Cases with even seeds are mostly about huge pages, the others mostly about small ones and crooked borders.
+pub(crate) const fn about_huge(seed: u64) -> bool {
+    seed.is_multiple_of(2)
+}
+
 /// `n` steps.
 pub(crate) fn generate(seed: u64, n: usize) -> Vec<Step> {
+    let huge = about_huge(seed);
     let mut rng = Rng::new(seed);
     let mut steps = Vec::with_capacity(n);
     while steps.len() < n {
         let seed = rng.next() as u32;
-        let action = action(&mut rng);
+        let action = action(&mut rng, huge);
         steps.push(Step(seed, action));
         // What holds memory back is released soon, so that audits can run.
         if matches!(action, Action::Hold { .. } | Action::Pin { .. }) {
             for _ in 0..rng.below(5) {
-                steps.push(Step(rng.next() as u32, self::action(&mut rng)));
+                steps.push(Step(rng.next() as u32, self::action(&mut rng, huge)));
             }
             steps.push(Step(0, Action::Release));
         }
@@ -85,67 +91,70 @@ pub(crate) fn generate(seed: u64, n: usize) -> Vec<Step> {
 }
 
 /// A place to begin at: mostly at or near the start of a huge page.
-fn start(rng: &mut Rng) -> u16 {
+fn start(rng: &mut Rng, huge: bool) -> u16 {
     let block = rng.below(PAGES / 512) * 512;
-    let at = match rng.below(6) {
-        0..=2 => 0,
-        3 => rng.below(4),
-        4 => rng.pick(&[1, 64, 128, 255, 256, 257, 384, 448, 508, 511]),
+    let at = match rng.below(if huge { 30 } else { 8 }) {
+        8.. => 0,
+        0..=4 => 0,
+        5 => rng.below(4),
+        6 => rng.pick(&[1, 64, 128, 255, 256, 257, 384, 448, 508, 511]),
         _ => rng.below(512),
     };
     (block + at) as u16
 }
 
-fn len(rng: &mut Rng) -> u16 {
-    let len = match rng.below(8) {
+fn len(rng: &mut Rng, huge: bool) -> u16 {
+    let len = match rng.below(if huge { 30 } else { 8 }) {
+        8.. => 512 * (1 + rng.below(2)),
         0 => 1,
         1 => 1 + rng.below(8),
         2 => rng.pick(&[64, 128, 256, 511, 513]),
-        3..=5 => 512 * (1 + rng.below(3)),
+        3..=5 => 512 * (1 + rng.below(2)),
         _ => 1 + rng.below(700),
     };
     len as u16
 }
 
-fn action(rng: &mut Rng) -> Action {
+fn action(rng: &mut Rng, huge: bool) -> Action {
     let space = rng.below(8) as u8;
     let cpu = rng.below(8) as u8;
-    let (start, len) = (start(rng), len(rng));
+    let (start, len) = (start(rng, huge), len(rng, huge));
+    let swept = if huge { len.min(8) } else { len };
     let page = if rng.one_in(2) { start } else { rng.below(PAGES) as u16 };
     let to = rng.pick(&[0, 0, 0, 1, 1, 1, 1, 2]);
     match rng.below(100) {
-        0..=11 => {
+        0..=13 => {
             let prot = rng.pick(&[3, 3, 3, 3, 3, 7, 1, 0]);
-            Action::Map { space, start, len, prot, huge: !rng.one_in(4) }
+            Action::Map { space, start, len, prot, huge: !rng.one_in(if huge { 20 } else { 3 }) }
         }
-        12..=19 => Action::Unmap { space, start, len },
-        20..=21 => Action::Advise { space, start, len, huge: rng.one_in(2) },
-        22..=31 => Action::Read { cpu, space, page },
+        14..=21 => Action::Unmap { space, start, len },
+        22..=23 => Action::Advise { space, start, len, huge: rng.one_in(2) },
+        24..=31 => Action::Read { cpu, space, page },
         32..=45 => Action::Write { cpu, space, page },
-        46..=52 => Action::Fill { cpu, space, start, len: len.min(600) },
-        53..=57 => Action::Check { cpu, space, start, len: len.min(600) },
-        58..=75 => Action::Migrate { space, start, len, to },
-        76..=79 => {
-            let gone = if rng.one_in(2) { (start, len) } else { (start.wrapping_add(rng.below(300) as u16), 1 + rng.below(300) as u16) };
+        46..=49 => Action::Fill { cpu, space, start, len: swept },
+        50..=53 => Action::Check { cpu, space, start, len: swept },
+        54..=73 => Action::Migrate { space, start, len, to },
+        74..=77 => {
+            let gone = if rng.one_in(2) { (0, len) } else { (rng.below(600) as u16, 1 + rng.below(300) as u16) };
             let gone = if rng.one_in(2) { gone } else { (0, 0) };
             Action::Park { space, start, len, to, phases: rng.below(4) as u8, gone, finish: rng.one_in(2) }
         }
-        80..=82 => Action::Hold {
+        78..=80 => Action::Hold {
             place: rng.pick(&[0, 0, 1, 2]),
             order: rng.pick(&[0, 0, 4, 9, 9]),
             keep: rng.pick(&[0, 0, 1, 40, 300, 520, 1100]),
             reserve: rng.one_in(3),
         },
-        83 => Action::Pin { space, page },
-        84..=88 => Action::FailAlloc {
+        81 => Action::Pin { space, page },
+        82..=87 => Action::FailAlloc {
             sites: 1 + rng.below(15) as u8,
             min_order: rng.pick(&[0, 0, 0, 9]),
             skip: rng.pick(&[0, 0, 1, 2, 3, 5, 8, 20, 100]),
             times: rng.pick(&[1, 1, 2, 10, 1000]),
         },
-        89..=90 => Action::FailCopy { skip: rng.below(6) as u16, times: rng.pick(&[1, 1, 3, 1000]) },
-        91..=93 => Action::Chaos { n: rng.below(60) as u8 },
-        94..=97 => Action::Switch { cpu, space },
+        88..=89 => Action::FailCopy { skip: rng.below(6) as u16, times: rng.pick(&[1, 1, 3, 1000]) },
+        90..=92 => Action::Chaos { n: rng.below(60) as u8 },
+        93..=95 => Action::Switch { cpu, space },
         _ => Action::Exit { space },
     }
 }

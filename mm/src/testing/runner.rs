@@ -10,7 +10,7 @@ use crate::folio::FolioRef;
 use crate::machine::FlushReason;
 use crate::migrate::{Cause, Migration, Report};
 use crate::space::{AddressSpace, Space};
-use crate::testing::actions::{Action, Step, addr, range};
+use crate::testing::actions::{Action, Step, about_huge, range};
 use crate::testing::machine::{Config, Soft, State, WORDS};
 use crate::testing::model::{ModelSpace, pages};
 use crate::testing::rng::{Rng, mix};
@@ -40,22 +40,38 @@ pub(crate) struct Failure {
 }
 
 /// What a run did.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Done {
     pub(crate) actions: u64,
     pub(crate) disturbances: u64,
-    pub(crate) moved_pages: u64,
+    pub(crate) events: [u64; Event::COUNT],
+    pub(crate) flushes: [u64; FlushReason::ALL.len()],
+}
+
+impl Default for Done {
+    fn default() -> Self {
+        Self { actions: 0, disturbances: 0, events: [0; Event::COUNT], flushes: [0; FlushReason::ALL.len()] }
+    }
+}
+
+impl Done {
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.actions += other.actions;
+        self.disturbances += other.disturbances;
+        self.events.iter_mut().zip(other.events).for_each(|(sum, n)| *sum += n);
+        self.flushes.iter_mut().zip(other.flushes).for_each(|(sum, n)| *sum += n);
+    }
 }
 
 /// Machines of different shapes: seed to shape.
 pub(crate) fn shape(seed: u64) -> Config {
     let mut rng = Rng::new(mix(seed));
-    let blocks = rng.pick(&[4, 6, 8, 12]);
+    let blocks = if about_huge(seed) { rng.pick(&[6, 10, 20, 40]) } else { rng.pick(&[4, 6, 10, 16, 24]) };
     let hole = 512 + 512 + rng.below(400) as u32;
     Config {
         cpus: rng.pick(&[1, 2, 2, 3]),
         ram: vec![512 + rng.below(64) as u32..hole, hole + 7..512 + blocks * 512],
-        devices: vec![rng.pick(&[2, 4, 8]) * 512, 2 * 512 - rng.below(30) as u32],
+        devices: vec![rng.pick(&[2, 4, 8, 12]) * 512, 2 * 512 - rng.below(30) as u32],
         chaos: rng.pick(&[0, 20, 60, 200]),
         late_copies: rng.one_in(3),
     }
@@ -67,7 +83,6 @@ pub(crate) fn run(config: &Config, steps: &[Step], watch: &Watch) -> Result<Done
     let at = core::cell::Cell::new(0);
     let result = catch_unwind(AssertUnwindSafe(|| {
         let mut runner = Runner::new(session.state(), watch.clone());
-        let mut done = Done::default();
         for (i, step) in steps.iter().enumerate() {
             at.set(i);
             runner.step(*step);
@@ -79,9 +94,12 @@ pub(crate) fn run(config: &Config, steps: &[Step], watch: &Watch) -> Result<Done
             }
         }
         runner.finish();
-        done.actions = steps.len() as u64;
-        done.disturbances = session.mmu.borrow().disturbances;
-        done.moved_pages = session.counted(Event::DevicePagesIn) + session.counted(Event::DevicePagesOut);
+        let done = Done {
+            actions: steps.len() as u64,
+            disturbances: session.mmu.borrow().disturbances,
+            events: core::array::from_fn(|i| session.counted(Event::ALL[i])),
+            flushes: core::array::from_fn(|i| session.flushed(FlushReason::ALL[i])),
+        };
         session.failure().map_or(Ok(done), |what| Err(Failure { step: steps.len(), what }))
     }));
     result.unwrap_or_else(|panic| {
@@ -145,25 +163,79 @@ impl Runner {
         u64::from(free) < pages + 400
     }
 
+    /// Mostly, a range that is mapped as a whole: the same, moved into or cut at the mapping nearest to it.
+    fn aim(&self, space: u8, range: VaRange, rng: &mut Rng) -> VaRange {
+        let (n, _) = self.space(space);
+        let model = &self.state.model.borrow().spaces[n];
+        if rng.one_in(6) || model.vmas.is_empty() {
+            return range;
+        }
+        let want = pages(range);
+        let vma = model.vma(want.start).copied().unwrap_or_else(|| rng.pick(&model.vmas));
+        // Moved by whole huge pages, to keep its alignment.
+        let mut start = want.start;
+        if start < vma.start || start >= vma.end {
+            start = (vma.start & !511) + (start & 511);
+        }
+        let start = start.clamp(vma.start, vma.end - 1);
+        let end = (start + range.nr_pages()).min(vma.end);
+        VaRange::new(start << PAGE_SHIFT, (end - start) << PAGE_SHIFT)
+    }
+
+    fn aim_at(&self, space: u8, page: u16, rng: &mut Rng) -> u64 {
+        self.aim(space, range(page, 1), rng).start.0
+    }
+
     fn step(&mut self, Step(seed, action): Step) {
         self.state.mmu.borrow_mut().rng = Rng::new(u64::from(seed));
         let mut rng = Rng::new(mix(u64::from(seed)));
         let planned = matches!(action, Action::FailAlloc { .. } | Action::FailCopy { .. });
         match action {
-            Action::Map { space, start, len, prot, huge } => self.map(space, range(start, len), prot, huge),
-            Action::Unmap { space, start, len } => self.unmap(space, range(start, len)),
-            Action::Advise { space, start, len, huge } => self.advise(space, range(start, len), huge),
-            Action::Read { cpu, space, page } => self.touch(cpu, space, addr(page), None, &mut rng),
+            Action::Map { space, start, len, prot, huge } => {
+                // In half of the cases in place of what is there (MAP_FIXED): spaces do not fill up with old small pages.
+                if rng.one_in(2) {
+                    self.unmap(space, range(start, len));
+                }
+                self.map(space, range(start, len), prot, huge);
+            }
+            Action::Unmap { space, start, len } => {
+                let range = self.aim(space, range(start, len), &mut rng);
+                self.unmap(space, range);
+            }
+            Action::Advise { space, start, len, huge } => {
+                let range = self.aim(space, range(start, len), &mut rng);
+                self.advise(space, range, huge);
+            }
+            Action::Read { cpu, space, page } => {
+                let addr = self.aim_at(space, page, &mut rng);
+                self.touch(cpu, space, addr, None, &mut rng);
+            }
             Action::Write { cpu, space, page } => {
                 let value = rng.next();
-                self.touch(cpu, space, addr(page), Some(value), &mut rng);
+                let addr = self.aim_at(space, page, &mut rng);
+                self.touch(cpu, space, addr, Some(value), &mut rng);
             }
-            Action::Fill { cpu, space, start, len } => self.sweep(cpu, space, range(start, len), true, &mut rng),
-            Action::Check { cpu, space, start, len } => self.sweep(cpu, space, range(start, len), false, &mut rng),
-            Action::Migrate { space, start, len, to } => self.migrate(space, range(start, len), to),
-            Action::Park { .. } => self.park(action),
+            Action::Fill { cpu, space, start, len } => {
+                let range = self.aim(space, range(start, len), &mut rng);
+                self.sweep(cpu, space, range, true, &mut rng);
+            }
+            Action::Check { cpu, space, start, len } => {
+                let range = self.aim(space, range(start, len), &mut rng);
+                self.sweep(cpu, space, range, false, &mut rng);
+            }
+            Action::Migrate { space, start, len, to } => {
+                let range = self.aim(space, range(start, len), &mut rng);
+                self.migrate(space, range, to);
+            }
+            Action::Park { space, start, len, .. } => {
+                let range = self.aim(space, range(start, len), &mut rng);
+                self.park(action, range);
+            }
             Action::Hold { place, order, keep, reserve } => self.hold(place, order, keep, reserve),
-            Action::Pin { space, page } => self.pin(space, addr(page)),
+            Action::Pin { space, page } => {
+                let addr = self.aim_at(space, page, &mut rng);
+                self.pin(space, addr);
+            }
             Action::Release => self.release(),
             Action::FailAlloc { sites, min_order, skip, times } => {
                 self.state.mm.inject.arm(u32::from(sites), min_order, u64::from(skip), u64::from(times));
@@ -253,7 +325,7 @@ impl Runner {
         }
     }
 
-    fn touch(&self, cpu: u8, space: u8, addr: u64, value: Option<u64>, rng: &mut Rng) {
+    fn touch(&self, cpu: u8, space: u8, addr: u64, value: Option<u64>, rng: &mut Rng) -> bool {
         let (cpu, (n, space)) = (self.cpu(cpu), self.space(space));
         self.switch(cpu, n);
         let word = rng.below(WORDS as u64) as usize;
@@ -269,7 +341,7 @@ impl Runner {
                 found == model.read(page, word)
             }
             (Err(FaultError::NoVma(_)), None) | (Err(FaultError::Access(..)), Some(false)) => true,
-            (Err(FaultError::Oom(_)), Some(true)) => self.failing || self.short_of(Place::RAM, 0),
+            (Err(FaultError::Oom(_)), Some(true)) => self.failing || self.short_of(Place::RAM, 512),
             (Err(FaultError::Device(_)), Some(true)) => self.failing || self.failing_copies || self.pinned || !self.held.is_empty(),
             _ => false,
         };
@@ -277,13 +349,13 @@ impl Runner {
             let expected = (model.allows(page, access), model.read(page, word));
             self.fail(|| format!("CPU {cpu}: {access:?} of {addr:#x} word {word} in space {n}: {result:x?}, expected {expected:x?}"));
         }
+        fine && result.is_ok()
     }
 
     fn sweep(&self, cpu: u8, space: u8, range: VaRange, write: bool, rng: &mut Rng) {
         for page in pages(range) {
             let value = write.then(|| rng.next());
-            self.touch(cpu, space, page * PAGE_SIZE, value, rng);
-            if self.state.failure.borrow().is_some() {
+            if !self.touch(cpu, space, page * PAGE_SIZE, value, rng) {
                 return;
             }
         }
@@ -354,10 +426,9 @@ impl Runner {
         }
     }
 
-    fn park(&self, action: Action) {
-        let Action::Park { space: number, start, len, to, phases, gone, finish } = action else { return };
+    fn park(&self, action: Action, range: VaRange) {
+        let Action::Park { space: number, to, phases, gone, finish, .. } = action else { return };
         let (n, space) = self.space(number);
-        let range = range(start, len);
         let to = self.place(to);
         let expected = self.migratable(n, range);
         let collected = match space.migrate_collect(range, to) {
@@ -377,7 +448,9 @@ impl Runner {
         };
         let meanwhile = || {
             if gone.1 != 0 {
-                self.unmap(number, self::range(gone.0, gone.1));
+                // Relative to what is on its way.
+                let start = range.start.0 + u64::from(gone.0) % range.nr_pages() * PAGE_SIZE;
+                self.unmap(number, VaRange::new(start, u64::from(gone.1) * PAGE_SIZE));
             }
         };
         match phases {
@@ -589,11 +662,7 @@ mod tests {
         while sum.actions < actions {
             let (config, steps) = (shape(seed), generate(seed, CASE));
             match quietly(|| run(&config, &steps, &watch)) {
-                Ok(done) => {
-                    sum.actions += done.actions;
-                    sum.disturbances += done.disturbances;
-                    sum.moved_pages += done.moved_pages;
-                }
+                Ok(done) => sum.add(&done),
                 Err(failure) => {
                     let (steps, failure) = shrink(&config, &steps, failure, &watch);
                     panic!("seed {seed}:\n{}", as_rust(&config, &steps, &failure));
@@ -617,13 +686,20 @@ mod tests {
             let runs: Vec<_> = (0..threads).map(|n| scope.spawn(move || cases(n, threads, each))).collect();
             runs.into_iter().map(|run| run.join().unwrap_or_else(|e| std::panic::resume_unwind(e))).collect()
         });
-        let total = |f: fn(&Done) -> u64| sums.iter().map(f).sum::<u64>();
-        println!(
-            "{} actions, {} disturbances, {} pages moved",
-            total(|d| d.actions),
-            total(|d| d.disturbances),
-            total(|d| d.moved_pages)
-        );
-        assert!(total(|d| d.actions) >= wanted(), "all of them");
+        let mut sum = Done::default();
+        sums.iter().for_each(|done| sum.add(done));
+        println!("{} actions, {} disturbances", sum.actions, sum.disturbances);
+        for (event, n) in Event::ALL.iter().zip(sum.events) {
+            println!("{:24} {n}", event.name());
+        }
+        for (reason, n) in FlushReason::ALL.iter().zip(sum.flushes) {
+            println!("flushes for {reason:12?} {n}");
+        }
+        assert!(sum.actions >= wanted(), "all of them");
+        // A path that nobody takes is not tested. These need threads, a fork, or a change of protection.
+        let later = [Event::PgFaultSpurious, Event::WriteUpgrade, Event::CowCopy, Event::FaultWait];
+        let never = |event: &Event| sum.events[*event as usize] == 0;
+        let missed: Vec<_> = Event::ALL.iter().filter(|e| never(e)).map(|e| e.name()).collect();
+        assert_eq!(missed, later.map(Event::name), "events that did not happen");
     }
 }
