@@ -256,7 +256,12 @@ impl<M: Machine> Space<M> {
 
     /// Something is there.
     #[inline(always)]
-    fn fault_entry(&'static self, vma: &'static Vma, fault: &FaultInfo, seen: Seen<M>) -> Result<Step, FaultError> {
+    fn fault_entry(
+        &'static self,
+        vma: &'static Vma,
+        fault: &FaultInfo,
+        seen: Seen<M>,
+    ) -> Result<Step, FaultError> {
         match seen.entry {
             Entry::NonPresent(soft) => match soft.kind {
                 SoftKind::DevicePrivate => self.fault_device(fault, &seen, soft),
@@ -282,7 +287,12 @@ impl<M: Machine> Space<M> {
     /// On a device: the faulting folio's entries become migration entries in the same hold of the table lock in which they
     /// were looked at again, and the owner gets a migration that is under way.
     #[inline(always)]
-    fn fault_device(&'static self, fault: &FaultInfo, seen: &Seen<M>, soft: SoftLeaf) -> Result<Step, FaultError> {
+    fn fault_device(
+        &'static self,
+        fault: &FaultInfo,
+        seen: &Seen<M>,
+        soft: SoftLeaf,
+    ) -> Result<Step, FaultError> {
         let mm = M::mm();
         let Some(device) = soft.frame.place().device_number() else {
             return Err(FaultError::Device(fault.addr));
@@ -297,7 +307,9 @@ impl<M: Machine> Space<M> {
             FaultMigration::take_one(&mut cursor, seen.table, locked, soft, fault.addr)
         } else {
             match large_extent(&cursor, &locked, soft.frame, None) {
-                Extent::Whole(addr) => FaultMigration::take(&mut cursor, seen.table, locked, addr, fault.addr),
+                Extent::Whole(addr) => {
+                    FaultMigration::take(&mut cursor, seen.table, locked, addr, fault.addr)
+                }
                 Extent::Cut(at) => {
                     let locked = locked.with_reference();
                     drop(cursor);
@@ -315,8 +327,17 @@ impl<M: Machine> Space<M> {
     /// A folio that is mapped only in part: split as far as that goes, then look again at what is left. A folio that cannot be
     /// split now is somebody else's for a moment.
     #[cold]
-    fn fault_cut(&'static self, fault: &FaultInfo, folio: &LockedFolio<M>, at: u32) -> Result<Step, FaultError> {
-        if self.split_folio(folio, fault.addr, at) { Ok(Step::Again) } else { Err(FaultError::Device(fault.addr)) }
+    fn fault_cut(
+        &'static self,
+        fault: &FaultInfo,
+        folio: &LockedFolio<M>,
+        at: u32,
+    ) -> Result<Step, FaultError> {
+        if self.split_folio(folio, fault.addr, at) {
+            Ok(Step::Again)
+        } else {
+            Err(FaultError::Device(fault.addr))
+        }
     }
 
     /// A write to a present page that does not allow it, in a VMA that does.

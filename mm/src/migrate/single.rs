@@ -47,7 +47,16 @@ impl<M: Machine> FaultMigration<M> {
     ) -> Self {
         take_entries(cursor, &folio, addr, &mut None);
         let level = cursor.level();
-        Self { source: folio, space: cursor.space(), table, level, word: 0, attrs: Attrs::empty(), addr, fault }
+        Self {
+            source: folio,
+            space: cursor.space(),
+            table,
+            level,
+            word: 0,
+            attrs: Attrs::empty(),
+            addr,
+            fault,
+        }
     }
 
     /// As [`FaultMigration::take`], for a folio that the cursor's entry, whose contents are `soft`, maps all by itself.

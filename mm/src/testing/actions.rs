@@ -19,36 +19,105 @@ pub(crate) struct Step(pub(crate) u32, pub(crate) Action);
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Action {
     /// `prot`: bits of [`crate::Prot`].
-    Map { space: u8, start: u16, len: u16, prot: u8, huge: bool },
-    Unmap { space: u8, start: u16, len: u16 },
-    Advise { space: u8, start: u16, len: u16, huge: bool },
-    Read { cpu: u8, space: u8, page: u16 },
-    Write { cpu: u8, space: u8, page: u16 },
+    Map {
+        space: u8,
+        start: u16,
+        len: u16,
+        prot: u8,
+        huge: bool,
+    },
+    Unmap {
+        space: u8,
+        start: u16,
+        len: u16,
+    },
+    Advise {
+        space: u8,
+        start: u16,
+        len: u16,
+        huge: bool,
+    },
+    Read {
+        cpu: u8,
+        space: u8,
+        page: u16,
+    },
+    Write {
+        cpu: u8,
+        space: u8,
+        page: u16,
+    },
     /// Writes a word of every page.
-    Fill { cpu: u8, space: u8, start: u16, len: u16 },
+    Fill {
+        cpu: u8,
+        space: u8,
+        start: u16,
+        len: u16,
+    },
     /// Reads a word of every page.
-    Check { cpu: u8, space: u8, start: u16, len: u16 },
+    Check {
+        cpu: u8,
+        space: u8,
+        start: u16,
+        len: u16,
+    },
     /// `to`: 0 for RAM, 1 and 2 for the devices.
-    Migrate { space: u8, start: u16, len: u16, to: u8 },
+    Migrate {
+        space: u8,
+        start: u16,
+        len: u16,
+        to: u8,
+    },
     /// Collects, goes on for `phases` phases, unmaps a range meanwhile (`gone.1` pages from page `gone.0` of the range), and
     /// then either finishes or drops the migration.
-    Park { space: u8, start: u16, len: u16, to: u8, phases: u8, gone: (u16, u16), finish: bool },
+    Park {
+        space: u8,
+        start: u16,
+        len: u16,
+        to: u8,
+        phases: u8,
+        gone: (u16, u16),
+        finish: bool,
+    },
     /// Takes folios until only `keep` frames are free. `reserve`: those under the low-water mark too.
-    Hold { place: u8, order: u8, keep: u16, reserve: bool },
+    Hold {
+        place: u8,
+        order: u8,
+        keep: u16,
+        reserve: bool,
+    },
     /// Takes a reference of the folio at a page.
-    Pin { space: u8, page: u16 },
+    Pin {
+        space: u8,
+        page: u16,
+    },
     /// Gives back all that was held and pinned.
     Release,
     /// Allocation failures in the next action.
-    FailAlloc { sites: u8, min_order: u8, skip: u16, times: u16 },
+    FailAlloc {
+        sites: u8,
+        min_order: u8,
+        skip: u16,
+        times: u16,
+    },
     /// Copy failures in the next action.
-    FailCopy { skip: u16, times: u16 },
+    FailCopy {
+        skip: u16,
+        times: u16,
+    },
     /// Speculation, evictions and the accesses of other CPUs.
-    Chaos { n: u8 },
+    Chaos {
+        n: u8,
+    },
     /// A CPU loads another space.
-    Switch { cpu: u8, space: u8 },
+    Switch {
+        cpu: u8,
+        space: u8,
+    },
     /// A space ends, an empty one takes its place.
-    Exit { space: u8 },
+    Exit {
+        space: u8,
+    },
 }
 
 /// The address of a page.
@@ -135,7 +204,8 @@ fn action(rng: &mut Rng, huge: bool) -> Action {
         50..=53 => Action::Check { cpu, space, start, len: swept },
         54..=73 => Action::Migrate { space, start, len, to },
         74..=77 => {
-            let gone = if rng.one_in(2) { (0, len) } else { (rng.below(600) as u16, 1 + rng.below(300) as u16) };
+            let gone =
+                if rng.one_in(2) { (0, len) } else { (rng.below(600) as u16, 1 + rng.below(300) as u16) };
             let gone = if rng.one_in(2) { gone } else { (0, 0) };
             Action::Park { space, start, len, to, phases: rng.below(4) as u8, gone, finish: rng.one_in(2) }
         }

@@ -140,7 +140,9 @@ impl Soft {
             mm: Mm::new(),
             config: config.clone(),
             base: first,
-            ram: (0..frames).map(|_| RamFrame { table: Cell::new(None), objects: OnceCell::new(), data: page(POISON) }).collect(),
+            ram: (0..frames)
+                .map(|_| RamFrame { table: Cell::new(None), objects: OnceCell::new(), data: page(POISON) })
+                .collect(),
             devices: config.devices.iter().map(|&n| (0..n).map(|_| page(POISON)).collect()).collect(),
             mmu: RefCell::new(Mmu::new(config)),
             model: RefCell::new(Model::default()),

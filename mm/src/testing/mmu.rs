@@ -209,7 +209,8 @@ const fn hits(scope: FlushScope, t: &Cached) -> bool {
         FlushScope::Range { range, stride } => {
             let (start, end) = (range.start.0, range.end.0);
             // The first stride point at or after the translation's start.
-            let point = if t.addr <= start { start } else { start + (t.addr - start).div_ceil(stride) * stride };
+            let point =
+                if t.addr <= start { start } else { start + (t.addr - start).div_ceil(stride) * stride };
             point < end && t.covers(point)
         }
     }
@@ -217,19 +218,31 @@ const fn hits(scope: FlushScope, t: &Cached) -> bool {
 
 impl State {
     /// A table walk by hardware. Sets A on the way, and D for a write.
-    fn walk(&self, mmu: &mut Mmu, cpu: usize, root: u32, addr: u64, write: bool) -> Result<Cached, PageFault> {
+    fn walk(
+        &self,
+        mmu: &mut Mmu,
+        cpu: usize,
+        root: u32,
+        addr: u64,
+        write: bool,
+    ) -> Result<Cached, PageFault> {
         let mut level = 4;
         let mut table = root;
         let begin = mmu.rng.below(4) as u32;
-        let from = mmu.cpus[cpu].uppers.iter().rfind(|u| {
-            u.root == root && (addr ^ u.addr) >> shift(u.level) == 0 && u.level >= 2 + begin % 3
-        });
+        let from = mmu.cpus[cpu]
+            .uppers
+            .iter()
+            .rfind(|u| u.root == root && (addr ^ u.addr) >> shift(u.level) == 0 && u.level >= 2 + begin % 3);
         if let Some(upper) = from {
             (level, table) = (upper.level - 1, upper.table);
         }
         loop {
             if !self.has_ram(table) || !self.is_table(table, level) {
-                self.fail(|| format!("walk for {addr:#x} goes through frame {table:#x}, no page table of level {level}"));
+                self.fail(|| {
+                    format!(
+                        "walk for {addr:#x} goes through frame {table:#x}, no page table of level {level}"
+                    )
+                });
                 return Err(PageFault { present: false });
             }
             let words = self.table(table);
@@ -237,15 +250,15 @@ impl State {
             let value = word.load(Relaxed);
             if value & P == 0 {
                 if value & NEVER_IN_NON_PRESENT != 0 {
-                    self.fail(|| format!("non-present entry {value:#x} for {addr:#x} has bits that it must not have"));
+                    self.fail(|| {
+                        format!("non-present entry {value:#x} for {addr:#x} has bits that it must not have")
+                    });
                 }
                 return Err(PageFault { present: false });
             }
             let leaf = level == 1 || (level == 2 && value & PS != 0);
             let large = leaf && level == 2;
-            let reserved = RESERVED
-                | if level > 2 { PS } else { 0 }
-                | if large { 0x1f_e000 } else { 0 };
+            let reserved = RESERVED | if level > 2 { PS } else { 0 } | if large { 0x1f_e000 } else { 0 };
             if value & reserved != 0 || value & US == 0 {
                 self.fail(|| format!("reserved bits in entry {value:#x} of level {level} for {addr:#x}"));
                 return Err(PageFault { present: true });
@@ -300,8 +313,16 @@ impl State {
     }
 
     /// One access of `cpu` to `addr`: through a cached translation if it has one, stale or not, else by a walk.
-    fn access(&self, mmu: &mut Mmu, cpu: usize, root: u32, addr: u64, write: bool) -> Result<Cached, PageFault> {
-        let hit = mmu.cpus[cpu].leaves.iter().find(|t| (t.root == root || t.global) && t.covers(addr)).copied();
+    fn access(
+        &self,
+        mmu: &mut Mmu,
+        cpu: usize,
+        root: u32,
+        addr: u64,
+        write: bool,
+    ) -> Result<Cached, PageFault> {
+        let hit =
+            mmu.cpus[cpu].leaves.iter().find(|t| (t.root == root || t.global) && t.covers(addr)).copied();
         let result = match hit {
             Some(t) if !write || (t.write && t.dirty) => return Ok(t),
             // No permission: it may walk again before it faults, or not (4.10.4.3).
@@ -323,7 +344,9 @@ impl State {
         let owner = if self.has_ram(frame.index()) { mm.ram.folio_index(frame.index()) } else { None };
         let folio = owner.map(|index| mm.folios.get(index)).filter(|f| f.refs() != 0 && f.covers(frame));
         if folio.is_none() {
-            self.fail(|| format!("access to {addr:#x} through {t:x?} reaches {frame}, which belongs to no folio"));
+            self.fail(|| {
+                format!("access to {addr:#x} through {t:x?} reaches {frame}, which belongs to no folio")
+            });
             return None;
         }
         if value.is_some() && mm.zero_frames().iter().flatten().any(|f| folio.is_some_and(|z| z.covers(*f))) {
@@ -440,7 +463,9 @@ impl State {
         let access = if value.is_some() { Access::Write } else { Access::Read };
         let Some(model) = model.spaces.get_mut(space) else { return };
         if model.allows(page, access) != Some(true) {
-            self.fail(|| format!("CPU {cpu} did a {access:?} of {addr:#x} through {t:x?}, which is not allowed"));
+            self.fail(|| {
+                format!("CPU {cpu} did a {access:?} of {addr:#x} through {t:x?}, which is not allowed")
+            });
             return;
         }
         let Some(found) = self.through(&t, addr, word, value) else { return };
@@ -448,7 +473,9 @@ impl State {
             Some(value) => model.write(page, word, value),
             None if found != model.read(page, word) => self.fail(|| {
                 let expected = model.read(page, word);
-                format!("CPU {cpu} read {found:#x} at {addr:#x} word {word} through {t:x?}, not {expected:#x}")
+                format!(
+                    "CPU {cpu} read {found:#x} at {addr:#x} word {word} through {t:x?}, not {expected:#x}"
+                )
             }),
             None => {}
         }
@@ -460,9 +487,8 @@ impl State {
         for (n, cpu) in mmu.cpus.iter().enumerate() {
             for t in &cpu.leaves {
                 let now = self.leaf_now(t.root, t.addr);
-                let same = now.is_some_and(|(pfn, size, write)| {
-                    pfn == t.pfn && size == t.size && (write || !t.write)
-                });
+                let same = now
+                    .is_some_and(|(pfn, size, write)| pfn == t.pfn && size == t.size && (write || !t.write));
                 if !same {
                     self.fail(|| format!("CPU {n} still has {t:x?} where the tables say {now:x?}"));
                 }
@@ -514,7 +540,9 @@ impl State {
         for (cpu, t) in cached {
             let addr = t.addr.max(range.start.0);
             if t.covers(addr) && range.contains(Vaddr(addr)) {
-                self.fail(|| format!("CPU {cpu} can still access {addr:#x} through {t:x?} after it was unmapped"));
+                self.fail(|| {
+                    format!("CPU {cpu} can still access {addr:#x} through {t:x?} after it was unmapped")
+                });
             }
         }
     }

@@ -13,7 +13,13 @@ fn passes(config: &Config, steps: &[Step]) {
 }
 
 fn config() -> Config {
-    Config { cpus: 2, ram: vec![545..1418, 1425..6656], devices: vec![4096, 998], chaos: 60, late_copies: false }
+    Config {
+        cpus: 2,
+        ram: vec![545..1418, 1425..6656],
+        devices: vec![4096, 998],
+        chaos: 60,
+        late_copies: false,
+    }
 }
 
 #[test]

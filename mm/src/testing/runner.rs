@@ -342,7 +342,9 @@ impl Runner {
             }
             (Err(FaultError::NoVma(_)), None) | (Err(FaultError::Access(..)), Some(false)) => true,
             (Err(FaultError::Oom(_)), Some(true)) => self.failing || self.short_of(Place::RAM, 512),
-            (Err(FaultError::Device(_)), Some(true)) => self.failing || self.failing_copies || self.pinned || !self.held.is_empty(),
+            (Err(FaultError::Device(_)), Some(true)) => {
+                self.failing || self.failing_copies || self.pinned || !self.held.is_empty()
+            }
             _ => false,
         };
         if !fine {
@@ -362,7 +364,11 @@ impl Runner {
     }
 
     fn place(&self, to: u8) -> Place {
-        if to == 0 { Place::RAM } else { Place::device((usize::from(to) - 1) % self.state.config.devices.len()) }
+        if to == 0 {
+            Place::RAM
+        } else {
+            Place::device((usize::from(to) - 1) % self.state.config.devices.len())
+        }
     }
 
     /// What the model says about the range as a whole.
@@ -387,7 +393,9 @@ impl Runner {
             Ok(report) if expected.is_ok() => report,
             Err(e) if expected == Err(e) => return,
             other => {
-                self.fail(|| format!("migrate {range} of space {n} to {to}: {other:?}, expected {expected:?}"));
+                self.fail(|| {
+                    format!("migrate {range} of space {n} to {to}: {other:?}, expected {expected:?}")
+                });
                 return;
             }
         };
@@ -413,14 +421,14 @@ impl Runner {
             let at = Vaddr(page * PAGE_SIZE);
             let entry = space.entry_at(at).1;
             let fine = match entry {
-                Entry::NonPresent(soft) => {
-                    soft.kind == SoftKind::DevicePrivate && !to.is_ram()
-                }
+                Entry::NonPresent(soft) => soft.kind == SoftKind::DevicePrivate && !to.is_ram(),
                 Entry::Leaf(_) | Entry::None => to.is_ram(),
                 Entry::Table(_) => false,
             };
             if !fine {
-                self.fail(|| format!("after the migration of {range} of space {n} to {to}, {at} is {entry:?}"));
+                self.fail(|| {
+                    format!("after the migration of {range} of space {n} to {to}, {at} is {entry:?}")
+                });
                 return;
             }
         }
@@ -442,7 +450,9 @@ impl Runner {
             Err(e) if expected == Err(e) => return,
             other => {
                 let other = other.map(|_| ());
-                self.fail(|| format!("collect {range} of space {n} to {to}: {other:?}, expected {expected:?}"));
+                self.fail(|| {
+                    format!("collect {range} of space {n} to {to}: {other:?}, expected {expected:?}")
+                });
                 return;
             }
         };
@@ -564,7 +574,8 @@ impl Runner {
             &mut |at, level, word| {
                 let entry = Entry::decode(word, level);
                 for i in 0..u64::from(level.order().pages()) {
-                    written += u64::from(self.check_page(model, n, (at.0 >> PAGE_SHIFT) + i, entry, i as u32));
+                    written +=
+                        u64::from(self.check_page(model, n, (at.0 >> PAGE_SHIFT) + i, entry, i as u32));
                 }
             },
             &mut |_, _, _| {},
@@ -590,15 +601,22 @@ impl Runner {
         let expected = model.content.get(&page);
         let found: [u64; WORDS] = core::array::from_fn(|w| self.state.data(frame)[w].get());
         if found != expected.copied().unwrap_or_default() {
-            self.fail(|| format!("space {n}: page {page:#x} in {frame} holds {found:x?}, not {expected:x?} ({entry:?})"));
+            self.fail(|| {
+                format!(
+                    "space {n}: page {page:#x} in {frame} holds {found:x?}, not {expected:x?} ({entry:?})"
+                )
+            });
         }
         if expected.is_some() && !special {
             self.check_dirty(n, page, frame, attrs);
         }
         if let Some(vma) = model.vma(page)
-            && attrs.contains(Attrs::WRITE) && !vma.prot.contains(Prot::WRITE)
+            && attrs.contains(Attrs::WRITE)
+            && !vma.prot.contains(Prot::WRITE)
         {
-            self.fail(|| format!("space {n}: page {page:#x} is writable in a mapping that is not ({entry:?})"));
+            self.fail(|| {
+                format!("space {n}: page {page:#x} is writable in a mapping that is not ({entry:?})")
+            });
         }
         expected.is_some()
     }
@@ -608,7 +626,9 @@ impl Runner {
         let folio = self.state.mm.zone(frame.place()).folio_index(frame.index());
         let dirty = folio.is_some_and(|index| self.state.mm.folios.get(index).is_dirty());
         if !attrs.contains(Attrs::DIRTY) && !dirty {
-            self.fail(|| format!("space {n}: page {page:#x} was written, and neither its entry nor its folio knows"));
+            self.fail(|| {
+                format!("space {n}: page {page:#x} was written, and neither its entry nor its folio knows")
+            });
         }
     }
 
