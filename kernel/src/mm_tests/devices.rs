@@ -40,7 +40,7 @@ crate::ktest! {
             // By way of RAM it goes.
             crate::check_eq!(space.space().migrate(range, DEV1)?.pages, 2048);
             check(range, 91)
-        })?
+        })?;
     }
 }
 

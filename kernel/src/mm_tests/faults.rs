@@ -24,7 +24,7 @@ crate::ktest! {
             crate::check_eq!(user_read_u64(range.start.0 + 8), Ok(5));
             crate::check_eq!(user_read_u64(range.start.0), Ok(0));
             check_zero(pages(range, 1, 3))
-        })?
+        })?;
     }
 }
 
@@ -45,7 +45,7 @@ crate::ktest! {
             crate::check_eq!(user_read_u64(written), Ok(9));
             user_write_u64(written, 0)?;
             check_zero(range)
-        })?
+        })?;
     }
 }
 
@@ -64,7 +64,7 @@ crate::ktest! {
             crate::check_eq!(kinds(space, range), Kinds { present: 1, huge_present: 1, none: 511, ..Kinds::default() });
             crate::check_eq!((order_at(space, range.start.0 + PAGE_SIZE), order_at(space, huge.start.0)), (Some(0), Some(9)));
             check_zero(range)
-        })?
+        })?;
     }
 }
 
@@ -76,7 +76,7 @@ crate::ktest! {
             fill(range, 22)?;
             crate::check_eq!(kinds(space, range), Kinds { present: 512, huge_present: 1, ..Kinds::default() });
             check(range, 22)
-        })?
+        })?;
     }
 }
 
@@ -102,7 +102,7 @@ crate::ktest! {
             crate::check_eq!(refusal(user_read_u64(0)).map(drop), refused(0, FaultError::NoVma(Vaddr(0))));
             crate::check_eq!(kinds(space, none), Kinds { none: 512, ..Kinds::default() });
             Ok(())
-        })?
+        })?;
     }
 }
 
@@ -115,7 +115,7 @@ crate::ktest! {
                 crate::check_eq!(refusal(user_write_u64(at, 1)).map_err(|(_, why)| why), Err(None));
             }
             Ok(())
-        })?
+        })?;
     }
 }
 
@@ -134,7 +134,7 @@ crate::ktest! {
                 user_write_u64(at, pattern(at, 23))?;
             }
             check(range, 23)
-        })?
+        })?;
     }
 }
 
@@ -150,6 +150,6 @@ crate::ktest! {
             check_zero(guarded)?;
             crate::check_eq!(kinds(space, guarded), Kinds { zero: 1, ..Kinds::default() });
             check(range, 24)
-        })?
+        })?;
     }
 }

@@ -185,6 +185,6 @@ crate::ktest! {
             checked?;
             crate::check_eq!((report?.pages, asked), (1024, 2));
             Ok(())
-        })?
+        })?;
     }
 }

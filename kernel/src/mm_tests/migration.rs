@@ -35,7 +35,7 @@ crate::ktest! {
             check(range, 41)?;
             crate::check_eq!(resident(0), 0);
             Ok(())
-        })?
+        })?;
     }
 }
 
@@ -66,7 +66,7 @@ crate::ktest! {
             read?;
             crate::check_eq!(faults, 10);
             Ok(())
-        })?
+        })?;
     }
 }
 
@@ -85,7 +85,7 @@ crate::ktest! {
             let (back, flushes) = counting(Event::TlbFlush, || space.space().migrate(range, Place::RAM));
             crate::check_eq!((back?.huge_pages, flushes), (16384, 0), "no CPU can hold a device-private translation");
             check(range, 43)
-        })?
+        })?;
     }
 }
 
@@ -104,7 +104,7 @@ crate::ktest! {
                 space.space().unmap(range)?;
             }
             Ok(())
-        })?
+        })?;
     }
 }
 
@@ -127,7 +127,7 @@ crate::ktest! {
                 space.space().unmap(range)?;
             }
             Ok(())
-        })?
+        })?;
     }
 }
 
@@ -143,7 +143,7 @@ crate::ktest! {
             let expected = Kinds { huge_zero: 1, huge_present: 1, none: 1024, ..Kinds::default() };
             crate::check_eq!(kinds(space, range), expected);
             check(pages(range, 512, 512), 46)
-        })?
+        })?;
     }
 }
 
@@ -162,7 +162,7 @@ crate::ktest! {
             crate::check!(!leaf.attrs.contains(Attrs::WRITE) && !leaf.special);
             crate::check!(refusal(user_write_u64(range.start.0, 1)).is_err());
             check_zero(range)
-        })?
+        })?;
     }
 }
 
@@ -185,7 +185,7 @@ crate::ktest! {
             let nothing = space.space().migrate(range, Place::RAM)?;
             crate::check_eq!((nothing.units, nothing.failed_pages()), (0, 0));
             Ok(())
-        })?
+        })?;
     }
 }
 
@@ -209,7 +209,7 @@ crate::ktest! {
             crate::check_eq!(try_with(range.start.0, PMD_SIZE, Place::device(3)), Err(RangeError::NoDevice(3)));
             crate::check_eq!(kinds(space, range), Kinds { huge_present: 1, ..Kinds::default() });
             check(range, 48)
-        })?
+        })?;
     }
 }
 
@@ -231,7 +231,7 @@ crate::ktest! {
             crate::check_eq!(kinds(space, range), Kinds { huge_device: 2, ..Kinds::default() });
             drop(held);
             check(range, 49)
-        })?
+        })?;
     }
 }
 
@@ -248,7 +248,7 @@ crate::ktest! {
             crate::check_eq!((report.pages, report.failed_pages()), (512, 0));
             crate::check_eq!(kinds(space, range), Kinds { huge_device: 2, ..Kinds::default() });
             check(range, 50)
-        })?
+        })?;
     }
 }
 

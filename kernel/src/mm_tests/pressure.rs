@@ -20,7 +20,7 @@ crate::ktest! {
             crate::check_eq!(report.failed_pages(), 1024);
             crate::check_eq!(kinds(space, range), Kinds { huge_device: 32, huge_present: 2, ..Kinds::default() });
             check(range, 61)
-        })?
+        })?;
     }
 }
 
@@ -37,7 +37,7 @@ crate::ktest! {
             crate::check_eq!((kinds(space, range).huge_present, mm().device(0).memory().free), (1, 300));
             drop(held);
             check(range, 62)
-        })?
+        })?;
     }
 }
 
@@ -110,7 +110,7 @@ crate::ktest! {
             fill(range, 65)?;
             drop(held);
             check(range, 65)
-        })?
+        })?;
     }
 }
 
@@ -134,7 +134,7 @@ crate::ktest! {
             user_write_u64(new.start.0, 1)?;
             check(there, 66)?;
             check(here, 66)
-        })?
+        })?;
     }
 }
 
@@ -153,6 +153,6 @@ crate::ktest! {
             crate::check_eq!(kinds(space, there), Kinds { present: 32, ..Kinds::default() });
             drop(held);
             Ok(())
-        })?
+        })?;
     }
 }

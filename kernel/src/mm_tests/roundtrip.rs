@@ -25,7 +25,7 @@ crate::ktest! {
             crate::check_eq!(user_read_u64(written), Ok(7));
             user_write_u64(written, pattern(written, 1))?;
             check(range, 1)
-        })?
+        })?;
     }
 }
 
@@ -40,7 +40,7 @@ crate::ktest! {
             crate::check_eq!(user_read_u64(range.start.0), Ok(pattern(range.start.0, 2)));
             crate::check_eq!(kinds(space, range), Kinds { present: 1, device: 511, ..Kinds::default() });
             check(range, 2)
-        })?
+        })?;
     }
 }
 
@@ -57,7 +57,7 @@ crate::ktest! {
                 crate::check_eq!(device.read(DeviceAddr(at)), Some(pattern(range.start.0 + offset, 3)));
             }
             Ok(())
-        })?
+        })?;
     }
 }
 
@@ -87,7 +87,7 @@ crate::ktest! {
                 crate::check_eq!(user_read_u64(page), Ok(0), "{page:#x}");
             }
             Ok(())
-        })?
+        })?;
     }
 }
 
@@ -107,7 +107,7 @@ crate::ktest! {
             crate::check_eq!(user_read_u64(rest.start.0), Ok(pattern(rest.start.0, 5)));
             crate::check_eq!(kinds(space, rest), Kinds { present: 256, ..Kinds::default() });
             check(rest, 5)
-        })?
+        })?;
     }
 }
 
@@ -121,6 +121,6 @@ crate::ktest! {
             crate::check_eq!((report.pages, report.failed_pages()), (32, 0));
             crate::check_eq!(kinds(space, range), Kinds { present: 480, device: 32, ..Kinds::default() });
             check(range, 6)
-        })?
+        })?;
     }
 }

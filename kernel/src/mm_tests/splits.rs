@@ -113,7 +113,7 @@ crate::ktest! {
                 crate::check_eq!(chunks(), before, "{part:?}");
             }
             Ok(())
-        })?
+        })?;
     }
 }
 
@@ -129,7 +129,7 @@ crate::ktest! {
             crate::check_eq!(resident(0), 200);
             check(pages(range, 0, 200), 74)?;
             check(pages(range, 1800, 248), 74)
-        })?
+        })?;
     }
 }
 
@@ -148,7 +148,7 @@ crate::ktest! {
                 crate::check_eq!(soft.attrs, whole.attrs);
             }
             Ok(())
-        })?
+        })?;
     }
 }
 
@@ -190,6 +190,6 @@ crate::ktest! {
                 crate::check_eq!(failed, None);
             }
             Ok(())
-        })?
+        })?;
     }
 }

@@ -57,7 +57,7 @@ crate::ktest! {
             tlb::invlpg(VirtAddr::new(here));
             crate::check_eq!(user_read_u64(here), Ok(1));
             Ok(())
-        })?
+        })?;
     }
 }
 
@@ -221,7 +221,7 @@ crate::ktest! {
             let range = map(space, 2 * PMD_SIZE, HugeAdvice::NoHuge)?;
             fill(range, 38)?;
             check(range, 38)
-        })?
+        })?;
     }
 }
 
@@ -245,6 +245,6 @@ crate::ktest! {
                 space.space().map_anon(range, farpage_mm::Prot::RW, HugeAdvice::Huge)?;
             }
             Ok(())
-        })?
+        })?;
     }
 }

@@ -71,7 +71,7 @@ mod tests {
         let listener = UnixListener::bind(&path).unwrap();
         let server = thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
-            write!(stream, "{}\n", lines.join("\n")).unwrap();
+            writeln!(stream, "{}", lines.join("\n")).unwrap();
             // Until the other side hangs up.
             let _ = stream.read_to_end(&mut Vec::new());
         });
