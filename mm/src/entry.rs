@@ -20,7 +20,7 @@
 //! - the attributes write, execute, exclusive, soft-dirty, uffd-wp, young and dirty are there at *both* levels, so nothing is
 //!   lost over present -> migration -> device -> migration -> present.
 
-use crate::types::{Frame, Level, Place};
+use crate::types::{Frame, Level, MAX_DEVICES, Place};
 
 bitflags::bitflags! {
     /// What an entry remembers of a page besides its frame; the same set for present and non-present entries.
@@ -137,6 +137,10 @@ const PAT_PMD: u64 = 1 << 12;
 const SPECIAL: u64 = 1 << 52;
 const NX: u64 = 1 << 63;
 const ADDR: u64 = 0x000f_ffff_ffff_f000;
+/// Frame numbers have 32 bits; the bits above them are reserved, or inverted ones in a non-present entry.
+const INDEX: u64 = (u32::MAX as u64) << 12;
+/// Clear in the number of a huge entry, which is aligned (and bit 12 of a present one is PAT).
+const BELOW_PMD: u64 = 0x1f_f000;
 const PLACE_SHIFT: u32 = 53;
 const PLACE: u64 = 0xf << PLACE_SHIFT;
 const KIND_SHIFT: u32 = 61;
@@ -147,6 +151,11 @@ const COMMON: u64 =
 const AD_SHIFT: u32 = 2;
 /// NX lies this far above EXEC, and inverted.
 const NX_TO_EXEC: u32 = 61;
+
+/// Bits that no leaf of write-back RAM has, at either level: one test sorts them out. Bits 57 to 62 and 8 nobody has.
+const LEAF_RARE: u64 = PWT | PCD | 1 << 8 | ADDR & !INDEX | PLACE | 0x3f << 57;
+/// Bits that a non-present entry does not use.
+const SOFT_CLEAR: u64 = NON_PRESENT_CLEAR | 1 << 52 | 0xf << 57;
 
 /// Bits that a non-present entry must keep clear.
 pub const NON_PRESENT_CLEAR: u64 = P | A | D | PS | (1 << 8);
@@ -197,16 +206,25 @@ impl SoftLeaf {
     }
 
     #[inline(always)]
-    const fn decode(word: u64) -> Option<Self> {
+    const fn decode(word: u64, level: Level) -> Option<Self> {
         let kind = match word >> KIND_SHIFT {
             1 => SoftKind::Migration,
             2 => SoftKind::DevicePrivate,
             3 => SoftKind::DeviceExclusive,
             _ => return None,
         };
-        let place = Place::from_raw(((word & PLACE) >> PLACE_SHIFT) as u8);
-        let index = (!word & ADDR) >> 12;
-        let frame = Frame::new(place, index as u32);
+        // Inverted, so zero means one: numbers have 32 bits, and those of huge entries are aligned.
+        let ones = match level {
+            Level::Pte => ADDR & !INDEX,
+            Level::Pmd => ADDR & !INDEX | BELOW_PMD,
+            _ => return None,
+        };
+        let place = ((word & PLACE) >> PLACE_SHIFT) as u8;
+        if word & (SOFT_CLEAR | ones) != ones || place as usize > MAX_DEVICES {
+            return None;
+        }
+        let index = (!word & INDEX) >> 12;
+        let frame = Frame::new(Place::from_raw(place), index as u32);
         Some(Self { kind, frame, attrs: Attrs::from_bits_truncate(word as u16) })
     }
 }
@@ -261,21 +279,24 @@ impl Entry {
         if word == 0 {
             return Ok(Self::None);
         }
-        if word & P == 0 {
-            let lost = !(Attrs::all().bits() as u64 | ADDR | PLACE | 7 << KIND_SHIFT);
-            return match SoftLeaf::decode(word) {
-                Some(soft) if word & lost == 0 && matches!(level, Level::Pte | Level::Pmd) => {
-                    Ok(Self::NonPresent(soft))
-                }
-                _ => Err(BadEntry { word, level }),
-            };
-        }
-        let huge = word & PS != 0;
-        match level {
-            Level::Pte => Ok(Self::Leaf(decode_leaf(word, ADDR, PAT_PTE))),
-            Level::Pmd if huge => Ok(Self::Leaf(decode_leaf(word, ADDR & !PAT_PMD, PAT_PMD))),
-            _ if !huge => Ok(Self::Table(((word & ADDR) >> 12) as u32)),
-            _ => Err(BadEntry { word, level }),
+        let decoded = if word & P == 0 {
+            match SoftLeaf::decode(word, level) {
+                Some(soft) => Some(Self::NonPresent(soft)),
+                None => None,
+            }
+        } else if matches!(level, Level::Pte) || word & PS != 0 {
+            match decode_leaf(word, level) {
+                Some(leaf) => Some(Self::Leaf(leaf)),
+                None => None,
+            }
+        } else if word & !(INDEX | A) == P | RW | US {
+            Some(Self::Table(((word & INDEX) >> 12) as u32))
+        } else {
+            None
+        };
+        match decoded {
+            Some(entry) => Ok(entry),
+            None => Err(BadEntry { word, level }),
         }
     }
 
@@ -300,21 +321,52 @@ impl Entry {
     }
 }
 
-const fn decode_leaf(word: u64, addr: u64, pat: u64) -> Leaf {
-    let cache = if word & pat != 0 {
-        CacheType::WriteCombining
-    } else if word & PCD != 0 {
-        CacheType::Uncached
-    } else {
-        CacheType::WriteBack
+#[inline(always)]
+const fn decode_leaf(word: u64, level: Level) -> Option<Leaf> {
+    let (rare, addr) = match level {
+        Level::Pte => (LEAF_RARE | PAT_PTE, INDEX),
+        Level::Pmd => (LEAF_RARE | BELOW_PMD, INDEX & !BELOW_PMD),
+        _ => return None,
     };
-    let place = Place::from_raw(((word & PLACE) >> PLACE_SHIFT) as u8);
-    Leaf {
-        frame: Frame::new(place, ((word & addr) >> 12) as u32),
+    if word & (rare | US) != US {
+        return decode_rare_leaf(word, level);
+    }
+    Some(Leaf {
+        frame: Frame::ram(((word & addr) >> 12) as u32),
+        attrs: Attrs::from_present(word),
+        special: word & SPECIAL != 0,
+        cache: CacheType::WriteBack,
+    })
+}
+
+/// A leaf that is not write-back RAM, or no leaf at all.
+#[cold]
+const fn decode_rare_leaf(word: u64, level: Level) -> Option<Leaf> {
+    let (pat, addr) = match level {
+        Level::Pte => (PAT_PTE, INDEX),
+        _ => (PAT_PMD, INDEX & !BELOW_PMD),
+    };
+    let cache = match (word & pat != 0, word & (PCD | PWT)) {
+        (false, 0) => CacheType::WriteBack,
+        (true, 0) => CacheType::WriteCombining,
+        (false, both) if both == PCD | PWT => CacheType::Uncached,
+        _ => return None,
+    };
+    let size = match level {
+        Level::Pte => 0,
+        _ => PS,
+    };
+    let known = P | RW | US | PWT | PCD | A | D | COMMON | SPECIAL | PLACE | NX | addr | pat | size;
+    let place = ((word & PLACE) >> PLACE_SHIFT) as u8;
+    if word & !known != 0 || word & US == 0 || place as usize > MAX_DEVICES {
+        return None;
+    }
+    Some(Leaf {
+        frame: Frame::new(Place::from_raw(place), ((word & addr) >> 12) as u32),
         attrs: Attrs::from_present(word),
         special: word & SPECIAL != 0,
         cache,
-    }
+    })
 }
 
 /// Bits that may be set in a present leaf by an atomic OR, because no translation can be stale in a way that
@@ -322,4 +374,151 @@ const fn decode_leaf(word: u64, addr: u64, pat: u64) -> Leaf {
 #[inline(always)]
 pub(crate) const fn upgrade_bits(attrs: Attrs) -> u64 {
     attrs.to_present() & !NX
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CACHES: [CacheType; 3] = [CacheType::WriteBack, CacheType::WriteCombining, CacheType::Uncached];
+    const KINDS: [SoftKind; 3] = [SoftKind::Migration, SoftKind::DevicePrivate, SoftKind::DeviceExclusive];
+    const LEVELS: [Level; 2] = [Level::Pte, Level::Pmd];
+    /// Multiples of 512: fit for both levels.
+    const INDICES: [u32; 7] = [0, 512, 1024, 0x5555_5400, 0xaaaa_aa00, 1 << 31, u32::MAX & !511];
+
+    fn attr_sets() -> impl Iterator<Item = Attrs> {
+        (0..=u16::MAX).filter_map(Attrs::from_bits)
+    }
+
+    fn places() -> impl Iterator<Item = Place> {
+        core::iter::once(Place::RAM).chain((0..MAX_DEVICES).map(Place::device))
+    }
+
+    fn frames(level: Level) -> impl Iterator<Item = Frame> {
+        let odd = if level == Level::Pte { vec![1, 511, 0xffff_ffff] } else { vec![] };
+        places().flat_map(move |place| {
+            INDICES.into_iter().chain(odd.clone()).map(move |index| Frame::new(place, index))
+        })
+    }
+
+    /// Every entry that there is, but for most of the frame numbers.
+    fn entries(level: Level) -> Vec<Entry> {
+        let mut all = Vec::new();
+        for frame in frames(level) {
+            for attrs in attr_sets() {
+                all.extend(KINDS.map(|kind| Entry::NonPresent(SoftLeaf { kind, frame, attrs })));
+                for special in [false, true] {
+                    all.extend(CACHES.map(|cache| Entry::Leaf(Leaf { frame, attrs, special, cache })));
+                }
+            }
+        }
+        all
+    }
+
+    #[test]
+    fn there_are_seven_attributes() {
+        assert_eq!(attr_sets().count(), 1 << 7);
+    }
+
+    #[test]
+    fn every_entry_comes_back_from_its_word() {
+        for level in LEVELS {
+            for entry in entries(level) {
+                assert_eq!(Entry::try_decode(entry.encode(level), level), Ok(entry));
+            }
+        }
+        for level in [Level::Pmd, Level::Pud, Level::Pgd] {
+            for pfn in INDICES.into_iter().chain([1, u32::MAX]) {
+                let word = Entry::Table(pfn).encode(level);
+                assert_eq!(Entry::try_decode(word, level), Ok(Entry::Table(pfn)));
+                assert_eq!(Entry::try_decode(word | A, level), Ok(Entry::Table(pfn)), "the CPU sets A here");
+            }
+            assert_eq!(Entry::try_decode(0, level), Ok(Entry::None));
+        }
+    }
+
+    #[test]
+    fn non_present_entries_keep_their_bits_clear() {
+        for level in LEVELS {
+            for entry in entries(level) {
+                let word = entry.encode(level);
+                match entry {
+                    Entry::NonPresent(_) => assert_eq!(word & NON_PRESENT_CLEAR, 0, "{entry:?}"),
+                    _ => assert_eq!(word & P, P, "{entry:?}"),
+                }
+                assert_ne!(word, 0, "{entry:?} must not look like nothing");
+            }
+        }
+    }
+
+    /// A flipped bit is an error, or it is another entry: no two words mean the same, so no bit is ignored.
+    #[test]
+    fn every_flipped_bit_is_noticed() {
+        for level in LEVELS {
+            for entry in entries(level) {
+                let word = entry.encode(level);
+                for bit in 0..64 {
+                    let flipped = word ^ 1 << bit;
+                    if let Ok(other) = Entry::try_decode(flipped, level) {
+                        assert_ne!(other, entry, "bit {bit} of {word:#x} means nothing");
+                        let back = if matches!(other, Entry::Table(_)) { flipped & !A } else { flipped };
+                        assert_eq!(other.encode(level), back, "{other:?}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_nobody_encodes_is_refused() {
+        let bad = [
+            (P, Level::Pte),                          // a supervisor page
+            (P | RW | US | 1 << 8, Level::Pte),       // global
+            (P | RW | US | PWT, Level::Pte),          // write-through
+            (P | RW | US | 1 << 45, Level::Pte),      // a frame beyond 32 bits
+            (P | RW | US | PS | 1 << 13, Level::Pmd), // not aligned
+            (P | RW | US | PS, Level::Pud),           // a 1 GiB page
+            (P | US, Level::Pmd),                     // a read-only table
+            (P | RW | US | NX, Level::Pgd),           // a table that forbids execution
+            (RW, Level::Pte),                         // no kind
+            (7 << KIND_SHIFT | ADDR, Level::Pte),     // no such kind
+            (1 << KIND_SHIFT | ADDR | A, Level::Pte), // bits that must be clear
+            (1 << KIND_SHIFT | ADDR | PS, Level::Pmd),
+            (1 << KIND_SHIFT | ADDR, Level::Pud), // too high up
+            (1 << KIND_SHIFT | ADDR & !(1 << 12), Level::Pmd), // not aligned
+            (1 << KIND_SHIFT | ADDR | 9 << PLACE_SHIFT, Level::Pte), // no such device
+            (0xdead_beef_dead_beee, Level::Pte),
+        ];
+        for (word, level) in bad {
+            assert_eq!(Entry::try_decode(word, level), Err(BadEntry { word, level }), "{word:#x}");
+        }
+    }
+
+    /// A CPU with L1TF takes bits 51:12 of a non-present entry, cut to its physical address bits, for an address. That must
+    /// be memory near the top of what it can address, never the frame named.
+    #[test]
+    fn non_present_entries_name_the_top_of_memory_to_a_speculating_cpu() {
+        for phys_bits in 36..=52 {
+            let top = 1_u64 << (phys_bits - 12);
+            let ram = (top / 4).min(u64::from(u32::MAX)) as u32;
+            for index in [0, 1, 511, 512, ram / 2, ram - 1] {
+                for kind in KINDS {
+                    let soft = SoftLeaf::new(kind, Frame::ram(index), Attrs::all());
+                    let word = Entry::NonPresent(soft).encode(Level::Pte);
+                    let seen = (word & ((1 << phys_bits) - 1)) >> 12;
+                    assert!(seen >= top - u64::from(ram), "{soft:?} names {seen:#x} with {phys_bits} bits");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_upgrade_only_adds_bits_and_never_forbids_execution() {
+        for attrs in attr_sets() {
+            let before = Entry::Leaf(Leaf::ram(Frame::ram(512), Attrs::EXEC)).encode(Level::Pte);
+            let after = before | upgrade_bits(attrs);
+            let expected = Leaf::ram(Frame::ram(512), attrs | Attrs::EXEC);
+            assert_eq!(Entry::decode(after, Level::Pte), Entry::Leaf(expected));
+        }
+    }
 }
