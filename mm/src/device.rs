@@ -80,8 +80,8 @@ pub trait PagemapOps<M: Machine>: Sync {
     fn migrate_to_ram(&self, fault: FaultMigration<M>) -> Result<(), FaultError> {
         fault.back_to_ram()
     }
-    /// *Atomic.* `order.pages()` pages from `first` are free again: their folio moved away or is no more. The driver's word
-    /// of that folio is passed on; the memory must not be touched after the return.
+    /// *Atomic.* `order.pages()` pages from `first` are about to be free: their folio has moved away or is no more. The
+    /// driver's word of that folio is passed on; the memory must not be touched after the return.
     fn folio_free(&self, _first: Frame, _order: Order, _driver_word: u64) {}
     /// *Atomic.* `tail` was split off `head` (which is smaller now); called once per piece, then once with no tail.
     fn folio_split(&self, _head: &Folio, _tail: Option<&Folio>) {}
@@ -133,14 +133,13 @@ impl<M: Machine> Device<M> {
     }
 
     #[inline(always)]
-    pub(crate) fn allocated(&self, order: Order) {
-        self.allocated[order.get() as usize].fetch_add(1, Relaxed);
+    pub(crate) fn allocated(&self, order: Order, n: u64) {
+        self.allocated[order.get() as usize].fetch_add(n, Relaxed);
     }
 
     #[inline(always)]
-    pub(crate) fn released(&self, first: Frame, order: Order, driver_word: u64) {
-        self.freed_pages.fetch_add(u64::from(order.pages()), Relaxed);
-        self.ops().folio_free(first, order, driver_word);
+    pub(crate) fn freed(&self, pages: u32) {
+        self.freed_pages.fetch_add(u64::from(pages), Relaxed);
     }
 
     pub(crate) fn split(&self) {

@@ -20,6 +20,7 @@ use core::sync::atomic::{
 
 use crate::counters::Event;
 use crate::error::OutOfMemory;
+use crate::frames::Frames;
 use crate::machine::{Machine, WaitKey};
 use crate::mm::Mm;
 use crate::slab::{NIL, Slot, SlotHeader};
@@ -343,66 +344,34 @@ fn free<M: Machine>(folio: &'static Folio) {
     if folio.is_resident() {
         M::count(Event::DevicePagesDropped, u64::from(folio.order().pages()));
     }
-    let frames = folio.frames::<M>();
+    let frames = Frames::own(folio.frame(), folio.order());
+    folio.tell_left::<M>(&frames);
     // The descriptor goes first: once the frames are free, somebody else may own them at another order.
     folio.anon.store(NIL, Relaxed);
     M::mm().folios.free(folio);
     drop(frames);
 }
 
-/// Memory that belongs to nobody but this value: on its way to a folio, or on its way back to its zone, where dropping it
-/// puts it.
-#[derive(Debug)]
-pub(crate) struct Frames<M: Machine> {
-    first: Frame,
-    order: Order,
-    /// The word of the device that it lies on.
-    driver: u64,
-    machine: PhantomData<fn() -> M>,
-}
-
-impl<M: Machine> Frames<M> {
-    /// The first frame.
-    #[inline(always)]
-    pub(crate) const fn first(&self) -> Frame {
-        self.first
-    }
-}
-
-impl<M: Machine> Drop for Frames<M> {
-    #[inline(always)]
-    fn drop(&mut self) {
-        let mm = M::mm();
-        if let Some(device) = self.first.place().device_number() {
-            mm.device(device).released(self.first, self.order, self.driver);
-        }
-        mm.zone(self.first.place()).free_frames(self.first, self.order);
-    }
-}
-
 impl Folio {
-    /// The folio's memory as a value. The caller sees to it that the folio has no claim to it any more.
+    /// Tells the device on which `left` lies that the folio has no claim to that memory any more.
     #[inline(always)]
-    fn frames<M: Machine>(&self) -> Frames<M> {
-        Frames {
-            first: self.frame(),
-            order: self.order(),
-            driver: self.driver.load(Relaxed),
-            machine: PhantomData,
+    pub(crate) fn tell_left<M: Machine>(&self, left: &Frames<M>) {
+        if let Some(device) = left.first().place().device_number() {
+            let word = self.driver.swap(0, Relaxed);
+            M::mm().device(device).ops().folio_free(left.first(), left.order(), word);
         }
     }
 
     /// Moves the folio to other memory of its order and returns what it lay in: the folio stays who it is (references, lock,
     /// reverse map, dirt), only its frames change. With its references frozen. Look-ups by the old frames go on to find it
-    /// until those are freed, for the migration entries that still name them.
+    /// until those are freed, for the migration entries that still name them. [`Folio::tell_left`] comes when there is no way
+    /// back.
     #[inline(always)]
     pub(crate) fn relocate<M: Machine>(&self, to: Frames<M>) -> Frames<M> {
-        let mm = M::mm();
-        let old = self.frames();
-        mm.zone(to.first.place()).set_owner(to.first, to.order, self.slab_index());
-        self.frame.store(to.first.raw(), Relaxed);
-        self.driver.store(to.driver, Relaxed);
-        core::mem::forget(to);
+        let old = Frames::own(self.frame(), self.order());
+        let (first, order) = to.into_inner();
+        M::mm().zone(first.place()).set_owner(first, order, self.slab_index());
+        self.frame.store(first.raw(), Relaxed);
         old
     }
 }
@@ -488,12 +457,8 @@ impl<M: Machine> Mm<M> {
     #[inline(always)]
     fn try_alloc_folio(&self, place: Place, order: Order, need: Need) -> Result<FolioRef<M>, OutOfMemory> {
         let folio = self.folios.alloc(self)?;
-        let frame = match self.try_alloc_frames(place, order, need) {
-            Ok(frames) => {
-                let first = frames.first;
-                core::mem::forget(frames);
-                first
-            }
+        let (frame, order) = match self.alloc_frames(place, order, need) {
+            Ok(frames) => frames.into_inner(),
             Err(oom) => {
                 self.folios.free(folio);
                 return Err(oom);
@@ -503,32 +468,6 @@ impl<M: Machine> Mm<M> {
         self.zone(place).set_owner(frame, order, folio.slab_index());
         folio.unfreeze(1);
         Ok(FolioRef::from_owned(folio))
-    }
-
-    #[inline(always)]
-    fn try_alloc_frames(&self, place: Place, order: Order, need: Need) -> Result<Frames<M>, OutOfMemory> {
-        let first = self.zone(place).alloc_frames(&self.inject, order, need)?;
-        if let Some(device) = place.device_number() {
-            self.device(device).allocated(order);
-        }
-        Ok(Frames { first, order, driver: 0, machine: PhantomData })
-    }
-
-    /// Allocates memory without a folio.
-    #[inline(always)]
-    pub(crate) fn alloc_frames(
-        &self,
-        place: Place,
-        order: Order,
-        need: Need,
-    ) -> Result<Frames<M>, OutOfMemory> {
-        match self.try_alloc_frames(place, order, need) {
-            Ok(frames) => Ok(frames),
-            Err(oom) => {
-                M::count(Event::AllocFail, 1);
-                Err(oom)
-            }
-        }
     }
 
     /// Sets every field but the reference count, which the caller stores last.

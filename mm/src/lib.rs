@@ -23,6 +23,7 @@ mod error;
 mod fault;
 mod folio;
 mod framemap;
+mod frames;
 mod inject;
 mod machine;
 pub mod migrate;

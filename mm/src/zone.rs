@@ -143,6 +143,56 @@ impl<M: Machine> Zone<M> {
         }
     }
 
+    /// Asks the failure plan for one page of a folio, for allocations that take many at once.
+    #[inline(always)]
+    pub(crate) fn check_injected(&self, inject: &Inject) -> Result<(), OutOfMemory> {
+        inject.check(self.site(), 0)
+    }
+
+    #[inline(always)]
+    const fn site(&self) -> Site {
+        if self.place.is_ram() { Site::RamFolio } else { Site::DeviceFolio }
+    }
+
+    /// Takes up to 32 adjacent pages (up to 1, when less than twice that is spare), or fewer where there is no chunk of that
+    /// size. Each of them is the caller's; none belongs to a chunk any more.
+    pub(crate) fn alloc_run(&self, wanted: u32, need: Need) -> Result<FrameRange, OutOfMemory> {
+        let map = self.map();
+        let mut buddy = self.buddy.lock();
+        let keep = if need == Need::User { self.low_water.load(Relaxed) } else { 0 };
+        let spare = buddy.free_frames().saturating_sub(keep);
+        let largest = if spare < 2 * BATCH_ORDER.pages() {
+            Order::BASE
+        } else {
+            Order::largest(0, wanted).min(BATCH_ORDER)
+        };
+        let mut order = largest;
+        loop {
+            if spare != 0
+                && let Some(chunk) = buddy.alloc(map, order)
+            {
+                for frame in chunk..chunk + order.pages() {
+                    map.set_slot(frame, Slot::Cached);
+                }
+                let first = chunk + self.base();
+                return Ok(first..first + order.pages());
+            }
+            if order == Order::BASE {
+                drop(buddy);
+                // The caches may still have some.
+                let frame = self.alloc_cached(need)? + self.base();
+                return Ok(frame..frame + 1);
+            }
+            order = Order::new(order.get() - 1);
+        }
+    }
+
+    /// Gives adjacent pages back, whatever chunks they were.
+    pub(crate) fn free_run(&self, range: FrameRange) {
+        let base = self.base();
+        self.buddy.lock().free_range(self.map(), range.start - base..range.end - base);
+    }
+
     /// Takes a chunk. Nobody owns it yet: look-ups find nothing there until [`Zone::set_owner`].
     #[inline(always)]
     pub(crate) fn alloc_frames(
@@ -151,8 +201,7 @@ impl<M: Machine> Zone<M> {
         order: Order,
         need: Need,
     ) -> Result<Frame, OutOfMemory> {
-        let site = if self.place.is_ram() { Site::RamFolio } else { Site::DeviceFolio };
-        inject.check(site, order.get())?;
+        inject.check(self.site(), order.get())?;
         let chunk =
             if order == Order::BASE { self.alloc_cached(need)? } else { self.alloc_chunk(order, need)? };
         Ok(Frame::new(self.place, chunk + self.base()))

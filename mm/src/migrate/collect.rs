@@ -4,7 +4,7 @@ use crate::counters::Event;
 use crate::cursor::{Cursor, Peek};
 use crate::entry::{Attrs, Entry, Leaf, SoftKind, SoftLeaf};
 use crate::error::OutOfMemory;
-use crate::folio::{LockedFolio, RmapLink, put_many};
+use crate::folio::{LockedFolio, put_many};
 use crate::machine::{FlushReason, Machine};
 use crate::migrate::unit::{Batch, Dest, Source, Unit};
 use crate::migrate::{BATCH_PAGES, Cause, Collected, Migration, Work};
@@ -46,6 +46,11 @@ impl<M: Machine> Collecting<M> {
         Migration::from_work(self.0)
     }
 
+    /// Makes room for one more unit; false without memory for it.
+    pub(crate) fn reserve(&mut self) -> bool {
+        self.batch().units.reserve()
+    }
+
     fn batch(&mut self) -> &mut Batch<M> {
         &mut self.0.0
     }
@@ -75,7 +80,6 @@ impl<M: Machine> Collecting<M> {
             addr,
             order,
             committed: false,
-            failed: None,
         });
     }
 
@@ -84,17 +88,15 @@ impl<M: Machine> Collecting<M> {
         let mut attrs = Attrs::EXCLUSIVE;
         attrs.set(Attrs::WRITE, prot.contains(Prot::WRITE));
         attrs.set(Attrs::EXEC, prot.contains(Prot::EXEC));
-        let link = RmapLink { anon: vma.anon(), index: vma.page_index(addr) };
         let batch = self.batch();
         batch.pages += order.pages();
         batch.units.push(Unit {
-            source: Source::Hole { link, attrs },
+            source: Source::Hole { anon: vma.anon(), attrs },
             dest: Dest::None,
             space: Some(space),
             addr,
             order,
             committed: false,
-            failed: None,
         });
     }
 }

@@ -6,10 +6,10 @@ use crate::counters::Event;
 use crate::cursor::{Cursor, Peek};
 use crate::entry::{Attrs, Entry, Leaf, SoftKind, SoftLeaf};
 use crate::folio::{Folio, LockedFolio, RmapLink};
+use crate::frames::FrameBin;
 use crate::machine::{FlushReason, Machine};
-use crate::migrate::unit::{Batch, Dest, Source, Unit};
+use crate::migrate::unit::{Batch, Dest, PieceChunk, Source, Unit};
 use crate::migrate::{Cause, Report};
-use crate::slab::NIL;
 use crate::space::Space;
 use crate::table::SpareTable;
 use crate::types::{Frame, Level, Order, PAGE_SIZE, PMD_SIZE, Place, VaRange, Vaddr};
@@ -30,7 +30,7 @@ enum To<'a, M: Machine> {
     /// The source itself, where it lies now.
     Source,
     /// The pieces.
-    Pieces(&'a Dest<M>),
+    Pieces(&'a PieceChunk<M>),
 }
 
 /// The entry for `frame`: present in RAM, device-private on a device.
@@ -56,7 +56,7 @@ impl<M: Machine> Names<'_, M> {
 
     /// The folio that `page` belongs to, and that folio's first page in the unit.
     fn folio(&self, page: u32) -> (&'static Folio, u32) {
-        let To::Pieces(Dest::Pieces { first, .. }) = self.to else { return (self.source.folio(), 0) };
+        let To::Pieces(first) = self.to else { return (self.source.folio(), 0) };
         let mut at = 0;
         for folio in first.iter() {
             let pages = folio.order().pages();
@@ -130,8 +130,7 @@ fn replace_by_table<M: Machine>(
 }
 
 /// Fills a table with entries for the pieces of a destination and counts them as mappings.
-fn fill_pieces_table<M: Machine>(spare: &mut SpareTable<M>, dest: &Dest<M>, attrs: Attrs) {
-    let Dest::Pieces { first, .. } = dest else { return };
+fn fill_pieces_table<M: Machine>(spare: &mut SpareTable<M>, first: &PieceChunk<M>, attrs: Attrs) {
     let words = spare.table().words();
     let mut at = 0;
     for folio in first.iter() {
@@ -151,12 +150,12 @@ fn fill_pieces_table<M: Machine>(spare: &mut SpareTable<M>, dest: &Dest<M>, attr
 fn replace_all<M: Machine>(unit: &mut Unit<M>) {
     let Source::Folio(source) = &unit.source else { return };
     let mut table = match &mut unit.dest {
-        Dest::Pieces { table, .. } => table.take(),
+        Dest::Pieces(first) => first.table.take(),
         _ => None,
     };
     let (from, to) = match &unit.dest {
         Dest::Frames(old) if unit.committed => (old.first(), To::Source),
-        pieces @ Dest::Pieces { .. } => (source.frame(), To::Pieces(pieces)),
+        Dest::Pieces(first) => (source.frame(), To::Pieces(first)),
         _ => (source.frame(), To::Source),
     };
     let names = Names { source, from, to };
@@ -204,7 +203,6 @@ fn replace_in<M: Machine>(
 pub(crate) fn fail<M: Machine>(unit: &mut Unit<M>, cause: Cause, report: &mut Report) {
     report.fail(cause, unit.order.pages());
     M::count(Event::MigrateFail, 1);
-    unit.failed = Some(cause);
     unit.dest.release();
     replace_all(unit);
     if let Source::Folio(folio) = core::mem::replace(&mut unit.source, Source::Gone) {
@@ -212,18 +210,17 @@ pub(crate) fn fail<M: Machine>(unit: &mut Unit<M>, cause: Cause, report: &mut Re
     }
 }
 
-/// A migration was dropped: everything goes back.
+/// A migration was dropped: every folio goes back to where it lay. A hole that commit has filled stays filled; nobody can tell
+/// it from one that a touch filled.
 #[cold]
 pub(crate) fn put_back<M: Machine>(batch: &mut Batch<M>) {
-    // Copies that are still owed a flush must not outlive it: a restored entry may be cleared again at once.
     batch.gather.flush();
+    let Batch { units, to, .. } = batch;
     let mut unused = Report::default();
-    let to = batch.to;
-    batch.units.for_each(|unit| {
-        let filled = matches!(unit.source, Source::Hole { .. }) && unit.failed.is_none() && is_filled(unit);
-        if filled {
-            finish(unit, &mut unused);
-            count_moved::<M>(to, 1, u64::from(unit.order.pages()));
+    let mut bin = FrameBin::new();
+    units.for_each(|unit| {
+        if matches!(unit.source, Source::Hole { .. }) && unit.committed {
+            finish(unit, &mut unused, &mut bin);
         } else if !matches!(unit.source, Source::Gone) {
             move_back(unit);
             unit.dest.release();
@@ -233,47 +230,30 @@ pub(crate) fn put_back<M: Machine>(batch: &mut Batch<M>) {
             }
         }
     });
-    batch.units.clear();
+    drop(bin);
+    count_moved::<M>(*to, unused.units, unused.pages);
+    units.clear();
 }
 
-/// Undoes the commit of a unit: the folio goes back to where it lay.
+/// Undoes the commit of a unit: the folio goes back to where it lay, and what it moved to is the destination again.
 fn move_back<M: Machine>(unit: &mut Unit<M>) {
-    if !core::mem::take(&mut unit.committed) {
-        return;
-    }
-    if let (Source::Folio(folio), Dest::Frames(_)) = (&unit.source, &unit.dest)
-        && let Dest::Frames(old) = core::mem::replace(&mut unit.dest, Dest::None)
+    if core::mem::take(&mut unit.committed)
+        && let (Source::Folio(folio), Dest::Frames(frames)) = (&unit.source, &mut unit.dest)
     {
-        // References that somebody got meanwhile are to the folio, wherever it lies; nobody maps it.
-        unit.dest = Dest::Frames(folio.relocate(old));
-    }
-}
-
-/// A hole that commit filled already stays filled: nobody can tell it from one that was filled by a touch.
-fn is_filled<M: Machine>(unit: &Unit<M>) -> bool {
-    match &unit.dest {
-        Dest::Folio(folio) => folio.map_count() != 0,
-        Dest::Pieces { first, .. } => first.iter().any(|folio| folio.map_count() != 0),
-        Dest::None | Dest::Frames(_) => false,
+        frames.replace(|old| folio.relocate(old));
     }
 }
 
 /// Maps the destination of a hole, if the hole is still one.
 pub(crate) fn fill_hole<M: Machine>(unit: &mut Unit<M>) -> Result<(), Cause> {
-    let (Source::Hole { link, attrs }, Some(space)) = (&unit.source, unit.space) else { return Ok(()) };
-    let (link, attrs) = (*link, *attrs);
+    let (&Source::Hole { anon, attrs }, Some(space)) = (&unit.source, unit.space) else { return Ok(()) };
     let vmas = space.vmas.read();
-    let vma = vmas.find(unit.addr).filter(|vma| {
-        vma.anon() == link.anon
-            && vma.page_index(unit.addr) == link.index
-            && vma.range().covers(VaRange::new(unit.addr.0, unit.order.bytes()))
-    });
-    if vma.is_none() || link.anon == NIL {
-        return Err(Cause::Raced);
-    }
+    let range = VaRange::new(unit.addr.0, unit.order.bytes());
+    let vma = vmas.find(unit.addr).filter(|vma| vma.anon() == anon && vma.range().covers(range));
+    let link = vma.map(|vma| RmapLink { anon, index: vma.page_index(unit.addr) }).ok_or(Cause::Raced)?;
     name_pieces(&unit.dest, link);
     let spare = match (&mut unit.dest, unit.order) {
-        (Dest::Pieces { table, .. }, Order::PMD) => table.take(),
+        (Dest::Pieces(first), Order::PMD) => first.table.take(),
         _ => None,
     };
     let mut cursor = hole_cursor(space, unit.addr, unit.order)?;
@@ -290,12 +270,13 @@ pub(crate) fn fill_hole<M: Machine>(unit: &mut Unit<M>) -> Result<(), Cause> {
             folio.add_maps(1);
             cursor.install(entry_for(folio.frame(), attrs));
         }
-        (dest @ Dest::Pieces { .. }, Some(mut spare)) => {
-            fill_pieces_table(&mut spare, dest, attrs);
+        (Dest::Pieces(first), Some(mut spare)) => {
+            fill_pieces_table(&mut spare, first, attrs);
             cursor.hook(spare);
         }
         _ => return Err(Cause::NoMemory),
     }
+    unit.committed = true;
     Ok(())
 }
 
@@ -303,7 +284,7 @@ fn name_pieces<M: Machine>(dest: &Dest<M>, link: RmapLink) {
     match dest {
         Dest::None | Dest::Frames(_) => {}
         Dest::Folio(folio) => folio.set_link(link),
-        Dest::Pieces { first, .. } => {
+        Dest::Pieces(first) => {
             let mut page = 0;
             for folio in first.iter() {
                 folio.set_link(RmapLink { index: link.index + u64::from(page), ..link });
@@ -347,9 +328,15 @@ pub(crate) fn finalize<M: Machine>(batch: &mut Batch<M>) -> Report {
     let Batch { units, report, gather, to, .. } = batch;
     let before = (report.units, report.pages);
     let mut cursor = None;
-    units.for_each(|unit| name_entries(unit, &mut cursor));
+    units.for_each(|unit| {
+        name_entries(unit, &mut cursor);
+    });
     drop(cursor);
-    units.for_each(|unit| finish(unit, report));
+    let mut bin = FrameBin::new();
+    units.for_each(|unit| {
+        finish(unit, report, &mut bin);
+    });
+    drop(bin);
     units.clear();
     gather.flush();
     count_moved::<M>(*to, report.units - before.0, report.pages - before.1);
@@ -395,49 +382,53 @@ fn name_entries<M: Machine>(unit: &mut Unit<M>, held: &mut Option<Cursor<M>>) {
     }
 }
 
-/// One unit whose entries have their names: locks, then the source.
+/// One unit whose entries have their names: locks, then what the folio left behind.
 #[inline(always)]
-fn finish<M: Machine>(unit: &mut Unit<M>, report: &mut Report) {
+fn finish<M: Machine>(unit: &mut Unit<M>, report: &mut Report, bin: &mut FrameBin<M>) {
     let pages = u64::from(unit.order.pages());
-    let source = core::mem::replace(&mut unit.source, Source::Gone);
-    if matches!(source, Source::Gone) {
-        return;
+    unit.committed = false;
+    match core::mem::replace(&mut unit.source, Source::Gone) {
+        Source::Gone => return,
+        Source::Folio(folio) => {
+            match core::mem::replace(&mut unit.dest, Dest::None) {
+                Dest::Frames(old) => {
+                    note_resident(&folio);
+                    folio.tell_left(&old);
+                    bin.add(old);
+                }
+                pieces => {
+                    folio.clear_resident();
+                    unit.dest = pieces;
+                }
+            }
+            drop(folio.unlock());
+        }
+        Source::Hole { .. } => report.holes += pages,
     }
     report.units += 1;
     report.pages += pages;
-    if unit.order == Order::PMD && !matches!(unit.dest, Dest::Pieces { .. }) {
+    let torn = matches!(unit.dest, Dest::Pieces(_));
+    if unit.order == Order::PMD && !torn {
         report.huge_pages += pages;
     }
-    unit.committed = false;
-    match core::mem::replace(&mut unit.dest, Dest::None) {
-        Dest::None => {}
-        Dest::Frames(old) => {
-            if let Source::Folio(folio) = &source {
-                note_resident(folio);
-            }
-            drop(old);
-        }
-        Dest::Folio(folio) => {
-            note_resident(&folio);
-            drop(folio.unlock());
-        }
-        mut pieces @ Dest::Pieces { .. } => {
-            report.torn += pages;
-            M::count(Event::MigrateSplit, 1);
-            if let Dest::Pieces { first, .. } = &pieces {
-                first.iter().for_each(|folio| note_resident(folio));
-            }
-            if let Source::Folio(folio) = &source {
-                folio.clear_resident();
-            }
-            pieces.release();
-        }
+    if !matches!(unit.dest, Dest::None) {
+        finish_dest(&mut unit.dest);
     }
-    match source {
-        Source::Folio(folio) => drop(folio.unlock()),
-        Source::Hole { .. } => report.holes += pages,
-        Source::Gone => {}
+    if torn {
+        report.torn += pages;
+        M::count(Event::MigrateSplit, 1);
     }
+}
+
+/// Folios that are new: counted in and unlocked.
+#[cold]
+fn finish_dest<M: Machine>(dest: &mut Dest<M>) {
+    match dest {
+        Dest::None | Dest::Frames(_) => {}
+        Dest::Folio(folio) => note_resident(folio),
+        Dest::Pieces(first) => first.iter().for_each(|folio| note_resident(folio)),
+    }
+    dest.release();
 }
 
 /// Marks a folio that arrived on a device as counted in; one that left as counted out.

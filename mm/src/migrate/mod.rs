@@ -133,6 +133,8 @@ impl<M: Machine> Drop for Work<M> {
     fn drop(&mut self) {
         if self.0.units.len() != 0 {
             finalize::put_back(&mut self.0);
+        } else {
+            self.0.units.clear();
         }
     }
 }

@@ -96,6 +96,9 @@ impl<M: Machine> FaultMigration<M> {
     pub fn batch(self) -> Result<Migration<M, Collected>, FaultError> {
         let mut collecting =
             Collecting::new(Place::RAM, Need::Reserve).map_err(|_| FaultError::Oom(self.fault))?;
+        if !collecting.reserve() {
+            return Err(FaultError::Oom(self.fault));
+        }
         let (space, addr, fault) = (self.space, self.addr, self.fault);
         collecting.push_taken(space, self.into_source(), addr);
         Ok(collecting.collected(fault))
@@ -147,6 +150,7 @@ impl<M: Machine> FaultMigration<M> {
             rename_elsewhere(source, old.first());
         }
         count_moved::<M>(Place::RAM, 1, u64::from(order.pages()));
+        source.tell_left(&old);
         drop(old);
         Ok(())
     }

@@ -1,10 +1,12 @@
 //! The middle phases: unmap what else maps the folios, allocate and copy, commit.
 
+use crate::counters::Event;
 use crate::cursor::Cursor;
 use crate::device::{COPY_LIST, CopyEngine, CopyOp, Fence};
 use crate::entry::{Entry, Leaf, SoftKind, SoftLeaf};
 use crate::error::OutOfMemory;
 use crate::folio::{Folio, LockedFolio, RmapLink};
+use crate::frames::FrameSource;
 use crate::machine::Machine;
 use crate::migrate::collect::to_migration;
 use crate::migrate::unit::{Batch, Dest, PieceChunk, Source, Unit};
@@ -134,20 +136,27 @@ impl List {
 pub(crate) fn copy<M: Machine>(batch: &mut Batch<M>) {
     let (to, need) = (batch.to, batch.need);
     let mut list = List::new();
-    for i in 0..batch.units.len() {
+    let mut pages = FrameSource::new(to, need);
+    let n = batch.units.len();
+    for i in 0..n {
         let unit = batch.units.get_mut(i);
         let place = match &unit.source {
             Source::Gone => continue,
             Source::Folio(folio) if to.is_ram() => folio.place(),
             Source::Folio(_) | Source::Hole { .. } => to,
         };
-        let hole = matches!(unit.source, Source::Hole { .. });
-        match alloc_dest(to, unit.order, need, unit.addr, hole) {
+        let dest = if unit.order == Order::BASE && matches!(unit.source, Source::Folio(_)) {
+            pages.take((n - i) as u32).map(Dest::Frames)
+        } else {
+            alloc_dest(to, unit.order, need, unit.addr, matches!(unit.source, Source::Hole { .. }))
+        };
+        match dest {
             Ok(dest) => {
                 // A unit that is not done with has no destination yet: nothing to drop.
                 core::mem::forget(core::mem::replace(&mut unit.dest, dest));
             }
             Err(OutOfMemory { .. }) => {
+                M::count(Event::AllocFail, 1);
                 finalize::fail(unit, Cause::NoMemory, &mut batch.report);
                 continue;
             }
@@ -178,7 +187,7 @@ fn single_op<M: Machine>(unit: &Unit<M>) -> Option<CopyOp> {
 
 /// The operation for the piece at page `at` of a unit in pieces; `at` moves on.
 fn piece_op<M: Machine>(unit: &Unit<M>, at: &mut u32) -> Option<CopyOp> {
-    let Dest::Pieces { first, .. } = &unit.dest else { return None };
+    let Dest::Pieces(first) = &unit.dest else { return None };
     let mut page = 0;
     let folio = first.iter().find(|folio| {
         let here = page == *at;
@@ -242,7 +251,10 @@ fn alloc_pieces<M: Machine>(
     let table = if order == Order::PMD { Some(mm.spare_pte_table(addr, need)?) } else { None };
     let mut first = PieceChunk::alloc(mm)?;
     match fill_pieces(mm, &mut first, to, order, need) {
-        Ok(()) => Ok(Dest::Pieces { first, table }),
+        Ok(()) => {
+            first.table = table;
+            Ok(Dest::Pieces(first))
+        }
         Err(oom) => {
             first.release();
             Err(oom)
@@ -285,10 +297,9 @@ pub(crate) fn commit<M: Machine>(batch: &mut Batch<M>) {
                     commit_dest(folio, &mut unit.dest);
                     folio.unfreeze(1);
                     unit.committed = true;
-                    Ok(())
-                } else {
-                    Err(Cause::Pinned)
+                    return;
                 }
+                Err(Cause::Pinned)
             }
             Source::Hole { .. } => finalize::fill_hole(unit),
         };
@@ -300,22 +311,15 @@ pub(crate) fn commit<M: Machine>(batch: &mut Batch<M>) {
 
 #[inline(always)]
 fn commit_dest<M: Machine>(source: &Folio, dest: &mut Dest<M>) {
-    match core::mem::replace(dest, Dest::None) {
-        Dest::Frames(to) => {
-            // Nothing to drop: it was taken out.
-            core::mem::forget(core::mem::replace(dest, Dest::Frames(source.relocate(to))));
-        }
-        pieces @ Dest::Pieces { .. } => {
-            pass_identity(source, &pieces);
-            *dest = pieces;
-        }
-        other => *dest = other,
+    match dest {
+        Dest::Frames(frames) => frames.replace(|to| source.relocate(to)),
+        Dest::Pieces(first) => pass_identity(source, first),
+        Dest::None | Dest::Folio(_) => {}
     }
 }
 
 /// What is known of the source becomes true of the pieces.
-fn pass_identity<M: Machine>(source: &Folio, dest: &Dest<M>) {
-    let Dest::Pieces { first, .. } = dest else { return };
+fn pass_identity<M: Machine>(source: &Folio, first: &PieceChunk<M>) {
     let link = source.link();
     let mut page = 0;
     for folio in first.iter() {

@@ -2,9 +2,10 @@
 
 use crate::entry::Attrs;
 use crate::error::OutOfMemory;
-use crate::folio::{FolioRef, Frames, LockedFolio, RmapLink};
+use crate::folio::{FolioRef, LockedFolio};
+use crate::frames::Frames;
 use crate::machine::{FlushReason, Machine};
-use crate::migrate::{Cause, Report};
+use crate::migrate::Report;
 use crate::mm::Mm;
 use crate::slab::{Pool, PoolBox, Pooled};
 use crate::space::Space;
@@ -17,8 +18,8 @@ use crate::zone::Need;
 pub(crate) enum Source<M: Machine> {
     /// A folio, with migration entries where it was mapped.
     Folio(LockedFolio<M>),
-    /// Nothing yet: an empty entry, or one of the zero page. Where it will belong, and how it will be mapped.
-    Hole { link: RmapLink, attrs: Attrs },
+    /// Nothing yet: an empty entry, or one of the zero page. The anonymous set that it belongs to, and how it will be mapped.
+    Hole { anon: u32, attrs: Attrs },
     /// The unit is done with.
     Gone,
 }
@@ -30,11 +31,8 @@ pub(crate) enum Dest<M: Machine> {
     Frames(Frames<M>),
     /// The folio that fills a hole.
     Folio(LockedFolio<M>),
-    /// Smaller folios that fill it, first page to last, and the table that a PMD entry becomes.
-    Pieces {
-        first: PoolBox<M, PieceChunk<M>>,
-        table: Option<SpareTable<M>>,
-    },
+    /// Smaller folios that fill it, first page to last; the first chunk has the table that a PMD entry becomes.
+    Pieces(PoolBox<M, PieceChunk<M>>),
 }
 
 /// One folio or hole on its way.
@@ -47,8 +45,6 @@ pub(crate) struct Unit<M: Machine> {
     pub(crate) order: Order,
     /// Its folio has moved: `dest` is what it moved out of, which its migration entries still name.
     pub(crate) committed: bool,
-    /// Why it stays, once that is clear.
-    pub(crate) failed: Option<Cause>,
 }
 
 impl<M: Machine> Default for Unit<M> {
@@ -60,7 +56,6 @@ impl<M: Machine> Default for Unit<M> {
             addr: Vaddr(0),
             order: Order::BASE,
             committed: false,
-            failed: None,
         }
     }
 }
@@ -70,13 +65,14 @@ const PIECES: usize = 128;
 /// Destinations of a unit that arrives in pieces.
 pub(crate) struct PieceChunk<M: Machine> {
     pub(crate) len: usize,
+    pub(crate) table: Option<SpareTable<M>>,
     pub(crate) folios: [Option<LockedFolio<M>>; PIECES],
     pub(crate) next: Option<PoolBox<M, Self>>,
 }
 
 impl<M: Machine> Default for PieceChunk<M> {
     fn default() -> Self {
-        Self { len: 0, folios: [const { None }; PIECES], next: None }
+        Self { len: 0, table: None, folios: [const { None }; PIECES], next: None }
     }
 }
 
@@ -90,6 +86,7 @@ impl<M: Machine> PieceChunk<M> {
     pub(crate) fn alloc(mm: &Mm<M>) -> Result<PoolBox<M, Self>, OutOfMemory> {
         let mut chunk = mm.pieces.alloc(mm)?;
         chunk.len = 0;
+        chunk.table = None;
         chunk.next = None;
         Ok(chunk)
     }
@@ -149,17 +146,16 @@ impl<M: Machine> Dest<M> {
             Self::None => {}
             Self::Frames(frames) => drop(frames),
             Self::Folio(folio) => drop::<FolioRef<M>>(folio.unlock()),
-            Self::Pieces { mut first, table } => {
-                first.release();
-                drop(table);
+            Self::Pieces(mut pieces) => {
+                pieces.release();
+                pieces.table = None;
             }
         }
     }
 }
 
-const CHUNK: usize = 32;
-const INLINE: usize = 8;
-const CHUNKS: usize = 128;
+const CHUNK: usize = 64;
+const CHUNKS: usize = 64;
 
 /// A page full of units.
 pub(crate) struct UnitChunk<M: Machine> {
@@ -178,16 +174,15 @@ impl<M: Machine> Pooled<M> for UnitChunk<M> {
     }
 }
 
-/// The units of a batch: the first few in the batch itself, so that a fault needs no more.
+/// The units of a batch, in the order in which they were collected.
 pub(crate) struct Units<M: Machine> {
     len: usize,
-    inline: [Unit<M>; INLINE],
     chunks: [Option<PoolBox<M, UnitChunk<M>>>; CHUNKS],
 }
 
 impl<M: Machine> Units<M> {
     fn new() -> Self {
-        Self { len: 0, inline: core::array::from_fn(|_| Unit::default()), chunks: [const { None }; CHUNKS] }
+        Self { len: 0, chunks: [const { None }; CHUNKS] }
     }
 
     #[inline(always)]
@@ -198,18 +193,16 @@ impl<M: Machine> Units<M> {
     /// Makes sure that the next push has room. False when the batch is full or memory is.
     #[inline(always)]
     pub(crate) fn reserve(&mut self) -> bool {
-        if self.len < INLINE { true } else { self.reserve_chunk() }
+        if self.len % CHUNK != 0 { true } else { self.reserve_chunk() }
     }
 
+    #[cold]
     fn reserve_chunk(&mut self) -> bool {
-        let chunk = (self.len - INLINE) / CHUNK;
-        if chunk >= CHUNKS {
-            return false;
+        let Some(chunk) = self.chunks.get_mut(self.len / CHUNK) else { return false };
+        if chunk.is_none() {
+            *chunk = M::mm().units.alloc(M::mm()).ok();
         }
-        if self.chunks[chunk].is_none() {
-            self.chunks[chunk] = M::mm().units.alloc(M::mm()).ok();
-        }
-        self.chunks[chunk].is_some()
+        chunk.is_some()
     }
 
     /// Appends a unit, whose room was reserved.
@@ -220,51 +213,32 @@ impl<M: Machine> Units<M> {
         self.len += 1;
     }
 
-    /// Unit `i`, counted in the order in which they were collected.
+    /// Unit `i`.
     #[inline(always)]
     pub(crate) fn get_mut(&mut self, i: usize) -> &mut Unit<M> {
-        if i < INLINE {
-            return &mut self.inline[i];
-        }
-        let at = i - INLINE;
-        match &mut self.chunks[at / CHUNK] {
-            Some(chunk) => &mut chunk.units[at % CHUNK],
-            None => unreachable!("units below len have their chunk"),
+        match &mut self.chunks[i / CHUNK % CHUNKS] {
+            Some(chunk) => &mut chunk.units[i % CHUNK],
+            None => unreachable!("room is reserved before a unit is made"),
         }
     }
 
-    /// Calls `f` for every unit, in the order in which they were collected.
+    /// Calls `f` for every unit.
     #[inline(always)]
     pub(crate) fn for_each(&mut self, mut f: impl FnMut(&mut Unit<M>)) {
-        for unit in &mut self.inline[..self.len.min(INLINE)] {
-            f(unit);
-        }
-        if self.len > INLINE {
-            self.for_each_more(f);
-        }
-    }
-
-    fn for_each_more(&mut self, mut f: impl FnMut(&mut Unit<M>)) {
-        let mut left = self.len - INLINE;
-        for chunk in self.chunks.iter_mut().flatten() {
+        let mut left = self.len;
+        for chunk in self.chunks[..self.len.div_ceil(CHUNK)].iter_mut().flatten() {
             let here = left.min(CHUNK);
+            left -= here;
             for unit in &mut chunk.units[..here] {
                 f(unit);
-            }
-            left -= here;
-            if left == 0 {
-                break;
             }
         }
     }
 
     /// Forgets the units, which are all done with, and gives the chunks back.
     pub(crate) fn clear(&mut self) {
-        // With exactly as many as fit inline, room for one more was reserved perhaps.
-        if self.len >= INLINE {
-            for chunk in self.chunks.iter_mut().take_while(|chunk| chunk.is_some()) {
-                *chunk = None;
-            }
+        for chunk in self.chunks.iter_mut().take_while(|chunk| chunk.is_some()) {
+            *chunk = None;
         }
         self.len = 0;
     }

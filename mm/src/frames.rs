@@ -1,0 +1,175 @@
+//! Memory that belongs to nobody: on its way to a folio, or on its way back to its zone.
+//!
+//! [`Frames`] is one chunk as a value; dropping it gives it back. A migration of many small pages takes its destinations from
+//! a [`FrameSource`], which takes a large chunk and hands out its pages, and puts what the pages left behind into a
+//! [`FrameBin`], which gives neighbours back as one range. Both touch the buddy once per 32 pages or so instead of per page.
+
+use core::marker::PhantomData;
+
+use crate::error::OutOfMemory;
+use crate::machine::Machine;
+use crate::mm::Mm;
+use crate::types::{Frame, Order, Place};
+use crate::zone::Need;
+
+const ORDER_SHIFT: u32 = 48;
+
+/// A chunk that this value alone owns. Dropping it gives it back.
+#[derive(Debug)]
+pub(crate) struct Frames<M: Machine> {
+    /// The first frame, and above it the order: a migration has thousands of these.
+    packed: u64,
+    machine: PhantomData<fn() -> M>,
+}
+
+impl<M: Machine> Frames<M> {
+    /// Takes over a chunk that the caller owns.
+    #[inline(always)]
+    pub(crate) const fn own(first: Frame, order: Order) -> Self {
+        Self { packed: first.raw() | (order.get() as u64) << ORDER_SHIFT, machine: PhantomData }
+    }
+    /// The first frame.
+    #[inline(always)]
+    pub(crate) const fn first(&self) -> Frame {
+        Frame::from_raw(self.packed & ((1 << ORDER_SHIFT) - 1))
+    }
+    #[inline(always)]
+    pub(crate) const fn order(&self) -> Order {
+        Order::from_bits((self.packed >> ORDER_SHIFT) as u32)
+    }
+    /// Becomes the chunk that `f` makes of this one.
+    #[inline(always)]
+    pub(crate) fn replace(&mut self, f: impl FnOnce(Self) -> Self) {
+        let new = f(Self { packed: self.packed, machine: PhantomData });
+        self.packed = new.packed;
+        core::mem::forget(new);
+    }
+    /// Gives the chunk to somebody else.
+    #[inline(always)]
+    pub(crate) const fn into_inner(self) -> (Frame, Order) {
+        let inner = (self.first(), self.order());
+        core::mem::forget(self);
+        inner
+    }
+}
+
+impl<M: Machine> Drop for Frames<M> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        let mm = M::mm();
+        let (first, order) = (self.first(), self.order());
+        if let Some(device) = first.place().device_number() {
+            mm.device(device).freed(order.pages());
+        }
+        mm.zone(first.place()).free_frames(first, order);
+    }
+}
+
+impl<M: Machine> Mm<M> {
+    /// Allocates memory without a folio. Its contents are undefined.
+    #[inline(always)]
+    pub(crate) fn alloc_frames(
+        &self,
+        place: Place,
+        order: Order,
+        need: Need,
+    ) -> Result<Frames<M>, OutOfMemory> {
+        let first = self.zone(place).alloc_frames(&self.inject, order, need)?;
+        if let Some(device) = place.device_number() {
+            self.device(device).allocated(order, 1);
+        }
+        Ok(Frames::own(first, order))
+    }
+}
+
+/// Hands out single pages from chunks.
+pub(crate) struct FrameSource<M: Machine> {
+    place: Place,
+    need: Need,
+    next: u32,
+    end: u32,
+    machine: PhantomData<fn() -> M>,
+}
+
+impl<M: Machine> FrameSource<M> {
+    pub(crate) const fn new(place: Place, need: Need) -> Self {
+        Self { place, need, next: 0, end: 0, machine: PhantomData }
+    }
+
+    /// One page; `wanted` (at least 1) is how many more the caller will ask for, so that not much more is taken.
+    #[inline(always)]
+    pub(crate) fn take(&mut self, wanted: u32) -> Result<Frames<M>, OutOfMemory> {
+        let mm = M::mm();
+        mm.zone(self.place).check_injected(&mm.inject)?;
+        if self.next == self.end {
+            self.refill(wanted)?;
+        }
+        let frame = Frame::new(self.place, self.next);
+        self.next += 1;
+        if let Some(device) = self.place.device_number() {
+            mm.device(device).allocated(Order::BASE, 1);
+        }
+        Ok(Frames::own(frame, Order::BASE))
+    }
+
+    #[cold]
+    fn refill(&mut self, wanted: u32) -> Result<(), OutOfMemory> {
+        let range = M::mm().zone(self.place).alloc_run(wanted, self.need)?;
+        (self.next, self.end) = (range.start, range.end);
+        Ok(())
+    }
+}
+
+impl<M: Machine> Drop for FrameSource<M> {
+    fn drop(&mut self) {
+        if self.next != self.end {
+            M::mm().zone(self.place).free_run(self.next..self.end);
+        }
+    }
+}
+
+/// Collects chunks and gives neighbours back as one range.
+pub(crate) struct FrameBin<M: Machine> {
+    place: Place,
+    start: u32,
+    end: u32,
+    machine: PhantomData<fn() -> M>,
+}
+
+impl<M: Machine> FrameBin<M> {
+    pub(crate) const fn new() -> Self {
+        Self { place: Place::RAM, start: 0, end: 0, machine: PhantomData }
+    }
+
+    /// Takes a chunk to be given back later, at the latest when the bin is dropped.
+    #[inline(always)]
+    pub(crate) fn add(&mut self, frames: Frames<M>) {
+        let (first, order) = frames.into_inner();
+        let (place, at, pages) = (first.place(), first.index(), order.pages());
+        if place == self.place && at == self.end && self.start != self.end {
+            self.end += pages;
+        } else if place == self.place && at + pages == self.start && self.start != self.end {
+            self.start = at;
+        } else {
+            self.empty();
+            (self.place, self.start, self.end) = (place, at, at + pages);
+        }
+    }
+
+    fn empty(&mut self) {
+        if self.start != self.end {
+            let mm = M::mm();
+            if let Some(device) = self.place.device_number() {
+                mm.device(device).freed(self.end - self.start);
+            }
+            mm.zone(self.place).free_run(self.start..self.end);
+            self.start = self.end;
+        }
+    }
+}
+
+impl<M: Machine> Drop for FrameBin<M> {
+    fn drop(&mut self) {
+        self.empty();
+    }
+}
