@@ -134,10 +134,8 @@ crate::ktest! {
 
 crate::ktest! {
     fn migrations_of_parts_bear_every_failure() {
-        let part = |range| pages(range, 100, 200);
         let there: Operation = |space, range| migrate(space, pages(range, 100, 200), DEV0);
         let back: Operation = |space, range| migrate(space, pages(range, 100, 200), Place::RAM);
-        crate::check_eq!(part(VaRange::new(BASE, PMD_SIZE)).nr_pages(), 200);
         every_allocation_fails_once(HugeAdvice::Huge, PMD_SIZE, filled, there, still_filled)?;
         every_allocation_fails_once(HugeAdvice::Huge, PMD_SIZE, on_device, back, still_filled)?;
     }
@@ -153,7 +151,7 @@ fn unmap(space: &Space, range: VaRange) -> Result<bool, Unmet> {
         }
         Err(_) => {
             // The part can still be read: whatever the failure was, it came before the first change.
-            crate::check!(user_read_u64(range.start.0 + 100 * PAGE_SIZE).is_ok() || mm().inject.disarm() > 0);
+            crate::check!(user_read_u64(range.start.0 + 100 * PAGE_SIZE).is_ok());
             Ok(true)
         }
     }
