@@ -55,6 +55,17 @@ impl<M: Machine> Collecting<M> {
         &mut self.0.0
     }
 
+    /// Notes pages that a non-present entry names and that do not go: busy, foreign, or there already.
+    fn leave(&mut self, soft: &SoftLeaf, pages: u32) {
+        match soft.kind {
+            SoftKind::Migration => self.skip(Cause::Busy, pages),
+            SoftKind::DevicePrivate if soft.frame.place() != self.batch().to => {
+                self.skip(Cause::Foreign, pages)
+            }
+            SoftKind::DevicePrivate | SoftKind::DeviceExclusive => {}
+        }
+    }
+
     fn skip(&mut self, cause: Cause, pages: u32) {
         self.batch().report.fail(cause, pages);
         M::count(Event::MigrateFail, 1);
@@ -240,6 +251,12 @@ impl<M: Machine> Space<M> {
             return None;
         }
         match self.peek(addr) {
+            // Not to be split for nothing.
+            Peek::Pmd(_, Entry::NonPresent(soft)) if !goes(&soft, collecting.batch().to) => {
+                let end = next.min(part.end);
+                collecting.leave(&soft, VaRange::between(addr, end).nr_pages() as u32);
+                Some(end)
+            }
             Peek::NoTable if !to_device => Some(addr.align_down(PUD_SIZE).add(PUD_SIZE).min(part.end)),
             Peek::Pmd(_, Entry::None) if !to_device => Some(next.min(part.end)),
             Peek::NoTable | Peek::Pmd(_, Entry::None) => Some(self.collect_hole(vma, part, collecting)),
@@ -361,22 +378,20 @@ impl<M: Machine> Space<M> {
                 None
             }
             Entry::Leaf(leaf) if !leaf.special && !to.is_ram() => Some(leaf.frame),
-            Entry::NonPresent(SoftLeaf { kind: SoftKind::DevicePrivate, frame, .. }) => {
-                if to.is_ram() {
-                    return Some(frame);
-                }
-                if frame.place() != to {
-                    collecting.skip(Cause::Foreign, cursor.level().order().pages());
-                }
-                None
-            }
-            Entry::NonPresent(SoftLeaf { kind: SoftKind::Migration, .. }) => {
-                collecting.skip(Cause::Busy, cursor.level().order().pages());
+            Entry::NonPresent(soft) if goes(&soft, to) => Some(soft.frame),
+            Entry::NonPresent(soft) => {
+                collecting.leave(&soft, cursor.level().order().pages());
                 None
             }
             _ => None,
         }
     }
+}
+
+/// True when what a non-present entry names is to be moved by a migration to `to`.
+#[inline(always)]
+fn goes(soft: &SoftLeaf, to: Place) -> bool {
+    soft.kind == SoftKind::DevicePrivate && to.is_ram()
 }
 
 /// The page of `folio` that is mapped at `addr`, 0 when none is any more.
