@@ -289,11 +289,21 @@ impl<M: Machine> Zone<M> {
         M::preempt_disable();
         let mut cache = self.caches[M::cpu()].lock();
         M::preempt_enable(); // the lock keeps it off
-        if cache.len == 0 {
-            self.refill(&mut cache, need)?;
+        if cache.len == 0
+            && let Err(oom) = self.refill(&mut cache, need)
+        {
+            drop(cache);
+            return self.alloc_drained(need).ok_or(oom);
         }
         cache.len -= 1;
         Ok(cache.frames[cache.len])
+    }
+
+    /// The buddy has no more for us: what lies in the caches of other CPUs is the last resort.
+    #[cold]
+    fn alloc_drained(&self, need: Need) -> Option<u32> {
+        self.drain();
+        self.try_chunk(Order::BASE, need)
     }
 
     /// Moves up to 32 frames into an empty cache: one chunk of order 5 if there is one, else what there is.
