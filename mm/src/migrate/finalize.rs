@@ -159,7 +159,8 @@ fn replace_all<M: Machine>(unit: &mut Unit<M>) {
         _ => (source.frame(), To::Source),
     };
     let names = Names { source, from, to };
-    if let Some(space) = unit.space {
+    // Without entries to name, the space may be gone, and its tables be somebody's pages.
+    if let Some(space) = unit.space.filter(|_| source.migration_entries() != 0) {
         let range = VaRange::new(unit.addr.0, source.order().bytes());
         replace_in(space, range, &names, &mut table);
     }
@@ -363,6 +364,9 @@ fn name_entries<M: Machine>(unit: &mut Unit<M>, held: &mut Option<Cursor<M>>) {
         *held = None;
         return replace_all(unit);
     };
+    if source.migration_entries() == 0 {
+        return; // all unmapped meanwhile; the space may be gone
+    }
     let here = held.as_mut().is_some_and(|cursor| *cursor.space() == *space && cursor.seek(unit.addr));
     if !here {
         *held = None; // one table lock at a time
