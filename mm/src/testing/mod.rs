@@ -11,6 +11,7 @@
 mod actions;
 mod directed;
 mod failures;
+mod kit;
 mod machine;
 mod mmu;
 mod model;
