@@ -6,14 +6,14 @@
 
 use core::sync::atomic::Ordering::{AcqRel, Relaxed, Release};
 
-use crate::entry::{Attrs, Entry, Leaf, SoftKind, SoftLeaf, upgrade_bits};
+use crate::entry::{Attrs, Entry, Leaf, SoftKind, SoftLeaf, upgrade_bits, word};
 use crate::error::OutOfMemory;
 use crate::machine::Machine;
 use crate::mm::Mm;
 use crate::space::Space;
 use crate::table::{LockedTable, SpareTable, Table};
-use crate::tlb::Unflushed;
-use crate::types::{Level, PMD_SIZE, PTRS, Vaddr};
+use crate::tlb::{Unflushed, UnflushedRun};
+use crate::types::{Frame, Level, PMD_SIZE, PTRS, Vaddr};
 use crate::zone::Need;
 
 /// A locked table of `space` and a position in it.
@@ -247,6 +247,34 @@ impl<M: Machine> Cursor<M> {
             Entry::Leaf(leaf) => Unflushed::new(self.space, self.addr, self.level, leaf),
             _ => panic!("cleared an entry that is not a present leaf"),
         }
+    }
+
+    /// The word under the cursor.
+    #[inline(always)]
+    pub(crate) fn word(&self) -> u64 {
+        self.locked.raw(self.index())
+    }
+
+    /// Turns a plain leaf into a migration entry, owed to `run`; the word that it was, A and D included.
+    #[inline(always)]
+    pub(crate) fn leaf_to_migration(&mut self, run: &mut UnflushedRun<M>) -> u64 {
+        let at = &self.locked.words[self.index()];
+        let old = at.swap(0, AcqRel);
+        at.store(word::leaf_to_migration(old), Release);
+        run.add(self.addr);
+        old
+    }
+
+    /// Gives the migration entry under the cursor to `frame`, if it names `from`.
+    #[inline(always)]
+    pub(crate) fn name_migration(&mut self, from: Frame, frame: Frame) -> bool {
+        let at = &self.locked.words[self.index()];
+        let old = at.load(Relaxed);
+        if !word::is_migration_of(old, from) {
+            return false;
+        }
+        at.store(word::migration_to(old, frame, self.level), Release);
+        true
     }
 
     /// Adds permission, A or D to a present leaf. No flush: a stale translation only faults again.

@@ -10,7 +10,7 @@ use crate::error::OutOfMemory;
 use crate::machine::Machine;
 use crate::mm::Mm;
 use crate::types::{Frame, Order, Place};
-use crate::zone::Need;
+use crate::zone::{Need, Zone};
 
 const ORDER_SHIFT: u32 = 48;
 
@@ -84,37 +84,36 @@ impl<M: Machine> Mm<M> {
 
 /// Hands out single pages from chunks.
 pub(crate) struct FrameSource<M: Machine> {
+    zone: &'static Zone<M>,
     place: Place,
     need: Need,
     next: u32,
     end: u32,
-    machine: PhantomData<fn() -> M>,
 }
 
 impl<M: Machine> FrameSource<M> {
-    pub(crate) const fn new(place: Place, need: Need) -> Self {
-        Self { place, need, next: 0, end: 0, machine: PhantomData }
+    pub(crate) fn new(place: Place, need: Need) -> Self {
+        Self { zone: M::mm().zone(place), place, need, next: 0, end: 0 }
     }
 
     /// One page; `wanted` (at least 1) is how many more the caller will ask for, so that not much more is taken.
     #[inline(always)]
     pub(crate) fn take(&mut self, wanted: u32) -> Result<Frames<M>, OutOfMemory> {
-        let mm = M::mm();
-        mm.zone(self.place).check_injected(&mm.inject)?;
+        self.zone.check_injected(&M::mm().inject)?;
         if self.next == self.end {
             self.refill(wanted)?;
         }
         let frame = Frame::new(self.place, self.next);
         self.next += 1;
-        if let Some(device) = self.place.device_number() {
-            mm.device(device).allocated(Order::BASE, 1);
-        }
         Ok(Frames::own(frame, Order::BASE))
     }
 
     #[cold]
     fn refill(&mut self, wanted: u32) -> Result<(), OutOfMemory> {
-        let range = M::mm().zone(self.place).alloc_run(wanted, self.need)?;
+        let range = self.zone.alloc_run(wanted, self.need)?;
+        if let Some(device) = self.place.device_number() {
+            M::mm().device(device).allocated(Order::BASE, u64::from(range.end - range.start));
+        }
         (self.next, self.end) = (range.start, range.end);
         Ok(())
     }
@@ -123,7 +122,10 @@ impl<M: Machine> FrameSource<M> {
 impl<M: Machine> Drop for FrameSource<M> {
     fn drop(&mut self) {
         if self.next != self.end {
-            M::mm().zone(self.place).free_run(self.next..self.end);
+            if let Some(device) = self.place.device_number() {
+                M::mm().device(device).freed(self.end - self.next);
+            }
+            self.zone.free_run(self.next..self.end);
         }
     }
 }

@@ -85,6 +85,41 @@ fn flush_space<M: Machine>(space: &Space<M>, scope: FlushScope, tables: bool, re
     M::flush(&FlushRequest { root: space.root_pfn(), cpus, scope, tables, reason });
 }
 
+/// Obligations for pages of one size that lie one after the other, near enough: what a loop over a table owes.
+#[must_use = "flushes are owed: hand them to a gather"]
+pub(crate) struct UnflushedRun<M: Machine> {
+    space: &'static Space<M>,
+    level: Level,
+    range: VaRange,
+    entries: u64,
+}
+
+impl<M: Machine> UnflushedRun<M> {
+    pub(crate) const fn new(space: &'static Space<M>, level: Level) -> Self {
+        Self { space, level, range: VaRange { start: Vaddr(0), end: Vaddr(0) }, entries: 0 }
+    }
+
+    /// Owes the flush of the page at `addr`, which lies after those owed before. Called with the lock of the table that held
+    /// the entry.
+    #[inline(always)]
+    pub(crate) fn add(&mut self, addr: Vaddr) {
+        self.space.flush.pending.fetch_add(1, AcqRel);
+        if self.entries == 0 {
+            self.range.start = addr;
+        }
+        self.range.end = addr;
+        self.entries += 1;
+    }
+}
+
+impl<M: Machine> Drop for UnflushedRun<M> {
+    fn drop(&mut self) {
+        if self.entries != 0 {
+            TlbGather::new(FlushReason::Owed).defer_run(self);
+        }
+    }
+}
+
 /// Proof that a gather's flush happened: contents behind the cleared entries are stable.
 #[derive(Debug)]
 pub(crate) struct Flushed(());
@@ -189,6 +224,24 @@ impl<M: Machine> TlbGather<M> {
         self.owed[0] =
             Some(Owed { space, range: VaRange::between(addr, end), stride: level.size(), entries: 1 });
         value
+    }
+
+    /// Takes over what a run owes; the run is empty then.
+    pub(crate) fn defer_run(&mut self, run: &mut UnflushedRun<M>) {
+        let entries = mem::take(&mut run.entries);
+        if entries == 0 {
+            return;
+        }
+        let size = run.level.size();
+        for addr in [run.range.start, run.range.end] {
+            // The run has counted its entries as pending; these two count here, to be paid together.
+            let first = Unflushed { space: run.space, addr, level: run.level, value: () };
+            self.defer(first);
+        }
+        if let Some(owed) = self.owed.iter_mut().flatten().find(|o| core::ptr::eq(o.space, run.space)) {
+            owed.entries = owed.entries + entries - 2;
+            owed.stride = owed.stride.min(size);
+        }
     }
 
     /// Keeps `1 + extra` references of a folio until the flush. With no memory to note it down, flushes now.

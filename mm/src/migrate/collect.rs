@@ -2,7 +2,7 @@
 
 use crate::counters::Event;
 use crate::cursor::{Cursor, Peek};
-use crate::entry::{Attrs, Entry, Leaf, SoftKind, SoftLeaf};
+use crate::entry::{Attrs, Entry, Leaf, SoftKind, SoftLeaf, word};
 use crate::error::OutOfMemory;
 use crate::folio::{LockedFolio, put_many};
 use crate::machine::{FlushReason, Machine};
@@ -10,7 +10,7 @@ use crate::migrate::unit::{Batch, Dest, Source, Unit};
 use crate::migrate::{BATCH_PAGES, Cause, Collected, Migration, Work};
 use crate::space::Space;
 use crate::split::split_pmd;
-use crate::tlb::TlbGather;
+use crate::tlb::{TlbGather, UnflushedRun};
 use crate::types::{Frame, Level, Order, PAGE_SIZE, PMD_SIZE, PUD_SIZE, Place, Prot, VaRange, Vaddr};
 use crate::vma::Vma;
 use crate::zone::Need;
@@ -303,29 +303,81 @@ impl<M: Machine> Space<M> {
         let end = part.start.align_down(PMD_SIZE).add(PMD_SIZE).min(part.end);
         let mut cursor = self.cursor_in(table, Level::Pte, part.start);
         loop {
-            if !collecting.batch().units.reserve() {
-                return Some(cursor.addr()).filter(|&at| at > part.start);
+            let after = self.collect_single_pages(&mut cursor, end, collecting);
+            if after >= end {
+                return Some(end);
+            }
+            if !collecting.reserve() {
+                return Some(after).filter(|&at| at > part.start);
             }
             let after = match self.collect_pte(vma, &mut cursor, part, collecting) {
                 Ok(after) => after,
                 Err((folio, at)) => {
                     let addr = cursor.addr();
                     drop(cursor);
-                    if !self.split_folio(&folio, addr, at) {
-                        let frame_page = folio_page(self, addr, &folio);
-                        let skip = VaRange::between(addr, end)
-                            .nr_pages()
-                            .min(u64::from(folio.order().pages() - frame_page));
-                        collecting.skip(Cause::NotSplit, skip as u32);
-                        return Some(addr.add(skip * PAGE_SIZE));
-                    }
-                    return Some(addr);
+                    return Some(self.collect_split(addr, end, &folio, at, collecting));
                 }
             };
             if after >= end || !cursor.seek(after) {
                 return Some(after.min(end));
             }
         }
+    }
+
+    /// The commonest case in a loop of its own: takes single pages, one after the other, that lie where they are wanted. Ends
+    /// at the first entry that is anything else and returns its address (the cursor is there), or an address from `end` on.
+    #[inline(always)]
+    fn collect_single_pages(
+        &'static self,
+        cursor: &mut Cursor<M>,
+        end: Vaddr,
+        collecting: &mut Collecting<M>,
+    ) -> Vaddr {
+        let to_ram = collecting.batch().to.is_ram();
+        let mut run = UnflushedRun::new(self, Level::Pte);
+        let after = loop {
+            let addr = cursor.addr();
+            let word = cursor.word();
+            let frame = if to_ram { word::device_private(word) } else { word::plain_ram(word) };
+            let Some(frame) = frame else { break addr };
+            let folio = M::mm().mapped_folio(frame);
+            if folio.order() != Order::BASE || !collecting.reserve() {
+                break addr;
+            }
+            let Some(locked) = LockedFolio::try_lock_mapped(folio) else { break addr };
+            if to_ram {
+                TlbGather::settle(Some(&collecting.batch().gather), self);
+                cursor.set_soft_kind(SoftKind::Migration);
+            } else if word::is_dirty(cursor.leaf_to_migration(&mut run)) {
+                locked.set_dirty();
+            }
+            locked.maps_to_migs(1);
+            collecting.push_taken(self, locked, addr);
+            if !cursor.next() || cursor.addr() >= end {
+                break end;
+            }
+        };
+        collecting.batch().gather.defer_run(&mut run);
+        after
+    }
+
+    /// Splits a folio that reaches out of the range; the address to go on at. The caller holds no table.
+    #[cold]
+    fn collect_split(
+        &'static self,
+        addr: Vaddr,
+        end: Vaddr,
+        folio: &LockedFolio<M>,
+        at: u32,
+        collecting: &mut Collecting<M>,
+    ) -> Vaddr {
+        if self.split_folio(folio, addr, at) {
+            return addr;
+        }
+        let page = folio_page(self, addr, folio);
+        let skip = VaRange::between(addr, end).nr_pages().min(u64::from(folio.order().pages() - page));
+        collecting.skip(Cause::NotSplit, skip as u32);
+        addr.add(skip * PAGE_SIZE)
     }
 
     /// One PTE, or all PTEs of the folio that it names; the address after them. An error is a folio to be split first.

@@ -374,10 +374,8 @@ fn name_entries<M: Machine>(unit: &mut Unit<M>, held: &mut Option<Cursor<M>>) {
     }
     if let Some(cursor) = held
         && cursor.level().order() == unit.order
-        && let Entry::NonPresent(SoftLeaf { kind: SoftKind::Migration, frame, attrs }) = cursor.entry()
-        && frame == old.first()
+        && cursor.name_migration(old.first(), source.frame())
     {
-        cursor.replace_soft(entry_for(source.frame(), attrs));
         source.migs_to_maps(1);
     }
     if source.migration_entries() != 0 {
