@@ -454,7 +454,7 @@ mod tests {
     const KINDS: [SoftKind; 3] = [SoftKind::Migration, SoftKind::DevicePrivate, SoftKind::DeviceExclusive];
     const LEVELS: [Level; 2] = [Level::Pte, Level::Pmd];
     /// Multiples of 512: fit for both levels.
-    const INDICES: [u32; 7] = [0, 512, 1024, 0x5555_5400, 0xaaaa_aa00, 1 << 31, u32::MAX & !511];
+    const INDICES: [u32; 7] = [0, 512, 1024, 0x5555_5400, 0xaaaa_aa00, 1 << 31, !511];
 
     fn attr_sets() -> impl Iterator<Item = Attrs> {
         (0..=u16::MAX).filter_map(Attrs::from_bits)

@@ -156,3 +156,47 @@ impl FrameMap {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_come_back_as_they_were() {
+        let numbers = [0, 1, 511, 0x00ff_ffff, NO_FRAME, u32::MAX];
+        for n in numbers {
+            for block in [Block::Reserved, Block::Free, Block::Small, Block::Huge(n)] {
+                assert_eq!(Block::decode(block.encode()), block);
+            }
+            let kind = n as u8;
+            let plain = [Slot::Reserved, Slot::Cached, Slot::Folio(n), Slot::Table(n), Slot::Objects(kind)];
+            for slot in plain {
+                assert_eq!(Slot::decode(slot.encode()), slot);
+            }
+            for order in 0..10 {
+                for next in numbers.map(|n| n & NO_FRAME) {
+                    let slot = Slot::FreeHead { order, next, prev: n & NO_FRAME };
+                    assert_eq!(Slot::decode(slot.encode()), slot);
+                }
+            }
+        }
+        assert_eq!((Block::decode(0), Slot::decode(0)), (Block::Reserved, Slot::Reserved), "a fresh map");
+    }
+
+    #[test]
+    fn slots_count_only_while_their_block_is_small() {
+        let words =
+            |n: usize| -> &'static [AtomicU64] { Box::leak((0..n).map(|_| AtomicU64::new(0)).collect()) };
+        let map = FrameMap::new(words(2), words(2 * BLOCK as usize));
+        map.set_folio(BLOCK + 8, 4, 77);
+        assert_eq!(map.folio(BLOCK + 8), None, "reserved");
+        map.set_block(BLOCK, Block::Small);
+        let owners: Vec<_> = (BLOCK + 7..BLOCK + 13).map(|f| map.folio(f)).collect();
+        assert_eq!(owners, [None, Some(77), Some(77), Some(77), Some(77), None]);
+        map.set_block(BLOCK, Block::Huge(5));
+        assert_eq!(map.folio(BLOCK + 8), Some(5), "what slots say is of no interest");
+        map.set_block(BLOCK, Block::Free);
+        assert_eq!(map.folio(BLOCK + 8), None);
+        assert_eq!(map.folio(0), None);
+    }
+}

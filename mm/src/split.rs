@@ -237,3 +237,38 @@ fn count_entries<M: Machine>(
 }
 
 const _: () = assert!(PMD_SIZE == 512 * PAGE_SIZE);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cut_fills_the_folio_with_aligned_pieces_and_goes_through_none() {
+        for n in 1..=9 {
+            let order = Order::new(n);
+            for at in 1..order.pages() {
+                let pieces: Vec<_> = cut(order, at).collect();
+                let mut end = 0;
+                for &(page, piece) in &pieces {
+                    assert_eq!(page, end, "no gap and no overlap: order {n} at {at}");
+                    assert_eq!(page % piece.pages(), 0, "aligned: order {n} at {at}");
+                    assert!(piece < order, "smaller than the whole: order {n} at {at}");
+                    end = page + piece.pages();
+                    assert!(end <= at || at <= page, "the cut goes through a piece: order {n} at {at}");
+                }
+                assert_eq!(end, order.pages());
+                assert!(pieces.len() <= PIECES && pieces.len() <= usize::from(n) + 1, "order {n} at {at}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_cut_splits_no_further_than_it_must() {
+        let orders = |order, at| cut(Order::new(order), at).map(|(_, o)| o.get()).collect::<Vec<_>>();
+        assert_eq!(orders(9, 256), [8, 8]);
+        assert_eq!(orders(4, 3), [1, 0, 0, 2, 3]);
+        assert_eq!(orders(9, 1), [0, 0, 1, 2, 3, 4, 5, 6, 7, 8]);
+        assert_eq!(orders(9, 511), [8, 7, 6, 5, 4, 3, 2, 1, 0, 0]);
+        assert_eq!(orders(1, 1), [0, 0]);
+    }
+}

@@ -398,3 +398,93 @@ impl VmaCache {
         self.0.store(NIL, Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Config, Soft};
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    /// A VMA of `len` pages at page `start`, in no set.
+    fn vma(start: u64, len: u64) -> &'static Vma {
+        let mm = Soft::mm();
+        let vma = mm.vmas.alloc(mm).expect("memory");
+        vma.set(&VmaAttrs {
+            range: VaRange::new(start << PAGE_SHIFT, len << PAGE_SHIFT),
+            pgoff: start,
+            prot: Prot::RW,
+            advice: HugeAdvice::Default,
+            anon: NIL,
+            space: 0,
+        });
+        vma
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+        /// Against a sorted map, with enough VMAs that leaves are split and emptied.
+        #[test]
+        fn the_index_agrees_with_a_map(
+            steps in prop::collection::vec((any::<bool>(), 0u64..1500, 0u64..1600), 1..2500)
+        ) {
+            let _machine = Soft::boot(&Config::default());
+            let mut index = VmaIndex::<Soft>::default();
+            let mut model: BTreeMap<u64, (&'static Vma, u64)> = BTreeMap::new();
+            for (insert, slot, probe) in steps {
+                let start = slot * 4;
+                if insert && !model.contains_key(&start) {
+                    index.reserve(Soft::mm()).expect("memory");
+                    let len = 1 + slot % 4;
+                    let new = vma(start, len);
+                    index.insert(new);
+                    model.insert(start, (new, len));
+                } else if !insert && slot % 7 == 0 && let Some((_, (old, _))) = model.pop_last() {
+                    index.remove(old);
+                    Soft::mm().vmas.free(old);
+                } else if !insert && let Some((old, _)) = model.remove(&start) {
+                    index.remove(old);
+                    Soft::mm().vmas.free(old);
+                }
+                let at = probe * 4 + slot % 5;
+                let after = model.values().find(|(vma, len)| vma.start().0 >> PAGE_SHIFT > at || (vma.start().0 >> PAGE_SHIFT) + len > at);
+                let found = index.first_after(Vaddr(at << PAGE_SHIFT));
+                prop_assert_eq!(found.map(Vma::start), after.map(|(vma, _)| vma.start()));
+                let holds = after.filter(|(vma, _)| vma.start().0 >> PAGE_SHIFT <= at);
+                let found = index.find(Vaddr((at << PAGE_SHIFT) + 5));
+                prop_assert_eq!(found.map(Vma::start), holds.map(|(vma, _)| vma.start()));
+            }
+            let all: Vec<_> = index.iter().map(Vma::start).collect();
+            let expected: Vec<_> = model.values().map(|(vma, _)| vma.start()).collect();
+            prop_assert_eq!(all, expected);
+            index.clear();
+            prop_assert_eq!(Soft::mm().vma_leaves.live(), 0);
+        }
+    }
+
+    #[test]
+    fn the_index_has_room_for_fifteen_thousand() {
+        let _machine = Soft::boot(&Config::default());
+        let mut index = VmaIndex::<Soft>::default();
+        for i in 0..15_000 {
+            index.reserve(Soft::mm()).expect("room");
+            index.insert(vma(i * 2, 1));
+        }
+        assert_eq!(index.iter().count(), 15_000);
+        assert!(index.find(Vaddr((14_999 * 2) << PAGE_SHIFT)).is_some());
+    }
+
+    #[test]
+    fn a_huge_range_lies_wholly_inside_and_is_wanted() {
+        let _machine = Soft::boot(&Config::default());
+        let vma = vma(511, 1024);
+        let inside = Vaddr(600 << PAGE_SHIFT);
+        assert_eq!(vma.huge_range(inside), None, "not advised");
+        vma.set_advice(HugeAdvice::Huge);
+        assert_eq!(vma.huge_range(inside), Some(Vaddr(512 << PAGE_SHIFT)));
+        assert_eq!(vma.huge_range(Vaddr(511 << PAGE_SHIFT)), None, "begins too early");
+        assert_eq!(vma.huge_range(Vaddr(1100 << PAGE_SHIFT)), None, "ends too late");
+        vma.set_advice(HugeAdvice::NoHuge);
+        assert_eq!(vma.huge_range(inside), None);
+    }
+}

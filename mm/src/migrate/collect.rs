@@ -60,7 +60,7 @@ impl<M: Machine> Collecting<M> {
         match soft.kind {
             SoftKind::Migration => self.skip(Cause::Busy, pages),
             SoftKind::DevicePrivate if soft.frame.place() != self.batch().to => {
-                self.skip(Cause::Foreign, pages)
+                self.skip(Cause::Foreign, pages);
             }
             SoftKind::DevicePrivate | SoftKind::DeviceExclusive => {}
         }

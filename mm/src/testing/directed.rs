@@ -8,7 +8,7 @@ use crate::folio::FolioRef;
 use crate::machine::FlushReason;
 use crate::migrate::{Cause, Report};
 use crate::testing::kit::{DEV, Kit, at, range};
-use crate::testing::machine::{Config, Soft};
+use crate::testing::machine::{Config, Soft, one};
 use crate::types::{Access, Level, Order, Place};
 use crate::vma::HugeAdvice::{Default as Small, Huge};
 use crate::zone::Need;
@@ -101,7 +101,7 @@ fn a_report_counts_every_page_once() {
 
 #[test]
 fn a_range_of_many_batches_is_one_call() {
-    let config = Config { ram: vec![512..512 + 3 * 512], devices: vec![40 * 512], ..Config::default() };
+    let config = Config { ram: one(512..512 + 3 * 512), devices: vec![40 * 512], ..Config::default() };
     let kit = Kit::on(&config);
     kit.map(0, 36 * 512, Huge);
     let report = migrate(&kit, 0, 36 * 512, DEV);
@@ -329,7 +329,7 @@ fn space_ends_meanwhile(phases: u32, finish: bool, reuse: bool) {
     let (parked, _) = space.space().migrate_collect(range(0, 1032), DEV).expect("memory for the work");
     machine.mmu.borrow_mut().unload(0);
     let mut recycled = Vec::new();
-    let mut end = || {
+    let end = || {
         drop(space);
         if reuse {
             // What were its tables are somebody's pages now, with anything in them.
@@ -355,7 +355,7 @@ fn space_ends_meanwhile(phases: u32, finish: bool, reuse: bool) {
             if finish {
                 let _ = parked.copy().commit().finalize();
             } else {
-                drop(parked)
+                drop(parked);
             }
         }
         (2, _) => {
@@ -364,7 +364,7 @@ fn space_ends_meanwhile(phases: u32, finish: bool, reuse: bool) {
             if finish {
                 let _ = parked.commit().finalize();
             } else {
-                drop(parked)
+                drop(parked);
             }
         }
         _ => {
@@ -373,7 +373,7 @@ fn space_ends_meanwhile(phases: u32, finish: bool, reuse: bool) {
             if finish {
                 let _ = parked.finalize();
             } else {
-                drop(parked)
+                drop(parked);
             }
         }
     }

@@ -40,9 +40,14 @@ pub(crate) struct Config {
     pub(crate) late_copies: bool,
 }
 
+/// A list of one range.
+pub(crate) fn one(range: Range<u32>) -> Vec<Range<u32>> {
+    core::iter::once(range).collect()
+}
+
 impl Default for Config {
     fn default() -> Self {
-        Self { cpus: 1, ram: vec![512..512 + 8 * 512], devices: vec![8 * 512], chaos: 0, late_copies: false }
+        Self { cpus: 1, ram: one(512..512 + 8 * 512), devices: vec![8 * 512], chaos: 0, late_copies: false }
     }
 }
 

@@ -448,7 +448,7 @@ impl State {
         };
         match mmu.rng.below(3) {
             0 => base,
-            1 => base & !(MIB2 - 1) | mmu.rng.below(512) * PAGE_SIZE,
+            1 => (base & !(MIB2 - 1)) + mmu.rng.below(512) * PAGE_SIZE,
             _ => base.wrapping_add(mmu.rng.below(8) * PAGE_SIZE),
         }
     }

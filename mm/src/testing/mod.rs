@@ -9,6 +9,7 @@
 //! ```
 
 mod actions;
+mod checks;
 mod directed;
 mod failures;
 mod kit;
@@ -16,7 +17,11 @@ mod machine;
 mod mmu;
 mod model;
 mod mutations;
+mod parts;
+mod random;
 mod regressions;
 mod rng;
 mod runner;
 mod shrink;
+
+pub(crate) use machine::{Config, Soft};

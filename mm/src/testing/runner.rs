@@ -4,7 +4,7 @@ use core::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::counters::Event;
-use crate::entry::{Attrs, Entry, SoftKind};
+use crate::entry::Entry;
 use crate::error::{FaultError, RangeError};
 use crate::folio::FolioRef;
 use crate::machine::FlushReason;
@@ -14,12 +14,12 @@ use crate::testing::actions::{Action, Step, about_huge, range};
 use crate::testing::machine::{Config, Soft, State, WORDS};
 use crate::testing::model::{ModelSpace, pages};
 use crate::testing::rng::{Rng, mix};
-use crate::types::{Access, Frame, Order, PAGE_SHIFT, PAGE_SIZE, Place, Prot, VaRange, Vaddr};
+use crate::types::{Access, Order, PAGE_SHIFT, PAGE_SIZE, Place, Prot, VaRange, Vaddr};
 use crate::vma::HugeAdvice;
 use crate::zone::Need;
 
 /// Address spaces of a run.
-const SPACES: usize = 3;
+pub(crate) const SPACES: usize = 3;
 /// Steps between two full checks.
 const CHECK_EVERY: usize = 8;
 
@@ -111,11 +111,11 @@ pub(crate) fn run(config: &Config, steps: &[Step], watch: &Watch) -> Result<Done
 }
 
 /// One run under way. Handles are not dropped when a check fails: the machine is not to be trusted then.
-struct Runner {
-    state: &'static State,
+pub(crate) struct Runner {
+    pub(crate) state: &'static State,
     watch: Watch,
-    spaces: Vec<ManuallyDrop<AddressSpace<Soft>>>,
-    held: ManuallyDrop<Vec<FolioRef<Soft>>>,
+    pub(crate) spaces: Vec<ManuallyDrop<AddressSpace<Soft>>>,
+    pub(crate) held: ManuallyDrop<Vec<FolioRef<Soft>>>,
     pinned: bool,
     /// Failures are planned for the step under way.
     failing: bool,
@@ -144,7 +144,7 @@ impl Runner {
         runner
     }
 
-    fn fail(&self, what: impl FnOnce() -> String) {
+    pub(crate) fn fail(&self, what: impl FnOnce() -> String) {
         self.state.fail(what);
     }
 
@@ -410,30 +410,6 @@ impl Runner {
         }
     }
 
-    fn check_report(&self, range: VaRange, to: Place, report: &Report) {
-        if report.holes > report.pages || report.huge_pages + report.torn > report.pages {
-            self.fail(|| format!("report of {range} to {to} does not add up: {report:?}"));
-        }
-    }
-
-    fn check_moved(&self, n: usize, space: &'static Space<Soft>, range: VaRange, to: Place) {
-        for page in pages(range) {
-            let at = Vaddr(page * PAGE_SIZE);
-            let entry = space.entry_at(at).1;
-            let fine = match entry {
-                Entry::NonPresent(soft) => soft.kind == SoftKind::DevicePrivate && !to.is_ram(),
-                Entry::Leaf(_) | Entry::None => to.is_ram(),
-                Entry::Table(_) => false,
-            };
-            if !fine {
-                self.fail(|| {
-                    format!("after the migration of {range} of space {n} to {to}, {at} is {entry:?}")
-                });
-                return;
-            }
-        }
-    }
-
     fn park(&self, action: Action, range: VaRange) {
         let Action::Park { space: number, to, phases, gone, finish, .. } = action else { return };
         let (n, space) = self.space(number);
@@ -551,87 +527,6 @@ impl Runner {
         }
     }
 
-    /// Audit and contents, without touching anything.
-    fn check(&self) {
-        if self.state.failure.borrow().is_some() {
-            return;
-        }
-        if self.held.is_empty()
-            && let Err(e) = self.state.mm.audit()
-        {
-            self.fail(|| e.to_string());
-            return;
-        }
-        for n in 0..SPACES {
-            self.check_contents(n);
-        }
-    }
-
-    fn check_contents(&self, n: usize) {
-        let model = &self.state.model.borrow().spaces[n];
-        let mut written = 0;
-        self.spaces[n].for_each_entry(
-            &mut |at, level, word| {
-                let entry = Entry::decode(word, level);
-                for i in 0..u64::from(level.order().pages()) {
-                    written +=
-                        u64::from(self.check_page(model, n, (at.0 >> PAGE_SHIFT) + i, entry, i as u32));
-                }
-            },
-            &mut |_, _, _| {},
-        );
-        if written != model.content.len() as u64 {
-            let lost: Vec<_> = model
-                .content
-                .keys()
-                .filter(|&&page| self.spaces[n].entry_at(Vaddr(page * PAGE_SIZE)).1 == Entry::None)
-                .take(3)
-                .collect();
-            self.fail(|| format!("space {n}: written pages are gone: {lost:x?}"));
-        }
-    }
-
-    /// True when the page was ever written.
-    fn check_page(&self, model: &ModelSpace, n: usize, page: u64, entry: Entry, i: u32) -> bool {
-        let (frame, attrs, special) = match entry {
-            Entry::Leaf(leaf) => (leaf.frame.offset(i), leaf.attrs, leaf.special),
-            Entry::NonPresent(soft) => (soft.frame.offset(i), soft.attrs, false),
-            Entry::None | Entry::Table(_) => return false,
-        };
-        let expected = model.content.get(&page);
-        let found: [u64; WORDS] = core::array::from_fn(|w| self.state.data(frame)[w].get());
-        if found != expected.copied().unwrap_or_default() {
-            self.fail(|| {
-                format!(
-                    "space {n}: page {page:#x} in {frame} holds {found:x?}, not {expected:x?} ({entry:?})"
-                )
-            });
-        }
-        if expected.is_some() && !special {
-            self.check_dirty(n, page, frame, attrs);
-        }
-        if let Some(vma) = model.vma(page)
-            && attrs.contains(Attrs::WRITE)
-            && !vma.prot.contains(Prot::WRITE)
-        {
-            self.fail(|| {
-                format!("space {n}: page {page:#x} is writable in a mapping that is not ({entry:?})")
-            });
-        }
-        expected.is_some()
-    }
-
-    /// Nobody forgets that a page was written.
-    fn check_dirty(&self, n: usize, page: u64, frame: Frame, attrs: Attrs) {
-        let folio = self.state.mm.zone(frame.place()).folio_index(frame.index());
-        let dirty = folio.is_some_and(|index| self.state.mm.folios.get(index).is_dirty());
-        if !attrs.contains(Attrs::DIRTY) && !dirty {
-            self.fail(|| {
-                format!("space {n}: page {page:#x} was written, and neither its entry nor its folio knows")
-            });
-        }
-    }
-
     /// The end of a run: everything is read once more by a program, and then everything is freed.
     fn finish(&mut self) {
         if self.state.failure.borrow().is_some() {
@@ -662,64 +557,5 @@ impl Runner {
         for space in self.spaces.drain(..) {
             drop(ManuallyDrop::into_inner(space));
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::testing::actions::generate;
-    use crate::testing::shrink::{as_rust, quietly, shrink};
-
-    /// Steps of one case.
-    const CASE: usize = 1000;
-
-    /// Runs cases `from`, `from + by`, ... until `actions` actions are done; a failure is shrunk and printed.
-    fn cases(from: u64, by: u64, actions: u64) -> Done {
-        let watch = Watch { skip: None, no_stale: true };
-        let mut sum = Done::default();
-        let mut seed = from;
-        while sum.actions < actions {
-            let (config, steps) = (shape(seed), generate(seed, CASE));
-            match quietly(|| run(&config, &steps, &watch)) {
-                Ok(done) => sum.add(&done),
-                Err(failure) => {
-                    let (steps, failure) = shrink(&config, &steps, failure, &watch);
-                    panic!("seed {seed}:\n{}", as_rust(&config, &steps, &failure));
-                }
-            }
-            seed += by;
-        }
-        sum
-    }
-
-    fn wanted() -> u64 {
-        let text = std::env::var("FARPAGE_ACTIONS").ok();
-        text.map_or(120_000, |text| text.replace('_', "").parse().expect("FARPAGE_ACTIONS is a number"))
-    }
-
-    #[test]
-    fn random_actions_agree_with_the_model() {
-        let threads = 2;
-        let each = wanted().div_ceil(threads);
-        let sums: Vec<Done> = std::thread::scope(|scope| {
-            let runs: Vec<_> = (0..threads).map(|n| scope.spawn(move || cases(n, threads, each))).collect();
-            runs.into_iter().map(|run| run.join().unwrap_or_else(|e| std::panic::resume_unwind(e))).collect()
-        });
-        let mut sum = Done::default();
-        sums.iter().for_each(|done| sum.add(done));
-        println!("{} actions, {} disturbances", sum.actions, sum.disturbances);
-        for (event, n) in Event::ALL.iter().zip(sum.events) {
-            println!("{:24} {n}", event.name());
-        }
-        for (reason, n) in FlushReason::ALL.iter().zip(sum.flushes) {
-            println!("flushes for {reason:12?} {n}");
-        }
-        assert!(sum.actions >= wanted(), "all of them");
-        // A path that nobody takes is not tested. These need threads, a fork, or a change of protection.
-        let later = [Event::PgFaultSpurious, Event::WriteUpgrade, Event::CowCopy, Event::FaultWait];
-        let never = |event: &Event| sum.events[*event as usize] == 0;
-        let missed: Vec<_> = Event::ALL.iter().filter(|e| never(e)).map(|e| e.name()).collect();
-        assert_eq!(missed, later.map(Event::name), "events that did not happen");
     }
 }

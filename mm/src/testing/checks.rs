@@ -1,0 +1,116 @@
+//! What a runner looks at between steps.
+
+use crate::entry::{Attrs, Entry, SoftKind};
+use crate::migrate::Report;
+use crate::space::Space;
+use crate::testing::machine::{Soft, WORDS};
+use crate::testing::model::{ModelSpace, pages};
+use crate::testing::runner::{Runner, SPACES};
+use crate::types::{Frame, PAGE_SHIFT, PAGE_SIZE, Place, Prot, VaRange, Vaddr};
+
+impl Runner {
+    pub(crate) fn check_report(&self, range: VaRange, to: Place, report: &Report) {
+        if report.holes > report.pages || report.huge_pages + report.torn > report.pages {
+            self.fail(|| format!("report of {range} to {to} does not add up: {report:?}"));
+        }
+    }
+
+    pub(crate) fn check_moved(&self, n: usize, space: &'static Space<Soft>, range: VaRange, to: Place) {
+        for page in pages(range) {
+            let at = Vaddr(page * PAGE_SIZE);
+            let entry = space.entry_at(at).1;
+            let fine = match entry {
+                Entry::NonPresent(soft) => soft.kind == SoftKind::DevicePrivate && !to.is_ram(),
+                Entry::Leaf(_) | Entry::None => to.is_ram(),
+                Entry::Table(_) => false,
+            };
+            if !fine {
+                self.fail(|| {
+                    format!("after the migration of {range} of space {n} to {to}, {at} is {entry:?}")
+                });
+                return;
+            }
+        }
+    }
+
+    /// Audit and contents, without touching anything.
+    pub(crate) fn check(&self) {
+        if self.state.failure.borrow().is_some() {
+            return;
+        }
+        if self.held.is_empty()
+            && let Err(e) = self.state.mm.audit()
+        {
+            self.fail(|| e.to_string());
+            return;
+        }
+        for n in 0..SPACES {
+            self.check_contents(n);
+        }
+    }
+
+    fn check_contents(&self, n: usize) {
+        let model = &self.state.model.borrow().spaces[n];
+        let mut written = 0;
+        self.spaces[n].for_each_entry(
+            &mut |at, level, word| {
+                let entry = Entry::decode(word, level);
+                for i in 0..u64::from(level.order().pages()) {
+                    written +=
+                        u64::from(self.check_page(model, n, (at.0 >> PAGE_SHIFT) + i, entry, i as u32));
+                }
+            },
+            &mut |_, _, _| {},
+        );
+        if written != model.content.len() as u64 {
+            let lost: Vec<_> = model
+                .content
+                .keys()
+                .filter(|&&page| self.spaces[n].entry_at(Vaddr(page * PAGE_SIZE)).1 == Entry::None)
+                .take(3)
+                .collect();
+            self.fail(|| format!("space {n}: written pages are gone: {lost:x?}"));
+        }
+    }
+
+    /// True when the page was ever written.
+    fn check_page(&self, model: &ModelSpace, n: usize, page: u64, entry: Entry, i: u32) -> bool {
+        let (frame, attrs, special) = match entry {
+            Entry::Leaf(leaf) => (leaf.frame.offset(i), leaf.attrs, leaf.special),
+            Entry::NonPresent(soft) => (soft.frame.offset(i), soft.attrs, false),
+            Entry::None | Entry::Table(_) => return false,
+        };
+        let expected = model.content.get(&page);
+        let found: [u64; WORDS] = core::array::from_fn(|w| self.state.data(frame)[w].get());
+        if found != expected.copied().unwrap_or_default() {
+            self.fail(|| {
+                format!(
+                    "space {n}: page {page:#x} in {frame} holds {found:x?}, not {expected:x?} ({entry:?})"
+                )
+            });
+        }
+        if expected.is_some() && !special {
+            self.check_dirty(n, page, frame, attrs);
+        }
+        if let Some(vma) = model.vma(page)
+            && attrs.contains(Attrs::WRITE)
+            && !vma.prot.contains(Prot::WRITE)
+        {
+            self.fail(|| {
+                format!("space {n}: page {page:#x} is writable in a mapping that is not ({entry:?})")
+            });
+        }
+        expected.is_some()
+    }
+
+    /// Nobody forgets that a page was written.
+    fn check_dirty(&self, n: usize, page: u64, frame: Frame, attrs: Attrs) {
+        let folio = self.state.mm.zone(frame.place()).folio_index(frame.index());
+        let dirty = folio.is_some_and(|index| self.state.mm.folios.get(index).is_dirty());
+        if !attrs.contains(Attrs::DIRTY) && !dirty {
+            self.fail(|| {
+                format!("space {n}: page {page:#x} was written, and neither its entry nor its folio knows")
+            });
+        }
+    }
+}
