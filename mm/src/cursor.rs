@@ -13,7 +13,7 @@ use crate::mm::Mm;
 use crate::space::Space;
 use crate::table::{LockedTable, SpareTable, Table};
 use crate::tlb::{Unflushed, UnflushedRun};
-use crate::types::{Frame, Level, PMD_SIZE, PTRS, Vaddr};
+use crate::types::{Frame, Level, PAGE_SIZE, PMD_SIZE, PTRS, PUD_SIZE, Vaddr};
 use crate::zone::Need;
 
 /// A locked table of `space` and a position in it.
@@ -22,6 +22,8 @@ pub(crate) struct Cursor<M: Machine> {
     locked: LockedTable<M>,
     level: Level,
     addr: Vaddr,
+    /// Which entry of the table maps `addr`.
+    index: usize,
 }
 
 /// What stands above an address, read without a lock.
@@ -95,7 +97,8 @@ impl<M: Machine> Space<M> {
     /// Locks `table`, which maps `addr`.
     #[inline(always)]
     pub(crate) fn cursor_in(&'static self, table: &'static Table<M>, level: Level, addr: Vaddr) -> Cursor<M> {
-        Cursor { space: self, locked: table.lock(), level, addr: addr.align_down(level.size()) }
+        let addr = addr.align_down(level.size());
+        Cursor { space: self, locked: table.lock(), level, addr, index: addr.index(level) }
     }
 
     /// Locks `table`, if it (still) is the one of `level` over `addr` in this space.
@@ -144,14 +147,10 @@ impl<M: Machine> Cursor<M> {
     pub(crate) const fn space(&self) -> &'static Space<M> {
         self.space
     }
-    #[inline(always)]
-    fn index(&self) -> usize {
-        self.addr.index(self.level)
-    }
     /// The entry under the cursor.
     #[inline(always)]
     pub(crate) fn entry(&self) -> Entry {
-        self.locked.entry(self.index(), self.level)
+        self.locked.entry(self.index, self.level)
     }
     /// The entry for another address of the same table.
     #[inline(always)]
@@ -161,34 +160,36 @@ impl<M: Machine> Cursor<M> {
     /// True when the entry is still the word that was seen before the lock was taken.
     #[inline(always)]
     pub(crate) fn is_still(&self, word: u64) -> bool {
-        self.locked.raw(self.index()) == word
+        self.locked.raw(self.index) == word
     }
 
     /// Moves to `addr` if that is in the same table.
     #[inline(always)]
     pub(crate) fn seek(&mut self, addr: Vaddr) -> bool {
-        let span = self.level.size() << 9;
+        // A PTE table spans 2 MiB, a PMD table 1 GiB: two compares are cheaper than shifts by the level.
+        let (span, align) = if self.level == Level::Pte { (PMD_SIZE, PAGE_SIZE) } else { (PUD_SIZE, PMD_SIZE) };
         if (addr.0 ^ self.addr.0) & !(span - 1) != 0 {
             return false;
         }
-        self.addr = addr.align_down(self.level.size());
+        self.addr = addr.align_down(align);
+        self.index = if align == PAGE_SIZE { addr.index(Level::Pte) } else { addr.index(Level::Pmd) };
         true
     }
 
     /// Moves to the next entry of the same table; false at its end.
     #[inline(always)]
     pub(crate) fn next(&mut self) -> bool {
-        let next = self.addr.add(self.level.size());
-        if next.index(self.level) == 0 {
+        if self.index == PTRS - 1 {
             return false;
         }
-        self.addr = next;
+        self.index += 1;
+        self.addr = self.addr.add(if self.level == Level::Pte { PAGE_SIZE } else { PMD_SIZE });
         true
     }
 
     #[inline(always)]
     fn store(&mut self, entry: Entry) {
-        self.locked.words[self.index()].store(entry.encode(self.level), Release);
+        self.locked.words[self.index].store(entry.encode(self.level), Release);
     }
 
     /// Fills an empty entry. No flush: it was not present.
@@ -211,7 +212,7 @@ impl<M: Machine> Cursor<M> {
     #[inline(always)]
     pub(crate) fn set_soft_kind(&mut self, kind: SoftKind) -> u64 {
         debug_assert!(matches!(self.entry(), Entry::NonPresent(_)));
-        let at = &self.locked.words[self.index()];
+        let at = &self.locked.words[self.index];
         let word = SoftLeaf::word_with_kind(at.load(Relaxed), kind);
         at.store(word, Release);
         word
@@ -242,7 +243,7 @@ impl<M: Machine> Cursor<M> {
 
     #[inline(always)]
     fn exchange_leaf(&mut self, entry: Entry) -> Unflushed<M, Leaf> {
-        let old = self.locked.words[self.index()].swap(entry.encode(self.level), AcqRel);
+        let old = self.locked.words[self.index].swap(entry.encode(self.level), AcqRel);
         match Entry::decode(old, self.level) {
             Entry::Leaf(leaf) => Unflushed::new(self.space, self.addr, self.level, leaf),
             _ => panic!("cleared an entry that is not a present leaf"),
@@ -252,13 +253,13 @@ impl<M: Machine> Cursor<M> {
     /// The word under the cursor.
     #[inline(always)]
     pub(crate) fn word(&self) -> u64 {
-        self.locked.raw(self.index())
+        self.locked.raw(self.index)
     }
 
     /// Turns a plain leaf into a migration entry, owed to `run`; the word that it was, A and D included.
     #[inline(always)]
     pub(crate) fn leaf_to_migration(&mut self, run: &mut UnflushedRun<M>) -> u64 {
-        let at = &self.locked.words[self.index()];
+        let at = &self.locked.words[self.index];
         let old = at.swap(0, AcqRel);
         at.store(word::leaf_to_migration(old), Release);
         run.add(self.addr);
@@ -268,7 +269,7 @@ impl<M: Machine> Cursor<M> {
     /// Gives the migration entry under the cursor to `frame`, if it names `from`.
     #[inline(always)]
     pub(crate) fn name_migration(&mut self, from: Frame, frame: Frame) -> bool {
-        let at = &self.locked.words[self.index()];
+        let at = &self.locked.words[self.index];
         let old = at.load(Relaxed);
         if !word::is_migration_of(old, from) {
             return false;
@@ -281,7 +282,7 @@ impl<M: Machine> Cursor<M> {
     #[inline(always)]
     pub(crate) fn upgrade(&mut self, attrs: Attrs) {
         debug_assert!(matches!(self.entry(), Entry::Leaf(_)));
-        self.locked.words[self.index()].fetch_or(upgrade_bits(attrs), AcqRel);
+        self.locked.words[self.index].fetch_or(upgrade_bits(attrs), AcqRel);
     }
 
     /// Hooks a PTE table into an empty PMD entry.

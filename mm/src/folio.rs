@@ -25,7 +25,7 @@ use crate::machine::{Machine, WaitKey};
 use crate::mm::Mm;
 use crate::slab::{NIL, Slot, SlotHeader};
 use crate::types::{Frame, Order, Place};
-use crate::zone::Need;
+use crate::zone::{Need, Zone};
 
 /// A folio's descriptor. Read through a [`FolioRef`], or under the lock of a table whose entry names it.
 #[derive(Debug, Default)]
@@ -365,12 +365,12 @@ impl Folio {
     /// Moves the folio to other memory of its order and returns what it lay in: the folio stays who it is (references, lock,
     /// reverse map, dirt), only its frames change. With its references frozen. Look-ups by the old frames go on to find it
     /// until those are freed, for the migration entries that still name them. [`Folio::tell_left`] comes when there is no way
-    /// back.
+    /// back. `zone` is the one that `to` lies in.
     #[inline(always)]
-    pub(crate) fn relocate<M: Machine>(&self, to: Frames<M>) -> Frames<M> {
+    pub(crate) fn relocate<M: Machine>(&self, zone: &Zone<M>, to: Frames<M>) -> Frames<M> {
         let old = Frames::own(self.frame(), self.order());
         let (first, order) = to.into_inner();
-        M::mm().zone(first.place()).set_owner(first, order, self.slab_index());
+        zone.set_owner(first, order, self.slab_index());
         self.frame.store(first.raw(), Relaxed);
         old
     }

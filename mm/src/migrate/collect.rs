@@ -35,6 +35,7 @@ impl<M: Machine> Collecting<M> {
         batch.to = to;
         batch.need = need;
         batch.pages = 0;
+        batch.shared = false;
         batch.report = crate::migrate::Report::default();
         Ok(Self(Work(batch)))
     }
@@ -84,6 +85,7 @@ impl<M: Machine> Collecting<M> {
         let order = folio.order();
         let batch = self.batch();
         batch.pages += order.pages();
+        batch.shared |= folio.map_count() != 0;
         batch.units.push(Unit {
             source: Source::Folio(folio),
             dest: Dest::None,

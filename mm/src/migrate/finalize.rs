@@ -221,7 +221,7 @@ pub(crate) fn put_back<M: Machine>(batch: &mut Batch<M>) {
     let mut bin = FrameBin::new();
     units.for_each(|unit| {
         if matches!(unit.source, Source::Hole { .. }) && unit.committed {
-            finish(unit, &mut unused, &mut bin);
+            finish(unit, *to, &mut unused, &mut bin);
         } else if !matches!(unit.source, Source::Gone) {
             move_back(unit);
             unit.dest.release();
@@ -241,7 +241,7 @@ fn move_back<M: Machine>(unit: &mut Unit<M>) {
     if core::mem::take(&mut unit.committed)
         && let (Source::Folio(folio), Dest::Frames(frames)) = (&unit.source, &mut unit.dest)
     {
-        frames.replace(|old| folio.relocate(old));
+        frames.replace(|old| folio.relocate(M::mm().zone(old.first().place()), old));
     }
 }
 
@@ -326,7 +326,8 @@ fn hole_cursor<M: Machine>(space: &'static Space<M>, addr: Vaddr, order: Order) 
 
 /// The end of a migration that was committed: entries first, then locks and sources.
 pub(crate) fn finalize<M: Machine>(batch: &mut Batch<M>) -> Report {
-    let Batch { units, report, gather, to, .. } = batch;
+    let to = batch.to;
+    let Batch { units, report, gather, .. } = batch;
     let before = (report.units, report.pages);
     let mut cursor = None;
     units.for_each(|unit| {
@@ -335,12 +336,12 @@ pub(crate) fn finalize<M: Machine>(batch: &mut Batch<M>) -> Report {
     drop(cursor);
     let mut bin = FrameBin::new();
     units.for_each(|unit| {
-        finish(unit, report, &mut bin);
+        finish(unit, to, report, &mut bin);
     });
     drop(bin);
     units.clear();
     gather.flush();
-    count_moved::<M>(*to, report.units - before.0, report.pages - before.1);
+    count_moved::<M>(to, report.units - before.0, report.pages - before.1);
     *report
 }
 
@@ -386,7 +387,7 @@ fn name_entries<M: Machine>(unit: &mut Unit<M>, held: &mut Option<Cursor<M>>) {
 
 /// One unit whose entries have their names: locks, then what the folio left behind.
 #[inline(always)]
-fn finish<M: Machine>(unit: &mut Unit<M>, report: &mut Report, bin: &mut FrameBin<M>) {
+fn finish<M: Machine>(unit: &mut Unit<M>, to: Place, report: &mut Report, bin: &mut FrameBin<M>) {
     let pages = u64::from(unit.order.pages());
     unit.committed = false;
     match core::mem::replace(&mut unit.source, Source::Gone) {
@@ -394,9 +395,20 @@ fn finish<M: Machine>(unit: &mut Unit<M>, report: &mut Report, bin: &mut FrameBi
         Source::Folio(folio) => {
             match core::mem::replace(&mut unit.dest, Dest::None) {
                 Dest::Frames(old) => {
-                    note_resident(&folio);
-                    folio.tell_left(&old);
+                    if to.is_ram() {
+                        folio.clear_resident();
+                        folio.tell_left(&old);
+                    } else {
+                        folio.set_resident();
+                    }
                     bin.add(old);
+                    drop(folio.unlock());
+                    report.units += 1;
+                    report.pages += pages;
+                    if unit.order == Order::PMD {
+                        report.huge_pages += pages;
+                    }
+                    return;
                 }
                 pieces => {
                     folio.clear_resident();

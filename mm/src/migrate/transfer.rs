@@ -15,18 +15,20 @@ use crate::mm::Mm;
 use crate::slab::PoolBox;
 use crate::tlb::TlbGather;
 use crate::types::{Frame, Order, PAGE_SIZE, PMD_SIZE, Place, Vaddr};
-use crate::zone::Need;
+use crate::zone::{Need, Zone};
 
 /// Other mappings, the flush, the pin check.
 pub(crate) fn unmap<M: Machine>(batch: &mut Batch<M>) {
-    let Batch { units, gather, report, .. } = batch;
-    units.for_each(|unit| {
-        if let Source::Folio(folio) = &unit.source
-            && folio.map_count() != 0
-        {
-            unmap_others(folio, gather);
-        }
-    });
+    let Batch { units, gather, report, shared, .. } = batch;
+    if *shared {
+        units.for_each(|unit| {
+            if let Source::Folio(folio) = &unit.source
+                && folio.map_count() != 0
+            {
+                unmap_others(folio, gather);
+            }
+        });
+    }
     let _flushed = gather.flush();
     units.for_each(|unit| {
         if let Source::Folio(folio) = &unit.source
@@ -142,11 +144,23 @@ pub(crate) fn copy<M: Machine>(batch: &mut Batch<M>) {
         let unit = batch.units.get_mut(i);
         let place = match &unit.source {
             Source::Gone => continue,
-            Source::Folio(folio) if to.is_ram() => folio.place(),
-            Source::Folio(_) | Source::Hole { .. } => to,
+            Source::Folio(folio) => {
+                let place = if to.is_ram() { folio.place() } else { to };
+                // The commonest case, in one piece: a single page to a single page.
+                if unit.order == Order::BASE
+                    && let Ok(frames) = pages.take((n - i) as u32)
+                {
+                    let op = CopyOp::Copy { src: folio.frame(), dst: frames.first(), order: Order::BASE };
+                    core::mem::forget(core::mem::replace(&mut unit.dest, Dest::Frames(frames)));
+                    list.push(op, i, place, batch);
+                    continue;
+                }
+                place
+            }
+            Source::Hole { .. } => to,
         };
         let dest = if unit.order == Order::BASE && matches!(unit.source, Source::Folio(_)) {
-            pages.take((n - i) as u32).map(Dest::Frames)
+            Err(OutOfMemory { order: 0 })
         } else {
             alloc_dest(to, unit.order, need, unit.addr, matches!(unit.source, Source::Hole { .. }))
         };
@@ -288,13 +302,14 @@ fn fill_pieces<M: Machine>(
 /// Freezes each source for a moment to make sure that nobody got a reference since the pin check, and moves it to its new
 /// memory, or passes its identity on to the pieces. Holes are filled here.
 pub(crate) fn commit<M: Machine>(batch: &mut Batch<M>) {
+    let zone = M::mm().zone(batch.to);
     let Batch { units, report, .. } = batch;
     units.for_each(|unit| {
         let ok = match &unit.source {
             Source::Gone => return,
             Source::Folio(folio) => {
                 if folio.freeze(1) {
-                    commit_dest(folio, &mut unit.dest);
+                    commit_dest(folio, zone, &mut unit.dest);
                     folio.unfreeze(1);
                     unit.committed = true;
                     return;
@@ -310,9 +325,9 @@ pub(crate) fn commit<M: Machine>(batch: &mut Batch<M>) {
 }
 
 #[inline(always)]
-fn commit_dest<M: Machine>(source: &Folio, dest: &mut Dest<M>) {
+fn commit_dest<M: Machine>(source: &Folio, zone: &Zone<M>, dest: &mut Dest<M>) {
     match dest {
-        Dest::Frames(frames) => frames.replace(|to| source.relocate(to)),
+        Dest::Frames(frames) => frames.replace(|to| source.relocate(zone, to)),
         Dest::Pieces(first) => pass_identity(source, first),
         Dest::None | Dest::Folio(_) => {}
     }

@@ -250,6 +250,8 @@ pub(crate) struct Batch<M: Machine> {
     pub(crate) need: Need,
     pub(crate) fault: Vaddr,
     pub(crate) pages: u32,
+    /// Some folio is mapped elsewhere too.
+    pub(crate) shared: bool,
     pub(crate) gather: TlbGather<M>,
     pub(crate) units: Units<M>,
     pub(crate) report: Report,
@@ -262,6 +264,7 @@ impl<M: Machine> Default for Batch<M> {
             need: Need::User,
             fault: Vaddr(0),
             pages: 0,
+            shared: false,
             gather: TlbGather::new(FlushReason::Migrate),
             units: Units::new(),
             report: Report::default(),
