@@ -109,6 +109,23 @@ crate::ktest! {
 }
 
 crate::ktest! {
+    fn an_unmap_flushes_for_many_pages_at_once() {
+        // What it frees waits for the flush on a page of notes; a full one is paid for. Then the empty table goes.
+        in_space(|space| {
+            for (len, advice, most) in [(PMD_SIZE, HugeAdvice::NoHuge, 5), (16 * PMD_SIZE, HugeAdvice::Huge, 1)] {
+                let range = map(space, len, advice)?;
+                fill(range, 52)?;
+                let before = space.space().stat().flushes;
+                space.space().unmap(range)?;
+                let flushes = space.space().stat().flushes - before;
+                crate::check!((1..=most).contains(&flushes), "{flushes} flushes, {advice:?}");
+            }
+            Ok(())
+        })?;
+    }
+}
+
+crate::ktest! {
     fn holes_larger_than_a_huge_page_are_filled_whatever_the_advice() {
         on_the_usual_machine()?;
         in_space(|space| {
