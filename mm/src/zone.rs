@@ -3,7 +3,7 @@
 //! The caches keep single pages away from the buddy's lock and its merging. When a larger chunk is wanted and there is none,
 //! they are emptied first, so a cached page never stands between two halves that should be whole.
 
-use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 
 use spin::Once;
 
@@ -41,6 +41,8 @@ pub struct Zone<M> {
     buddy: SpinLock<M, Buddy>,
     caches: [SpinLock<M, Cache>; MAX_CPUS],
     low_water: AtomicU32,
+    /// Memory is short: no frame goes into a cache that is not asked for at once.
+    pressed: AtomicBool,
 }
 
 /// Free memory of a zone.
@@ -63,6 +65,7 @@ impl<M: Machine> Zone<M> {
             buddy: SpinLock::new(Buddy::new()),
             caches: [const { SpinLock::new(Cache { len: 0, frames: [0; CACHE] }) }; MAX_CPUS],
             low_water: AtomicU32::new(0),
+            pressed: AtomicBool::new(false),
         }
     }
 
@@ -311,13 +314,18 @@ impl<M: Machine> Zone<M> {
     fn refill(&self, cache: &mut Cache, need: Need) -> Result<(), OutOfMemory> {
         let map = self.map();
         let mut buddy = self.buddy.lock();
-        let keep = if need == Need::User { self.low_water.load(Relaxed) } else { 0 };
-        let spare = buddy.free_frames().saturating_sub(keep);
-        if spare == 0 {
+        let low_water = self.low_water.load(Relaxed);
+        let above = buddy.free_frames().saturating_sub(low_water);
+        // Under pressure a single frame, and none is left behind: users take from the caches without asking, so that the
+        // reserve must never lie there.
+        let mut order = BATCH_ORDER;
+        if above < 2 * BATCH_ORDER.pages() {
+            self.pressed.store(true, Relaxed);
+            order = Order::BASE;
+        }
+        if need == Need::User && above == 0 {
             return Err(OutOfMemory { order: 0 });
         }
-        // Under pressure a single frame, so that the reserve is not spread over the caches.
-        let mut order = if spare < 2 * BATCH_ORDER.pages() { Order::BASE } else { BATCH_ORDER };
         let chunk = loop {
             match buddy.alloc(map, order) {
                 Some(chunk) => break chunk,
@@ -333,8 +341,21 @@ impl<M: Machine> Zone<M> {
         Ok(())
     }
 
+    /// Under pressure, frames go back to the buddy, where the low-water mark guards them.
+    #[cold]
+    fn free_pressed(&self, chunk: u32) {
+        let mut buddy = self.buddy.lock();
+        buddy.free(self.map(), chunk, Order::BASE);
+        if buddy.free_frames() >= self.low_water.load(Relaxed) + 4 * BATCH_ORDER.pages() {
+            self.pressed.store(false, Relaxed);
+        }
+    }
+
     #[inline(always)]
     fn free_cached(&self, chunk: u32) {
+        if self.pressed.load(Relaxed) {
+            return self.free_pressed(chunk);
+        }
         self.map().set_slot(chunk, Slot::Cached);
         M::preempt_disable();
         let mut cache = self.caches[M::cpu()].lock();

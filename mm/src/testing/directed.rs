@@ -212,6 +212,29 @@ fn user_pages_leave_the_reserve_to_pages_that_come_back() {
 }
 
 #[test]
+fn what_comes_out_of_the_reserve_goes_back_to_it() {
+    let kit = Kit::new();
+    kit.map(0, 100, Small);
+    kit.map(512, 8 * 512, Small);
+    kit.fill(0, 100);
+    migrate(&kit, 0, 100, DEV);
+    let mut page = 512;
+    while kit.try_write(page).is_ok() {
+        page += 1;
+    }
+    let reserve = kit.free(Place::RAM);
+    for i in 0..100 {
+        // Back by a touch, from the reserve, and unmapped: what it leaves behind is no user's.
+        kit.check(i, 1);
+        kit.space.space().unmap(range(i, 1)).expect("nothing is needed for this");
+        assert_eq!(kit.try_write(page), Err(FaultError::Oom(at(page))), "after {i} rounds");
+    }
+    // Descriptors may take a frame of it for good.
+    assert!(kit.free(Place::RAM) + 2 >= reserve, "{} of {reserve} are left", kit.free(Place::RAM));
+    kit.audit();
+}
+
+#[test]
 fn a_page_that_another_cpu_has_in_its_cache_is_not_out_of_reach() {
     for place in [Place::RAM, DEV] {
         let kit = Kit::on(&Config { cpus: 2, ..Config::default() });
