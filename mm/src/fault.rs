@@ -96,36 +96,31 @@ impl<M: Machine> Space<M> {
     pub fn handle_fault(&'static self, fault: &FaultInfo) -> Result<FaultOutcome, FaultError> {
         M::count(Event::PgFault, 1);
         self.faults.fetch_add(1, Relaxed);
-        let result = self.resolve(fault);
-        match &result {
-            Ok(FaultOutcome::Spurious) => M::count(Event::PgFaultSpurious, 1),
-            Ok(_) => {}
-            Err(_) => M::count(Event::PgFaultError, 1),
-        }
-        result
-    }
-
-    #[inline(always)]
-    fn resolve(&'static self, fault: &FaultInfo) -> Result<FaultOutcome, FaultError> {
         if fault.rsvd {
-            return Err(FaultError::Reserved(fault.addr));
+            return Err(refused::<M>(FaultError::Reserved(fault.addr)));
         }
         loop {
-            let folio = {
-                let vmas = self.vmas.read();
-                let vma = self.find_vma(&vmas, fault.addr).ok_or(FaultError::NoVma(fault.addr))?;
-                if !vma.prot().allows(fault.access) {
-                    return Err(FaultError::Access(fault.addr, fault.access));
+            match self.resolve(fault) {
+                Ok(Step::Done(outcome)) => return Ok(outcome),
+                Ok(Step::Again) => {}
+                Ok(Step::Sleep(folio)) => {
+                    M::count(Event::FaultWait, 1);
+                    folio.wait_unlocked::<M>();
                 }
-                match self.attempt(vma, fault)? {
-                    Step::Done(outcome) => return Ok(outcome),
-                    Step::Again => continue,
-                    Step::Sleep(folio) => folio,
-                }
-            };
-            M::count(Event::FaultWait, 1);
-            folio.wait_unlocked::<M>();
+                Err(error) => return Err(refused::<M>(error)),
+            }
         }
+    }
+
+    /// One attempt, with the VMA lock held shared.
+    #[inline(always)]
+    fn resolve(&'static self, fault: &FaultInfo) -> Result<Step, FaultError> {
+        let vmas = self.vmas.read();
+        let vma = self.find_vma(&vmas, fault.addr).ok_or(FaultError::NoVma(fault.addr))?;
+        if !vma.prot().allows(fault.access) {
+            return Err(FaultError::Access(fault.addr, fault.access));
+        }
+        self.attempt(vma, fault)
     }
 
     #[inline(always)]
@@ -271,7 +266,10 @@ impl<M: Machine> Space<M> {
             Entry::Leaf(leaf) if fault.access == Access::Write && !leaf.attrs.contains(Attrs::WRITE) => {
                 self.fault_write(vma, fault, &seen, leaf)
             }
-            Entry::Leaf(_) => Ok(Step::Done(FaultOutcome::Spurious)),
+            Entry::Leaf(_) => {
+                M::count(Event::PgFaultSpurious, 1);
+                Ok(Step::Done(FaultOutcome::Spurious))
+            }
             Entry::None | Entry::Table(_) => Ok(Step::Again),
         }
     }
@@ -294,21 +292,22 @@ impl<M: Machine> Space<M> {
         soft: SoftLeaf,
     ) -> Result<Step, FaultError> {
         let mm = M::mm();
-        let Some(device) = soft.frame.place().device_number() else {
+        let Some(number) = soft.frame.place().device_number() else {
             return Err(FaultError::Device(fault.addr));
         };
+        let device = mm.device(number);
         let mut cursor = self.cursor_in(seen.table, seen.level, fault.addr);
         if !cursor.is_still(seen.word) {
             return Ok(Step::Again);
         }
-        let folio = mm.mapped_folio(soft.frame);
+        let folio = mm.mapped_folio_in(&device.zone, soft.frame);
         let Some(locked) = LockedFolio::try_lock_mapped(folio) else { return Ok(Step::Sleep(folio)) };
         let migration = if locked.order() == seen.level.order() {
-            FaultMigration::take_one(&mut cursor, seen.table, locked, soft, fault.addr)
+            FaultMigration::take_one(&mut cursor, seen.table, device, locked, soft, fault.addr)
         } else {
             match large_extent(&cursor, &locked, soft.frame, None) {
                 Extent::Whole(addr) => {
-                    FaultMigration::take(&mut cursor, seen.table, locked, addr, fault.addr)
+                    FaultMigration::take(&mut cursor, seen.table, device, locked, addr, fault.addr)
                 }
                 Extent::Cut(at) => {
                     let locked = locked.with_reference();
@@ -319,7 +318,7 @@ impl<M: Machine> Space<M> {
         };
         drop(cursor);
         M::count(Event::DeviceFault, 1);
-        mm.device(device).ops().migrate_to_ram(migration)?;
+        device.ops().migrate_to_ram(migration)?;
         M::count(Event::DeviceFaultDone, 1);
         Ok(Step::Done(FaultOutcome::Returned))
     }
@@ -412,6 +411,13 @@ impl<M: Machine> Space<M> {
         split_pmd_at(&mut cursor, spare);
         Ok(Step::Again)
     }
+}
+
+/// Counts a fault that failed.
+#[cold]
+fn refused<M: Machine>(error: FaultError) -> FaultError {
+    M::count(Event::PgFaultError, 1);
+    error
 }
 
 const fn alloc_event(order: Order) -> Event {

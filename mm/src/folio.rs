@@ -353,11 +353,16 @@ fn free<M: Machine>(folio: &'static Folio) {
 }
 
 impl Folio {
+    /// The driver's word, which is 0 from now on.
+    pub(crate) fn take_driver_word(&self) -> u64 {
+        self.driver.swap(0, Relaxed)
+    }
+
     /// Tells the device on which `left` lies that the folio has no claim to that memory any more.
     #[inline(always)]
     pub(crate) fn tell_left<M: Machine>(&self, left: &Frames<M>) {
         if let Some(device) = left.first().place().device_number() {
-            let word = self.driver.swap(0, Relaxed);
+            let word = self.take_driver_word();
             M::mm().device(device).ops().folio_free(left.first(), left.order(), word);
         }
     }
@@ -488,7 +493,13 @@ impl<M: Machine> Mm<M> {
     /// When the frame map knows no such folio: an entry names memory that is not mapped memory.
     #[inline(always)]
     pub(crate) fn mapped_folio(&self, frame: Frame) -> &'static Folio {
-        match self.zone(frame.place()).folio_index(frame.index()) {
+        self.mapped_folio_in(self.zone(frame.place()), frame)
+    }
+
+    /// As [`Mm::mapped_folio`], with the frame's zone at hand.
+    #[inline(always)]
+    pub(crate) fn mapped_folio_in(&self, zone: &Zone<M>, frame: Frame) -> &'static Folio {
+        match zone.folio_index(frame.index()) {
             Some(index) => self.folios.get(index),
             None => panic!("an entry names a frame that no folio owns"),
         }

@@ -132,39 +132,41 @@ impl<M: Machine> Drop for FrameSource<M> {
 
 /// Collects chunks and gives neighbours back as one range.
 pub(crate) struct FrameBin<M: Machine> {
-    place: Place,
-    start: u32,
-    end: u32,
+    /// The range so far; frames of one place.
+    start: Frame,
+    end: Frame,
     machine: PhantomData<fn() -> M>,
 }
 
 impl<M: Machine> FrameBin<M> {
     pub(crate) const fn new() -> Self {
-        Self { place: Place::RAM, start: 0, end: 0, machine: PhantomData }
+        Self { start: Frame::ram(0), end: Frame::ram(0), machine: PhantomData }
     }
 
     /// Takes a chunk to be given back later, at the latest when the bin is dropped.
     #[inline(always)]
     pub(crate) fn add(&mut self, frames: Frames<M>) {
         let (first, order) = frames.into_inner();
-        let (place, at, pages) = (first.place(), first.index(), order.pages());
-        if place == self.place && at == self.end && self.start != self.end {
-            self.end += pages;
-        } else if place == self.place && at + pages == self.start && self.start != self.end {
-            self.start = at;
+        let after = first.offset(order.pages());
+        if first == self.end {
+            self.end = after;
+        } else if after == self.start {
+            self.start = first;
         } else {
             self.empty();
-            (self.place, self.start, self.end) = (place, at, at + pages);
+            (self.start, self.end) = (first, after);
         }
     }
 
+    #[inline(never)]
     fn empty(&mut self) {
-        if self.start != self.end {
+        let (place, start, end) = (self.start.place(), self.start.index(), self.end.index());
+        if start != end {
             let mm = M::mm();
-            if let Some(device) = self.place.device_number() {
-                mm.device(device).freed(self.end - self.start);
+            if let Some(device) = place.device_number() {
+                mm.device(device).freed(end - start);
             }
-            mm.zone(self.place).free_run(self.start..self.end);
+            mm.zone(place).free_run(start..end);
             self.start = self.end;
         }
     }

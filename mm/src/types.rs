@@ -380,10 +380,11 @@ impl Prot {
     #[must_use]
     #[inline(always)]
     pub fn allows(self, access: Access) -> bool {
-        match access {
-            Access::Read => !self.is_empty(),
-            Access::Write => self.contains(Self::WRITE),
-            Access::Exec => self.contains(Self::EXEC),
-        }
+        let one_of = match access {
+            Access::Read => Self::all(),
+            Access::Write => Self::WRITE,
+            Access::Exec => Self::EXEC,
+        };
+        self.intersects(one_of)
     }
 }

@@ -329,11 +329,12 @@ pub(crate) fn finalize<M: Machine>(batch: &mut Batch<M>) -> Report {
     let to = batch.to;
     let Batch { units, report, gather, .. } = batch;
     let before = (report.units, report.pages);
-    let mut cursor = None;
-    units.for_each(|unit| {
-        name_entries(unit, &mut cursor);
+    units.for_each_slice(|units| {
+        let mut i = 0;
+        while i < units.len() {
+            i += name_run(&mut units[i..]);
+        }
     });
-    drop(cursor);
     let mut bin = FrameBin::new();
     units.for_each(|unit| {
         finish(unit, to, report, &mut bin);
@@ -357,32 +358,41 @@ pub(crate) fn count_moved<M: Machine>(to: Place, units: u64, pages: u64) {
     M::count(moved, pages);
 }
 
-/// Replaces a unit's migration entries. Neighbours in one table share one hold of its lock.
+/// Replaces the migration entries of the first unit and of as many after it as lie in the same table: they share one hold of
+/// its lock. How many units are done.
 #[inline(always)]
-fn name_entries<M: Machine>(unit: &mut Unit<M>, held: &mut Option<Cursor<M>>) {
-    let (Source::Folio(source), Dest::Frames(old), Some(space)) = (&unit.source, &unit.dest, unit.space)
-    else {
-        *held = None;
-        return replace_all(unit);
+fn name_run<M: Machine>(units: &mut [Unit<M>]) -> usize {
+    let Some(Unit { space: Some(space), addr, source: Source::Folio(_), dest: Dest::Frames(_), .. }) = units.first() else {
+        if let Some(unit) = units.first_mut() {
+            replace_all(unit);
+        }
+        return 1;
     };
-    if source.migration_entries() == 0 {
-        return; // all unmapped meanwhile; the space may be gone
+    let mut done = 0;
+    let space: &'static Space<M> = space;
+    if let Some(mut cursor) = space.cursor(*addr) {
+        let order = cursor.level().order();
+        for unit in &*units {
+            let (Source::Folio(source), Dest::Frames(old)) = (&unit.source, &unit.dest) else { break };
+            let here = unit.order == order && unit.space.is_some_and(|s| core::ptr::eq(s, space));
+            if !here || !cursor.seek(unit.addr) || !cursor.name_migration(old.first(), source.frame()) {
+                break;
+            }
+            source.migs_to_maps(1);
+            if source.migration_entries() != 0 {
+                break;
+            }
+            done += 1;
+        }
     }
-    let here = held.as_mut().is_some_and(|cursor| *cursor.space() == *space && cursor.seek(unit.addr));
-    if !here {
-        *held = None; // one table lock at a time
-        *held = space.cursor(unit.addr);
+    if done == 0 {
+        // Elsewhere, or in several places.
+        if let Some(unit) = units.first_mut() {
+            replace_all(unit);
+        }
+        return 1;
     }
-    if let Some(cursor) = held
-        && cursor.level().order() == unit.order
-        && cursor.name_migration(old.first(), source.frame())
-    {
-        source.migs_to_maps(1);
-    }
-    if source.migration_entries() != 0 {
-        *held = None;
-        replace_all(unit);
-    }
+    done
 }
 
 /// One unit whose entries have their names: locks, then what the folio left behind.

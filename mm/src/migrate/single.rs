@@ -5,7 +5,7 @@
 //! the ordinary (other mappings, no whole folio free) is handed to the general machinery ([`FaultMigration::batch`]).
 
 use crate::cursor::Cursor;
-use crate::device::CopyOp;
+use crate::device::{CopyOp, Device};
 use crate::entry::{Attrs, Entry, SoftKind, SoftLeaf};
 use crate::error::FaultError;
 use crate::folio::LockedFolio;
@@ -26,6 +26,8 @@ pub struct FaultMigration<M: Machine> {
     space: &'static Space<M>,
     /// The table that its entries are in.
     table: &'static Table<M>,
+    /// The device that it lies on.
+    device: &'static Device<M>,
     level: Level,
     /// The entry that maps all of the folio and its word now; 0 when there are several.
     word: u64,
@@ -41,6 +43,7 @@ impl<M: Machine> FaultMigration<M> {
     pub(crate) fn take(
         cursor: &mut Cursor<M>,
         table: &'static Table<M>,
+        device: &'static Device<M>,
         folio: LockedFolio<M>,
         addr: Vaddr,
         fault: Vaddr,
@@ -51,6 +54,7 @@ impl<M: Machine> FaultMigration<M> {
             source: folio,
             space: cursor.space(),
             table,
+            device,
             level,
             word: 0,
             attrs: Attrs::empty(),
@@ -64,6 +68,7 @@ impl<M: Machine> FaultMigration<M> {
     pub(crate) fn take_one(
         cursor: &mut Cursor<M>,
         table: &'static Table<M>,
+        device: &'static Device<M>,
         folio: LockedFolio<M>,
         soft: SoftLeaf,
         fault: Vaddr,
@@ -75,6 +80,7 @@ impl<M: Machine> FaultMigration<M> {
             source: folio,
             space: cursor.space(),
             table,
+            device,
             level: cursor.level(),
             word,
             attrs: soft.attrs,
@@ -129,7 +135,7 @@ impl<M: Machine> FaultMigration<M> {
         };
         // Copied.
         let op = CopyOp::Copy { src: source.frame(), dst: to.first(), order };
-        if !copy_one::<M>(source, op) || !source.freeze(1) {
+        if !self.device.ops().engine().run(&op) || !source.freeze(1) {
             return Err(FaultError::Device(self.fault));
         }
         // Committed.
@@ -150,17 +156,12 @@ impl<M: Machine> FaultMigration<M> {
             rename_elsewhere(source, old.first());
         }
         count_moved::<M>(Place::RAM, 1, u64::from(order.pages()));
-        source.tell_left(&old);
-        drop(old);
+        let (first, order) = old.into_inner();
+        self.device.ops().folio_free(first, order, source.take_driver_word());
+        self.device.freed(order.pages());
+        self.device.zone.free_frames(first, order);
         Ok(())
     }
-}
-
-/// One copy by the engine of the device that the source lies on.
-#[inline(always)]
-fn copy_one<M: Machine>(source: &LockedFolio<M>, op: CopyOp) -> bool {
-    let Some(device) = source.place().device_number() else { return false };
-    M::mm().device(device).ops().engine().run(&op)
 }
 
 /// Names the migration entries of `source` from the cursor on, in its table, that name `from`, where it lay.

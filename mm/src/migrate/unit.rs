@@ -225,13 +225,17 @@ impl<M: Machine> Units<M> {
     /// Calls `f` for every unit.
     #[inline(always)]
     pub(crate) fn for_each(&mut self, mut f: impl FnMut(&mut Unit<M>)) {
+        self.for_each_slice(|units| units.iter_mut().for_each(&mut f));
+    }
+
+    /// Calls `f` for all units, in slices.
+    #[inline(always)]
+    pub(crate) fn for_each_slice(&mut self, mut f: impl FnMut(&mut [Unit<M>])) {
         let mut left = self.len;
         for chunk in self.chunks[..self.len.div_ceil(CHUNK)].iter_mut().flatten() {
             let here = left.min(CHUNK);
             left -= here;
-            for unit in &mut chunk.units[..here] {
-                f(unit);
-            }
+            f(&mut chunk.units[..here]);
         }
     }
 
