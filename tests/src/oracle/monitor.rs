@@ -19,6 +19,10 @@ impl Monitor {
     /// Connects, and takes the monitor out of its greeting mode.
     pub(super) fn connect(socket: &Path) -> Result<Self, String> {
         let stream = UnixStream::connect(socket).map_err(|error| format!("{}: {error}", socket.display()))?;
+        Self::over(stream)
+    }
+
+    fn over(stream: UnixStream) -> Result<Self, String> {
         stream.set_read_timeout(Some(LIMIT)).map_err(|error| error.to_string())?;
         let mut monitor = Self(BufReader::new(stream));
         let greeting = monitor.read()?;
@@ -63,22 +67,12 @@ impl Monitor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::{io::Read, os::unix::net::UnixListener, thread};
 
-    /// A monitor that says `lines` in answer to whatever comes.
-    fn scripted(lines: &'static [&'static str]) -> Result<String, String> {
-        let path = std::env::temp_dir().join(format!("farpage-qmp-{}-{}", std::process::id(), lines.len()));
-        let listener = UnixListener::bind(&path).unwrap();
-        let server = thread::spawn(move || {
-            let (mut stream, _) = listener.accept().unwrap();
-            writeln!(stream, "{}", lines.join("\n")).unwrap();
-            // Until the other side hangs up.
-            let _ = stream.read_to_end(&mut Vec::new());
-        });
-        let answer = Monitor::connect(&path).and_then(|mut monitor| monitor.human("info mem"));
-        server.join().unwrap();
-        std::fs::remove_file(&path).unwrap();
-        answer
+    /// The answer to a question, from a monitor that has said all its lines beforehand.
+    fn scripted(lines: &[&str]) -> Result<String, String> {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        writeln!(theirs, "{}", lines.join("\n")).unwrap();
+        Monitor::over(ours)?.human("info mem")
     }
 
     #[test]
@@ -88,6 +82,6 @@ mod tests {
         assert_eq!(scripted(talk), Ok("text\r\n".to_owned()));
         let refused = scripted(&[r#"{"QMP": {}}"#, r#"{"return": {}}"#, r#"{"error": {"desc": "no"}}"#]);
         assert!(refused.unwrap_err().contains("no"));
-        assert!(scripted(&[r#"{"hello": 1}"#, ""]).is_err());
+        assert!(scripted(&[r#"{"hello": 1}"#]).is_err());
     }
 }
