@@ -362,12 +362,15 @@ pub(crate) fn count_moved<M: Machine>(to: Place, units: u64, pages: u64) {
 /// its lock. How many units are done.
 #[inline(always)]
 fn name_run<M: Machine>(units: &mut [Unit<M>]) -> usize {
-    let Some(Unit { space: Some(space), addr, source: Source::Folio(_), dest: Dest::Frames(_), .. }) = units.first() else {
+    let Some(Unit { space: Some(space), addr, source: Source::Folio(source), dest: Dest::Frames(_), .. }) = units.first() else {
         if let Some(unit) = units.first_mut() {
             replace_all(unit);
         }
         return 1;
     };
+    if source.migration_entries() == 0 {
+        return 1; // all unmapped meanwhile; the space may be gone, and its tables be somebody's pages
+    }
     let mut done = 0;
     let space: &'static Space<M> = space;
     if let Some(mut cursor) = space.cursor(*addr) {
