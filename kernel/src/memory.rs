@@ -22,7 +22,9 @@ pub(crate) enum InitError {
 impl fmt::Display for InitError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Map(error) => write!(f, "too little RAM for the frame map: {} frames are missing", error.frames),
+            Self::Map(error) => {
+                write!(f, "too little RAM for the frame map: {} frames are missing", error.frames)
+            }
             Self::Start(error) => write!(f, "too little RAM: {error}"),
         }
     }

@@ -45,8 +45,6 @@ events! {
     CowCopy = "cow_copy",
     /// Faults on device-private entries that brought the page back.
     DeviceFault = "devmem_fault",
-    /// Faults on device-private entries after which the page was in RAM.
-    DeviceFaultDone = "devmem_fault_done",
     /// Faults that slept on a busy folio.
     FaultWait = "pgfault_wait",
     /// Folios moved to a device.

@@ -266,6 +266,13 @@ impl<M: Machine> Cursor<M> {
         old
     }
 
+    /// Gives the migration entry under the cursor, whose word is `word`, to `frame`.
+    #[inline(always)]
+    pub(crate) fn name_word(&mut self, word: u64, frame: Frame) {
+        debug_assert_eq!(self.word(), word);
+        self.locked.words[self.index].store(word::migration_to(word, frame, self.level), Release);
+    }
+
     /// Gives the migration entry under the cursor to `frame`, if it names `from`.
     #[inline(always)]
     pub(crate) fn name_migration(&mut self, from: Frame, frame: Frame) -> bool {

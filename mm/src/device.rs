@@ -85,7 +85,7 @@ pub trait PagemapOps<M: Machine>: Sync {
     fn folio_free(&self, _first: Frame, _order: Order, _driver_word: u64) {}
     /// *Atomic.* `tail` was split off `head` (which is smaller now); called once per piece, then once with no tail.
     fn folio_split(&self, _head: &Folio, _tail: Option<&Folio>) {}
-    /// The engine that copies for this device.
+    /// The engine that copies for this device; asked once, when the device is registered.
     fn engine(&self) -> &dyn CopyEngine;
 }
 
@@ -105,7 +105,7 @@ pub struct DeviceStat {
 /// A registered device.
 pub struct Device<M: Machine> {
     pub(crate) zone: Zone<M>,
-    ops: Once<&'static dyn PagemapOps<M>>,
+    ops: Once<(&'static dyn PagemapOps<M>, &'static dyn CopyEngine)>,
     allocated: [AtomicU64; 10],
     freed_pages: AtomicU64,
     splits: AtomicU64,
@@ -127,7 +127,17 @@ impl<M: Machine> Device<M> {
     #[inline(always)]
     pub(crate) fn ops(&self) -> &'static dyn PagemapOps<M> {
         match self.ops.get() {
-            Some(ops) => *ops,
+            Some((ops, _)) => *ops,
+            None => panic!("device without an owner"),
+        }
+    }
+
+    /// # Panics
+    /// For a device that was never registered.
+    #[inline(always)]
+    pub(crate) fn engine(&self) -> &'static dyn CopyEngine {
+        match self.ops.get() {
+            Some((_, engine)) => *engine,
             None => panic!("device without an owner"),
         }
     }
@@ -187,7 +197,7 @@ impl<M: Machine> Mm<M> {
         if device.zone.is_registered() {
             return Err(RangeError::NoDevice(number));
         }
-        device.ops.call_once(|| ops);
+        device.ops.call_once(|| (ops, ops.engine()));
         device.zone.set_map(0, map.into_map());
         device.zone.add(0..pages);
         Ok(Place::device(number))

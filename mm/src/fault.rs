@@ -18,7 +18,7 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use crate::counters::Event;
 use crate::cursor::Peek;
-use crate::entry::{Attrs, Entry, Leaf, SoftKind, SoftLeaf};
+use crate::entry::{Attrs, Entry, Leaf, SoftKind, SoftLeaf, word};
 use crate::error::FaultError;
 use crate::folio::{Folio, FolioRef, LockedFolio, RmapLink};
 use crate::machine::{FlushReason, Machine};
@@ -26,9 +26,22 @@ use crate::migrate::{Extent, FaultMigration, large_extent};
 use crate::space::Space;
 use crate::split::split_pmd_at;
 use crate::table::Table;
-use crate::types::{Access, Level, Order, PMD_SIZE, Place, Prot, Vaddr};
+use crate::types::{Access, Frame, Level, Order, PMD_SIZE, Place, Prot, Vaddr};
 use crate::vma::Vma;
 use crate::zone::Need;
+
+bitflags::bitflags! {
+    /// What else is known of a fault.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+    pub struct FaultBits: u8 {
+        /// The CPU saw a present entry (a protection fault).
+        const PRESENT = 1 << 0;
+        /// From ring 3.
+        const USER = 1 << 2;
+        /// The CPU saw a reserved bit set.
+        const RSVD = 1 << 3;
+    }
+}
 
 /// A page fault, free of any architecture's error code.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -37,19 +50,15 @@ pub struct FaultInfo {
     pub addr: Vaddr,
     /// How.
     pub access: Access,
-    /// From ring 3.
-    pub from_user: bool,
-    /// The CPU saw a present entry (a protection fault).
-    pub present: bool,
-    /// The CPU saw a reserved bit set.
-    pub rsvd: bool,
+    /// What else the CPU said.
+    pub bits: FaultBits,
 }
 
 impl FaultInfo {
     /// A plain fault at `addr`.
     #[must_use]
     pub const fn new(addr: Vaddr, access: Access) -> Self {
-        Self { addr, access, from_user: false, present: false, rsvd: false }
+        Self { addr, access, bits: FaultBits::empty() }
     }
 }
 
@@ -70,11 +79,10 @@ pub enum FaultOutcome {
     Returned,
 }
 
-/// An entry as it was read without a lock.
+/// Where an entry stands, and the word that was read there without a lock.
 struct Seen<M: Machine> {
     table: &'static Table<M>,
     level: Level,
-    entry: Entry,
     word: u64,
 }
 
@@ -92,11 +100,11 @@ impl<M: Machine> Space<M> {
     ///
     /// # Errors
     /// [`FaultError`], with the address.
-    #[inline]
+    #[inline(always)]
     pub fn handle_fault(&'static self, fault: &FaultInfo) -> Result<FaultOutcome, FaultError> {
         M::count(Event::PgFault, 1);
         self.faults.fetch_add(1, Relaxed);
-        if fault.rsvd {
+        if fault.bits.contains(FaultBits::RSVD) {
             return Err(refused::<M>(FaultError::Reserved(fault.addr)));
         }
         loop {
@@ -127,9 +135,14 @@ impl<M: Machine> Space<M> {
     fn attempt(&'static self, vma: &'static Vma, fault: &FaultInfo) -> Result<Step, FaultError> {
         if let Some(table) = self.last_pte_table(fault.addr) {
             let word = table.words()[fault.addr.index(Level::Pte)].load(Relaxed);
+            let seen = Seen { table, level: Level::Pte, word };
+            // The hot path knows what it is looking for.
+            if let Some(frame) = word::device_private(word) {
+                return self.fault_device(fault, &seen, frame);
+            }
             return match Entry::decode(word, Level::Pte) {
                 Entry::None => self.fault_pte(vma, fault, table),
-                entry => self.fault_entry(vma, fault, Seen { table, level: Level::Pte, entry, word }),
+                entry => self.fault_entry(vma, fault, &seen, entry),
             };
         }
         self.attempt_from_the_top(vma, fault)
@@ -137,16 +150,16 @@ impl<M: Machine> Space<M> {
 
     #[inline(never)]
     fn attempt_from_the_top(&'static self, vma: &'static Vma, fault: &FaultInfo) -> Result<Step, FaultError> {
-        let seen = |table, level, entry: Entry| Seen { table, level, entry, word: entry.encode(level) };
+        let seen = |table, level, entry: Entry| Seen { table, level, word: entry.encode(level) };
         match self.peek(fault.addr) {
             Peek::NoTable => self.fault_none(vma, fault, None),
             Peek::Pmd(table, Entry::None) => self.fault_none(vma, fault, Some(table)),
-            Peek::Pmd(table, entry) => self.fault_entry(vma, fault, seen(table, Level::Pmd, entry)),
+            Peek::Pmd(table, entry) => self.fault_entry(vma, fault, &seen(table, Level::Pmd, entry), entry),
             Peek::Pte(table, entry) => {
                 self.set_last_pte_table(table);
                 match entry {
                     Entry::None => self.fault_pte(vma, fault, table),
-                    entry => self.fault_entry(vma, fault, seen(table, Level::Pte, entry)),
+                    entry => self.fault_entry(vma, fault, &seen(table, Level::Pte, entry), entry),
                 }
             }
         }
@@ -255,16 +268,17 @@ impl<M: Machine> Space<M> {
         &'static self,
         vma: &'static Vma,
         fault: &FaultInfo,
-        seen: Seen<M>,
+        seen: &Seen<M>,
+        entry: Entry,
     ) -> Result<Step, FaultError> {
-        match seen.entry {
+        match entry {
             Entry::NonPresent(soft) => match soft.kind {
-                SoftKind::DevicePrivate => self.fault_device(fault, &seen, soft),
-                SoftKind::Migration => Ok(self.fault_migration(fault, &seen, soft)),
+                SoftKind::DevicePrivate => self.fault_device(fault, seen, soft.frame),
+                SoftKind::Migration => Ok(self.fault_migration(fault, seen, soft)),
                 SoftKind::DeviceExclusive => Err(FaultError::Device(fault.addr)),
             },
             Entry::Leaf(leaf) if fault.access == Access::Write && !leaf.attrs.contains(Attrs::WRITE) => {
-                self.fault_write(vma, fault, &seen, leaf)
+                self.fault_write(vma, fault, seen, leaf)
             }
             Entry::Leaf(_) => {
                 M::count(Event::PgFaultSpurious, 1);
@@ -289,10 +303,10 @@ impl<M: Machine> Space<M> {
         &'static self,
         fault: &FaultInfo,
         seen: &Seen<M>,
-        soft: SoftLeaf,
+        frame: Frame,
     ) -> Result<Step, FaultError> {
         let mm = M::mm();
-        let Some(number) = soft.frame.place().device_number() else {
+        let Some(number) = frame.place().device_number() else {
             return Err(FaultError::Device(fault.addr));
         };
         let device = mm.device(number);
@@ -300,12 +314,12 @@ impl<M: Machine> Space<M> {
         if !cursor.is_still(seen.word) {
             return Ok(Step::Again);
         }
-        let folio = mm.mapped_folio_in(&device.zone, soft.frame);
+        let folio = mm.mapped_folio_in(&device.zone, frame);
         let Some(locked) = LockedFolio::try_lock_mapped(folio) else { return Ok(Step::Sleep(folio)) };
         let migration = if locked.order() == seen.level.order() {
-            FaultMigration::take_one(&mut cursor, seen.table, device, locked, soft, fault.addr)
+            FaultMigration::take_one(&mut cursor, seen.table, device, locked, fault.addr)
         } else {
-            match large_extent(&cursor, &locked, soft.frame, None) {
+            match large_extent(&cursor, &locked, frame, None) {
                 Extent::Whole(addr) => {
                     FaultMigration::take(&mut cursor, seen.table, device, locked, addr, fault.addr)
                 }
@@ -317,9 +331,8 @@ impl<M: Machine> Space<M> {
             }
         };
         drop(cursor);
-        M::count(Event::DeviceFault, 1);
         device.ops().migrate_to_ram(migration)?;
-        M::count(Event::DeviceFaultDone, 1);
+        M::count(Event::DeviceFault, 1);
         Ok(Step::Done(FaultOutcome::Returned))
     }
 
@@ -426,7 +439,7 @@ const fn alloc_event(order: Order) -> Event {
 
 /// The entry for the zero page or zero folio: read-only, not counted.
 #[inline(always)]
-fn zero_leaf(vma: &Vma, frame: crate::types::Frame) -> Entry {
+fn zero_leaf(vma: &Vma, frame: Frame) -> Entry {
     let attrs = Attrs::YOUNG | exec_of(vma);
     Entry::Leaf(Leaf { special: true, ..Leaf::ram(frame, attrs) })
 }

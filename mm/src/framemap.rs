@@ -143,6 +143,14 @@ impl FrameMap {
         }
     }
 
+    /// Marks `pages` frames from `first` as in a CPU's cache, or otherwise in somebody's hands.
+    #[inline(always)]
+    pub(crate) fn set_cached(&self, first: u32, pages: u32) {
+        for slot in &self.slots[first as usize..(first + pages) as usize] {
+            slot.store(Slot::Cached.encode(), Relaxed);
+        }
+    }
+
     /// The index of the folio that owns `frame`, if one does.
     #[inline(always)]
     pub(crate) fn folio(&self, frame: u32) -> Option<u32> {

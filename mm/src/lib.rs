@@ -48,7 +48,7 @@ pub use device::{COPY_LIST, CopyEngine, CopyOp, Device, DeviceStat, Fence, Pagem
 pub use dump::Run;
 pub use entry::{Attrs, BadEntry, CacheType, Entry, Leaf, NON_PRESENT_CLEAR, SoftKind, SoftLeaf};
 pub use error::{FaultError, OutOfMemory, RangeError};
-pub use fault::{FaultInfo, FaultOutcome};
+pub use fault::{FaultBits, FaultInfo, FaultOutcome};
 pub use folio::{Folio, FolioRef, LockedFolio};
 pub use inject::{Inject, Site};
 pub use machine::{

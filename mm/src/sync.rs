@@ -64,6 +64,13 @@ impl<M: Machine, T> SpinLock<M, T> {
         SpinGuard { inner: self.inner.lock(), _pinned: pinned }
     }
 
+    /// Locks the one of `locks` that belongs to this CPU.
+    #[inline(always)]
+    pub(crate) fn lock_of_cpu<const N: usize>(locks: &[Self; N]) -> SpinGuard<'_, M, T> {
+        let pinned = NoPreempt::new();
+        SpinGuard { inner: locks[M::cpu() % N].inner.lock(), _pinned: pinned }
+    }
+
     pub(crate) fn is_locked(&self) -> bool {
         self.inner.is_locked()
     }

@@ -174,9 +174,7 @@ impl<M: Machine> Zone<M> {
             if spare != 0
                 && let Some(chunk) = buddy.alloc(map, order)
             {
-                for frame in chunk..chunk + order.pages() {
-                    map.set_slot(frame, Slot::Cached);
-                }
+                map.set_cached(chunk, order.pages());
                 let first = chunk + self.base();
                 return Ok(first..first + order.pages());
             }
@@ -289,9 +287,7 @@ impl<M: Machine> Zone<M> {
 
     #[inline(always)]
     fn alloc_cached(&self, need: Need) -> Result<u32, OutOfMemory> {
-        M::preempt_disable();
-        let mut cache = self.caches[M::cpu()].lock();
-        M::preempt_enable(); // the lock keeps it off
+        let mut cache = SpinLock::lock_of_cpu(&self.caches);
         if cache.len == 0
             && let Err(oom) = self.refill(&mut cache, need)
         {
@@ -333,11 +329,13 @@ impl<M: Machine> Zone<M> {
                 None => order = Order::new(order.get() - 1),
             }
         };
-        for i in (0..order.pages()).rev() {
-            map.set_slot(chunk + i, Slot::Cached);
-            cache.frames[cache.len] = chunk + i;
-            cache.len += 1;
+        map.set_cached(chunk, order.pages());
+        // The lowest comes out first.
+        let n = order.pages();
+        for (frame, at) in cache.frames[..n as usize].iter_mut().zip((chunk..chunk + n).rev()) {
+            *frame = at;
         }
+        cache.len = n as usize;
         Ok(())
     }
 
@@ -357,9 +355,7 @@ impl<M: Machine> Zone<M> {
             return self.free_pressed(chunk);
         }
         self.map().set_slot(chunk, Slot::Cached);
-        M::preempt_disable();
-        let mut cache = self.caches[M::cpu()].lock();
-        M::preempt_enable(); // the lock keeps it off
+        let mut cache = SpinLock::lock_of_cpu(&self.caches);
         if cache.len == CACHE {
             self.spill(&mut cache);
         }
@@ -376,12 +372,12 @@ impl<M: Machine> Zone<M> {
         let mut buddy = self.buddy.lock();
         let mut rest = &cache.frames[..half];
         while let [first, ..] = *rest {
-            let up = rest.iter().zip(first..).take_while(|&(&frame, n)| frame == n).count();
-            let down = rest.iter().zip((0..=first).rev()).take_while(|&(&frame, n)| frame == n).count();
-            let len = up.max(down);
-            let start = if up >= down { first } else { first - (down as u32 - 1) };
-            buddy.free_range(self.map(), start..start + len as u32);
-            rest = &rest[len..];
+            let down = rest.get(1).is_some_and(|&second| second < first);
+            let step = if down { u32::MAX } else { 1 };
+            let len = 1 + rest.windows(2).take_while(|pair| pair[1].wrapping_sub(pair[0]) == step).count() as u32;
+            let start = if down { first - (len - 1) } else { first };
+            buddy.free_range(self.map(), start..start + len);
+            rest = &rest[len as usize..];
         }
         cache.frames.copy_within(half.., 0);
         cache.len = half;

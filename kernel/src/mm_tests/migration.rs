@@ -62,7 +62,7 @@ crate::ktest! {
             check(range, 42)?;
             // By fault, each comes back as one unit too.
             space.space().migrate(range, DEV0)?;
-            let (read, faults) = counting(Event::DeviceFaultDone, || check(range, 42));
+            let (read, faults) = counting(Event::DeviceFault, || check(range, 42));
             read?;
             crate::check_eq!(faults, 10);
             Ok(())

@@ -77,7 +77,7 @@ crate::ktest! {
                 let held = Held::every_second(Place::RAM, Order::new(order));
                 crate::check_eq!(huge_chunks(Place::RAM), 0);
                 let at = range.start.0 + 5 * PAGE_SIZE;
-                let (read, faults) = counting(Event::DeviceFaultDone, || user_read_u64(at));
+                let (read, faults) = counting(Event::DeviceFault, || user_read_u64(at));
                 crate::check_eq!((read, faults), (Ok(pattern(at, 64)), 1));
                 crate::check_eq!(kinds(space, range), Kinds { present: 512, huge_device: 1, ..Kinds::default() });
                 crate::check_eq!(order_at(space, at), Some(order));

@@ -14,7 +14,7 @@ use core::sync::atomic::AtomicU64;
 
 use farpage_device::mmio::{CopyRoutine, copy_words, zero_words};
 use farpage_mm::{
-    Access, AddressSpace, Event, FaultError, FaultInfo, FaultOutcome, FlushRequest, FlushScope, Frame,
+    Access, AddressSpace, Event, FaultBits, FaultError, FaultInfo, FaultOutcome, FlushRequest, FlushScope, Frame,
     FreshFrame, MapStorage, Mm, Order, PAGE_SIZE, Space, TableWords, Vaddr, WaitKey,
 };
 use kernel_logic::ranges::OutOfFrames;
@@ -264,11 +264,6 @@ fn fault_info(regs: &FaultRegs) -> FaultInfo {
     } else {
         Access::Read
     };
-    FaultInfo {
-        addr: Vaddr(regs.addr),
-        access,
-        present: code & 1 != 0,
-        from_user: code & 1 << 2 != 0,
-        rsvd: code & 1 << 3 != 0,
-    }
+    // The memory manager's bits stand where the SDM has them.
+    FaultInfo { addr: Vaddr(regs.addr), access, bits: FaultBits::from_bits_truncate(code as u8) }
 }

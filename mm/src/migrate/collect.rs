@@ -335,7 +335,8 @@ impl<M: Machine> Space<M> {
         end: Vaddr,
         collecting: &mut Collecting<M>,
     ) -> Vaddr {
-        let to_ram = collecting.batch().to.is_ram();
+        let Batch { to, units, gather, pages, shared, .. } = collecting.batch();
+        let to_ram = to.is_ram();
         let mut run = UnflushedRun::new(self, Level::Pte);
         let after = loop {
             let addr = cursor.addr();
@@ -343,23 +344,31 @@ impl<M: Machine> Space<M> {
             let frame = if to_ram { word::device_private(word) } else { word::plain_ram(word) };
             let Some(frame) = frame else { break addr };
             let folio = M::mm().mapped_folio(frame);
-            if folio.order() != Order::BASE || !collecting.reserve() {
+            if folio.order() != Order::BASE {
                 break addr;
             }
+            let Some(unit) = units.room() else { break addr };
             let Some(locked) = LockedFolio::try_lock_mapped(folio) else { break addr };
             if to_ram {
-                TlbGather::settle(Some(&collecting.batch().gather), self);
+                TlbGather::settle(Some(gather), self);
                 cursor.set_soft_kind(SoftKind::Migration);
             } else if word::is_dirty(cursor.leaf_to_migration(&mut run)) {
                 locked.set_dirty();
             }
             locked.maps_to_migs(1);
-            collecting.push_taken(self, locked, addr);
+            *shared |= locked.map_count() != 0;
+            *pages += 1;
+            // What stands there is done with: nothing to drop.
+            core::mem::forget(core::mem::replace(&mut unit.source, Source::Folio(locked)));
+            unit.space = Some(self);
+            unit.addr = addr;
+            unit.order = Order::BASE;
+            units.taken();
             if !cursor.next() || cursor.addr() >= end {
                 break end;
             }
         };
-        collecting.batch().gather.defer_run(&mut run);
+        gather.defer_run(&mut run);
         after
     }
 

@@ -6,7 +6,7 @@
 
 use crate::cursor::Cursor;
 use crate::device::{CopyOp, Device};
-use crate::entry::{Attrs, Entry, SoftKind, SoftLeaf};
+use crate::entry::{Entry, SoftKind, SoftLeaf};
 use crate::error::FaultError;
 use crate::folio::LockedFolio;
 use crate::machine::Machine;
@@ -31,7 +31,6 @@ pub struct FaultMigration<M: Machine> {
     level: Level,
     /// The entry that maps all of the folio and its word now; 0 when there are several.
     word: u64,
-    attrs: Attrs,
     addr: Vaddr,
     fault: Vaddr,
 }
@@ -57,20 +56,18 @@ impl<M: Machine> FaultMigration<M> {
             device,
             level,
             word: 0,
-            attrs: Attrs::empty(),
             addr,
             fault,
         }
     }
 
-    /// As [`FaultMigration::take`], for a folio that the cursor's entry, whose contents are `soft`, maps all by itself.
+    /// As [`FaultMigration::take`], for a folio that the cursor's entry maps all by itself.
     #[inline(always)]
     pub(crate) fn take_one(
         cursor: &mut Cursor<M>,
         table: &'static Table<M>,
         device: &'static Device<M>,
         folio: LockedFolio<M>,
-        soft: SoftLeaf,
         fault: Vaddr,
     ) -> Self {
         TlbGather::settle(None, cursor.space());
@@ -83,7 +80,6 @@ impl<M: Machine> FaultMigration<M> {
             device,
             level: cursor.level(),
             word,
-            attrs: soft.attrs,
             addr: cursor.addr(),
             fault,
         }
@@ -135,7 +131,7 @@ impl<M: Machine> FaultMigration<M> {
         };
         // Copied.
         let op = CopyOp::Copy { src: source.frame(), dst: to.first(), order };
-        if !self.device.ops().engine().run(&op) || !source.freeze(1) {
+        if !self.device.engine().run(&op) || !source.freeze(1) {
             return Err(FaultError::Device(self.fault));
         }
         // Committed.
@@ -145,7 +141,7 @@ impl<M: Machine> FaultMigration<M> {
         // Finalized.
         if let Some(mut cursor) = self.space.cursor_hint(self.table, self.level, self.addr) {
             if self.word != 0 && cursor.is_still(self.word) {
-                cursor.replace_soft(entry_for(source.frame(), self.attrs));
+                cursor.name_word(self.word, source.frame());
                 source.migs_to_maps(1);
             } else {
                 rename_entries(&mut cursor, source, old.first());

@@ -103,7 +103,7 @@ impl List {
         if place != self.place || self.len == COPY_LIST {
             self.run(batch);
             self.place = place;
-            self.engine = place.device_number().map(|n| M::mm().device(n).ops().engine());
+            self.engine = place.device_number().map(|n| M::mm().device(n).engine());
         }
         self.ops[self.len] = op;
         self.units[self.len] = unit as u32;

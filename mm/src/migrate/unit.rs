@@ -205,6 +205,24 @@ impl<M: Machine> Units<M> {
         chunk.is_some()
     }
 
+    /// Room for one more unit, if there is any; [`Units::taken`] makes it one of them.
+    #[inline(always)]
+    pub(crate) fn room(&mut self) -> Option<&mut Unit<M>> {
+        if self.len % CHUNK == 0 && !self.reserve_chunk() {
+            return None;
+        }
+        match &mut self.chunks[self.len / CHUNK % CHUNKS] {
+            Some(chunk) => Some(&mut chunk.units[self.len % CHUNK]),
+            None => None,
+        }
+    }
+
+    /// The room got a unit.
+    #[inline(always)]
+    pub(crate) fn taken(&mut self) {
+        self.len += 1;
+    }
+
     /// Appends a unit, whose room was reserved.
     #[inline(always)]
     pub(crate) fn push(&mut self, unit: Unit<M>) {

@@ -3,7 +3,7 @@
 use crate::counters::Event;
 use crate::entry::{Entry, SoftKind};
 use crate::error::FaultError;
-use crate::fault::{FaultInfo, FaultOutcome};
+use crate::fault::{FaultBits, FaultInfo, FaultOutcome};
 use crate::folio::FolioRef;
 use crate::machine::FlushReason;
 use crate::migrate::{Cause, Report};
@@ -299,7 +299,7 @@ fn a_fault_on_what_is_there_is_spurious() {
     assert_eq!(fault(&kit, 0, Access::Write), Ok(FaultOutcome::Spurious));
     assert_eq!(fault(&kit, 9, Access::Read), Err(FaultError::NoVma(at(9))));
     assert_eq!(fault(&kit, 0, Access::Exec), Err(FaultError::Access(at(0), Access::Exec)));
-    let reserved = FaultInfo { rsvd: true, ..FaultInfo::new(at(0), Access::Read) };
+    let reserved = FaultInfo { bits: FaultBits::RSVD, ..FaultInfo::new(at(0), Access::Read) };
     assert_eq!(kit.space.space().handle_fault(&reserved), Err(FaultError::Reserved(at(0))));
     kit.audit();
 }

@@ -17,7 +17,7 @@
 use core::sync::atomic::Ordering::Relaxed;
 
 use crate::error::FaultError;
-use crate::fault::{FaultInfo, FaultOutcome};
+use crate::fault::{FaultBits, FaultInfo, FaultOutcome};
 use crate::machine::{FlushRequest, FlushScope};
 use crate::space::Space;
 use crate::testing::machine::{Config, Soft, State, WORDS};
@@ -385,7 +385,8 @@ impl State {
             if self.failure.borrow().is_some() {
                 return Ok(0);
             }
-            let info = FaultInfo { present: fault.present, ..FaultInfo::new(addr, access) };
+            let bits = if fault.present { FaultBits::PRESENT } else { FaultBits::empty() };
+            let info = FaultInfo { bits, ..FaultInfo::new(addr, access) };
             if space.handle_fault(&info)? == FaultOutcome::Spurious {
                 spurious += 1;
             } else {
