@@ -102,7 +102,7 @@ impl<M: Machine> Space<M> {
     /// [`FaultError`], with the address.
     #[inline(always)]
     pub fn handle_fault(&'static self, fault: &FaultInfo) -> Result<FaultOutcome, FaultError> {
-        M::count(Event::PgFault, 1);
+        M::count_one::<{ Event::PgFault as usize }>();
         self.faults.fetch_add(1, Relaxed);
         if fault.bits.contains(FaultBits::RSVD) {
             return Err(refused::<M>(FaultError::Reserved(fault.addr)));
@@ -332,7 +332,7 @@ impl<M: Machine> Space<M> {
         };
         drop(cursor);
         device.ops().migrate_to_ram(migration)?;
-        M::count(Event::DeviceFault, 1);
+        M::count_one::<{ Event::DeviceFault as usize }>();
         Ok(Step::Done(FaultOutcome::Returned))
     }
 

@@ -149,6 +149,12 @@ pub trait Machine: Sized + Send + Sync + 'static {
     /// Adds to a system-wide counter of this CPU.
     fn count(event: Event, n: u64);
 
+    /// Adds one to a counter whose number is known when this is compiled (`Event::X as usize`): for the hottest paths.
+    #[inline(always)]
+    fn count_one<const EVENT: usize>() {
+        Self::count(Event::ALL[EVENT], 1);
+    }
+
     /// Reads a system-wide counter, summed over the CPUs.
     fn counted(event: Event) -> u64;
 }

@@ -160,6 +160,11 @@ impl farpage_mm::Machine for Machine {
         percpu::count(event as usize, n);
     }
 
+    #[inline(always)]
+    fn count_one<const EVENT: usize>() {
+        percpu::count_one::<EVENT>();
+    }
+
     fn counted(event: Event) -> u64 {
         percpu::counter(event as usize)
     }

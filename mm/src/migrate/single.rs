@@ -4,6 +4,7 @@
 //! its batch than the move itself takes, so this does each phase once, with the general one's own parts. Whatever is out of
 //! the ordinary (other mappings, no whole folio free) is handed to the general machinery ([`FaultMigration::batch`]).
 
+use crate::counters::Event;
 use crate::cursor::Cursor;
 use crate::device::{CopyOp, Device};
 use crate::entry::{Entry, SoftKind, SoftLeaf};
@@ -11,7 +12,7 @@ use crate::error::FaultError;
 use crate::folio::LockedFolio;
 use crate::machine::Machine;
 use crate::migrate::collect::take_entries;
-use crate::migrate::finalize::{count_moved, entry_for, put_back_source, rename_elsewhere};
+use crate::migrate::finalize::{entry_for, put_back_source, rename_elsewhere};
 use crate::migrate::{Collected, Collecting, Migration};
 use crate::space::Space;
 use crate::table::Table;
@@ -122,6 +123,7 @@ impl<M: Machine> FaultMigration<M> {
     pub fn back_to_ram(self) -> Result<(), FaultError> {
         let source = &self.source;
         let order = source.order();
+        let pages = order.pages();
         // Unmapped: nothing else maps it. No flush is owed, since no TLB can hold a device-private page.
         if source.map_count() != 0 {
             return self.batch()?.back_to_ram();
@@ -151,10 +153,11 @@ impl<M: Machine> FaultMigration<M> {
             // Moved or split meanwhile: the reverse map finds them.
             rename_elsewhere(source, old.first());
         }
-        count_moved::<M>(Place::RAM, 1, u64::from(order.pages()));
+        M::count_one::<{ Event::DeviceOut as usize }>();
+        M::count(Event::DevicePagesOut, u64::from(pages));
         let (first, order) = old.into_inner();
         self.device.ops().folio_free(first, order, source.take_driver_word());
-        self.device.freed(order.pages());
+        self.device.freed(pages);
         self.device.zone.free_frames(first, order);
         Ok(())
     }
