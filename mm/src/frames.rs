@@ -37,10 +37,15 @@ impl<M: Machine> Frames<M> {
     pub(crate) const fn order(&self) -> Order {
         Order::from_bits((self.packed >> ORDER_SHIFT) as u32)
     }
+    /// A second value for the same chunk. The caller forgets the first.
+    #[inline(always)]
+    pub(crate) const fn take_over(&self) -> Self {
+        Self { packed: self.packed, machine: PhantomData }
+    }
     /// Becomes the chunk that `f` makes of this one.
     #[inline(always)]
     pub(crate) fn replace(&mut self, f: impl FnOnce(Self) -> Self) {
-        let new = f(Self { packed: self.packed, machine: PhantomData });
+        let new = f(self.take_over());
         self.packed = new.packed;
         core::mem::forget(new);
     }

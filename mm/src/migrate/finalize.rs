@@ -6,7 +6,7 @@ use crate::counters::Event;
 use crate::cursor::{Cursor, Peek};
 use crate::entry::{Attrs, Entry, Leaf, SoftKind, SoftLeaf};
 use crate::folio::{Folio, LockedFolio, RmapLink};
-use crate::frames::FrameBin;
+use crate::frames::{FrameBin, Frames};
 use crate::machine::{FlushReason, Machine};
 use crate::migrate::unit::{Batch, Dest, PieceChunk, Source, Unit};
 use crate::migrate::{Cause, Report};
@@ -329,13 +329,13 @@ pub(crate) fn finalize<M: Machine>(batch: &mut Batch<M>) -> Report {
     let to = batch.to;
     let Batch { units, report, gather, .. } = batch;
     let before = (report.units, report.pages);
+    let mut bin = FrameBin::new();
     units.for_each_slice(|units| {
         let mut i = 0;
         while i < units.len() {
-            i += name_run(&mut units[i..]);
+            i += name_run(&mut units[i..], to, report, &mut bin);
         }
     });
-    let mut bin = FrameBin::new();
     units.for_each(|unit| {
         finish(unit, to, report, &mut bin);
     });
@@ -359,9 +359,9 @@ pub(crate) fn count_moved<M: Machine>(to: Place, units: u64, pages: u64) {
 }
 
 /// Replaces the migration entries of the first unit and of as many after it as lie in the same table: they share one hold of
-/// its lock. How many units are done.
+/// its lock. Those that one entry maps are finished there and then. How many units have names.
 #[inline(always)]
-fn name_run<M: Machine>(units: &mut [Unit<M>]) -> usize {
+fn name_run<M: Machine>(units: &mut [Unit<M>], to: Place, report: &mut Report, bin: &mut FrameBin<M>) -> usize {
     let Some(Unit { space: Some(space), addr, source: Source::Folio(source), dest: Dest::Frames(_), .. }) = units.first() else {
         if let Some(unit) = units.first_mut() {
             replace_all(unit);
@@ -375,7 +375,7 @@ fn name_run<M: Machine>(units: &mut [Unit<M>]) -> usize {
     let space: &'static Space<M> = space;
     if let Some(mut cursor) = space.cursor(*addr) {
         let order = cursor.level().order();
-        for unit in &*units {
+        for unit in &mut *units {
             let (Source::Folio(source), Dest::Frames(old)) = (&unit.source, &unit.dest) else { break };
             let here = unit.order == order && unit.space.is_some_and(|s| core::ptr::eq(s, space));
             if !here || !cursor.seek(unit.addr) || !cursor.name_migration(old.first(), source.frame()) {
@@ -385,7 +385,18 @@ fn name_run<M: Machine>(units: &mut [Unit<M>]) -> usize {
             if source.migration_entries() != 0 {
                 break;
             }
+            // Both are taken over; what stands in the unit afterwards has nothing to drop.
+            let (source, old) = (source.take_over(), old.take_over());
+            core::mem::forget(core::mem::replace(&mut unit.source, Source::Gone));
+            core::mem::forget(core::mem::replace(&mut unit.dest, Dest::None));
+            arrive(source, old, to, bin);
             done += 1;
+        }
+        let pages = done as u64 * u64::from(order.pages());
+        report.units += done as u64;
+        report.pages += pages;
+        if order == Order::PMD {
+            report.huge_pages += pages;
         }
     }
     if done == 0 {
@@ -398,6 +409,19 @@ fn name_run<M: Machine>(units: &mut [Unit<M>]) -> usize {
     done
 }
 
+/// A folio whose entries have their names is where it was to go: what it left behind is free, and its lock too.
+#[inline(always)]
+fn arrive<M: Machine>(folio: LockedFolio<M>, old: Frames<M>, to: Place, bin: &mut FrameBin<M>) {
+    if to.is_ram() {
+        folio.clear_resident();
+        folio.tell_left(&old);
+    } else {
+        folio.set_resident();
+    }
+    bin.add(old);
+    drop(folio.unlock());
+}
+
 /// One unit whose entries have their names: locks, then what the folio left behind.
 #[inline(always)]
 fn finish<M: Machine>(unit: &mut Unit<M>, to: Place, report: &mut Report, bin: &mut FrameBin<M>) {
@@ -408,14 +432,7 @@ fn finish<M: Machine>(unit: &mut Unit<M>, to: Place, report: &mut Report, bin: &
         Source::Folio(folio) => {
             match core::mem::replace(&mut unit.dest, Dest::None) {
                 Dest::Frames(old) => {
-                    if to.is_ram() {
-                        folio.clear_resident();
-                        folio.tell_left(&old);
-                    } else {
-                        folio.set_resident();
-                    }
-                    bin.add(old);
-                    drop(folio.unlock());
+                    arrive(folio, old, to, bin);
                     report.units += 1;
                     report.pages += pages;
                     if unit.order == Order::PMD {
