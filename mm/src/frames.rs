@@ -148,11 +148,13 @@ impl<M: Machine> FrameBin<M> {
         Self { start: Frame::ram(0), end: Frame::ram(0), machine: PhantomData }
     }
 
-    /// Takes a chunk to be given back later, at the latest when the bin is dropped.
+    /// Takes a chunk, of `pages` pages, to be given back later, at the latest when the bin is dropped.
     #[inline(always)]
-    pub(crate) fn add(&mut self, frames: Frames<M>) {
-        let (first, order) = frames.into_inner();
-        let after = first.offset(order.pages());
+    pub(crate) fn add(&mut self, frames: Frames<M>, pages: u32) {
+        debug_assert_eq!(frames.order().pages(), pages);
+        let first = frames.first();
+        core::mem::forget(frames);
+        let after = first.offset(pages);
         if first == self.end {
             self.end = after;
         } else if after == self.start {

@@ -95,8 +95,9 @@ pub(crate) struct UnflushedRun<M: Machine> {
 }
 
 impl<M: Machine> UnflushedRun<M> {
-    pub(crate) const fn new(space: &'static Space<M>, level: Level) -> Self {
-        Self { space, level, range: VaRange { start: Vaddr(0), end: Vaddr(0) }, entries: 0 }
+    /// An empty run of pages from `start` on.
+    pub(crate) const fn new(space: &'static Space<M>, level: Level, start: Vaddr) -> Self {
+        Self { space, level, range: VaRange { start, end: start }, entries: 0 }
     }
 
     /// Owes the flush of the page at `addr`, which lies after those owed before. Called with the lock of the table that held
@@ -104,9 +105,6 @@ impl<M: Machine> UnflushedRun<M> {
     #[inline(always)]
     pub(crate) fn add(&mut self, addr: Vaddr) {
         self.space.flush.pending.fetch_add(1, AcqRel);
-        if self.entries == 0 {
-            self.range.start = addr;
-        }
         self.range.end = addr;
         self.entries += 1;
     }

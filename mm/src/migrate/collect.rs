@@ -337,7 +337,8 @@ impl<M: Machine> Space<M> {
     ) -> Vaddr {
         let Batch { to, units, gather, pages, shared, .. } = collecting.batch();
         let to_ram = to.is_ram();
-        let mut run = UnflushedRun::new(self, Level::Pte);
+        let mut run = UnflushedRun::new(self, Level::Pte, cursor.addr());
+        let (mut taken, mut others) = (0, 0);
         let after = loop {
             let addr = cursor.addr();
             let word = cursor.word();
@@ -356,8 +357,8 @@ impl<M: Machine> Space<M> {
                 locked.set_dirty();
             }
             locked.maps_to_migs(1);
-            *shared |= locked.map_count() != 0;
-            *pages += 1;
+            others |= locked.map_count();
+            taken += 1;
             // What stands there is done with: nothing to drop.
             core::mem::forget(core::mem::replace(&mut unit.source, Source::Folio(locked)));
             unit.space = Some(self);
@@ -369,6 +370,8 @@ impl<M: Machine> Space<M> {
             }
         };
         gather.defer_run(&mut run);
+        *pages += taken;
+        *shared |= others != 0;
         after
     }
 

@@ -330,15 +330,18 @@ pub(crate) fn finalize<M: Machine>(batch: &mut Batch<M>) -> Report {
     let Batch { units, report, gather, .. } = batch;
     let before = (report.units, report.pages);
     let mut bin = FrameBin::new();
+    let mut arrived = 0;
     units.for_each_slice(|units| {
         let mut i = 0;
         while i < units.len() {
-            i += name_run(&mut units[i..], to, report, &mut bin);
+            let (named, finished) = name_run(&mut units[i..], to, report, &mut bin);
+            i += named;
+            arrived += finished;
         }
     });
-    units.for_each(|unit| {
-        finish(unit, to, report, &mut bin);
-    });
+    if arrived != units.len() {
+        units.for_each(|unit| finish(unit, to, report, &mut bin));
+    }
     drop(bin);
     units.clear();
     gather.flush();
@@ -359,22 +362,23 @@ pub(crate) fn count_moved<M: Machine>(to: Place, units: u64, pages: u64) {
 }
 
 /// Replaces the migration entries of the first unit and of as many after it as lie in the same table: they share one hold of
-/// its lock. Those that one entry maps are finished there and then. How many units have names.
+/// its lock. Those that one entry maps are finished there and then. How many units have names, and how many are finished.
 #[inline(always)]
-fn name_run<M: Machine>(units: &mut [Unit<M>], to: Place, report: &mut Report, bin: &mut FrameBin<M>) -> usize {
+fn name_run<M: Machine>(units: &mut [Unit<M>], to: Place, report: &mut Report, bin: &mut FrameBin<M>) -> (usize, usize) {
     let Some(Unit { space: Some(space), addr, source: Source::Folio(source), dest: Dest::Frames(_), .. }) = units.first() else {
         if let Some(unit) = units.first_mut() {
             replace_all(unit);
         }
-        return 1;
+        return (1, 0);
     };
     if source.migration_entries() == 0 {
-        return 1; // all unmapped meanwhile; the space may be gone, and its tables be somebody's pages
+        return (1, 0); // all unmapped meanwhile; the space may be gone, and its tables be somebody's pages
     }
     let mut done = 0;
     let space: &'static Space<M> = space;
     if let Some(mut cursor) = space.cursor(*addr) {
         let order = cursor.level().order();
+        let pages_each = order.pages();
         for unit in &mut *units {
             let (Source::Folio(source), Dest::Frames(old)) = (&unit.source, &unit.dest) else { break };
             let here = unit.order == order && unit.space.is_some_and(|s| core::ptr::eq(s, space));
@@ -389,10 +393,10 @@ fn name_run<M: Machine>(units: &mut [Unit<M>], to: Place, report: &mut Report, b
             let (source, old) = (source.take_over(), old.take_over());
             core::mem::forget(core::mem::replace(&mut unit.source, Source::Gone));
             core::mem::forget(core::mem::replace(&mut unit.dest, Dest::None));
-            arrive(source, old, to, bin);
+            arrive(source, old, pages_each, to, bin);
             done += 1;
         }
-        let pages = done as u64 * u64::from(order.pages());
+        let pages = done as u64 * u64::from(pages_each);
         report.units += done as u64;
         report.pages += pages;
         if order == Order::PMD {
@@ -404,21 +408,21 @@ fn name_run<M: Machine>(units: &mut [Unit<M>], to: Place, report: &mut Report, b
         if let Some(unit) = units.first_mut() {
             replace_all(unit);
         }
-        return 1;
+        return (1, 0);
     }
-    done
+    (done, done)
 }
 
 /// A folio whose entries have their names is where it was to go: what it left behind is free, and its lock too.
 #[inline(always)]
-fn arrive<M: Machine>(folio: LockedFolio<M>, old: Frames<M>, to: Place, bin: &mut FrameBin<M>) {
+fn arrive<M: Machine>(folio: LockedFolio<M>, old: Frames<M>, pages: u32, to: Place, bin: &mut FrameBin<M>) {
     if to.is_ram() {
         folio.clear_resident();
         folio.tell_left(&old);
     } else {
         folio.set_resident();
     }
-    bin.add(old);
+    bin.add(old, pages);
     drop(folio.unlock());
 }
 
@@ -432,7 +436,7 @@ fn finish<M: Machine>(unit: &mut Unit<M>, to: Place, report: &mut Report, bin: &
         Source::Folio(folio) => {
             match core::mem::replace(&mut unit.dest, Dest::None) {
                 Dest::Frames(old) => {
-                    arrive(folio, old, to, bin);
+                    arrive(folio, old, unit.order.pages(), to, bin);
                     report.units += 1;
                     report.pages += pages;
                     if unit.order == Order::PMD {

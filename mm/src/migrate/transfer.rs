@@ -1,5 +1,7 @@
 //! The middle phases: unmap what else maps the folios, allocate and copy, commit.
 
+use core::marker::PhantomData;
+
 use crate::counters::Event;
 use crate::cursor::Cursor;
 use crate::device::{COPY_LIST, CopyEngine, CopyOp, Fence};
@@ -9,8 +11,8 @@ use crate::folio::{Folio, LockedFolio, RmapLink};
 use crate::frames::FrameSource;
 use crate::machine::Machine;
 use crate::migrate::collect::to_migration;
-use crate::migrate::unit::{Batch, Dest, PieceChunk, Source, Unit};
-use crate::migrate::{Cause, finalize};
+use crate::migrate::unit::{Batch, Dest, MAX_UNITS, PieceChunk, Source, Unit};
+use crate::migrate::{Cause, Report, finalize};
 use crate::mm::Mm;
 use crate::slab::PoolBox;
 use crate::tlb::TlbGather;
@@ -83,52 +85,67 @@ fn unmap_run<M: Machine>(
 }
 
 /// Copies on their way to one device's engine, and which unit each belongs to.
-struct List {
+struct List<M: Machine> {
     /// The device; all of a batch's copies have the same one, nearly always.
     place: Place,
     engine: Option<&'static dyn CopyEngine>,
     ops: [CopyOp; COPY_LIST],
     units: [u32; COPY_LIST],
     len: usize,
+    /// One bit per unit of the batch whose copy failed.
+    failed: [u64; MAX_UNITS / 64],
+    any_failed: bool,
+    machine: PhantomData<fn() -> M>,
 }
 
-impl List {
+impl<M: Machine> List<M> {
     const fn new() -> Self {
         let unused = CopyOp::Zero { dst: Frame::ram(0), order: Order::BASE };
-        Self { place: Place::RAM, engine: None, ops: [unused; COPY_LIST], units: [0; COPY_LIST], len: 0 }
+        Self {
+            place: Place::RAM,
+            engine: None,
+            ops: [unused; COPY_LIST],
+            units: [0; COPY_LIST],
+            len: 0,
+            failed: [0; MAX_UNITS / 64],
+            any_failed: false,
+            machine: PhantomData,
+        }
     }
 
     #[inline(always)]
-    fn push<M: Machine>(&mut self, op: CopyOp, unit: usize, place: Place, batch: &mut Batch<M>) {
+    fn push(&mut self, op: CopyOp, unit: usize, place: Place) {
         if place != self.place || self.len == COPY_LIST {
-            self.run(batch);
-            self.place = place;
-            self.engine = place.device_number().map(|n| M::mm().device(n).engine());
+            self.next_list(place);
         }
-        self.ops[self.len] = op;
-        self.units[self.len] = unit as u32;
-        self.len += 1;
+        let len = self.len;
+        self.ops[len] = op;
+        self.units[len] = unit as u32;
+        self.len = len + 1;
     }
 
-    /// Copies, waits, and puts the units back whose copy failed.
-    fn run<M: Machine>(&mut self, batch: &mut Batch<M>) {
+    #[inline(never)]
+    fn next_list(&mut self, place: Place) {
+        self.run();
+        self.place = place;
+        self.engine = place.device_number().map(|n| M::mm().device(n).engine());
+    }
+
+    /// Copies, waits, and notes what failed.
+    fn run(&mut self) {
         let len = core::mem::take(&mut self.len);
         let Some(engine) = self.engine.filter(|_| len != 0) else { return };
         let failed = match engine.submit(&self.ops[..len]) {
             Fence::Done { failed } => failed,
             fence @ Fence::Pending(_) => engine.wait(fence),
         };
-        if failed != 0 {
-            self.fail(failed, len, batch);
+        if failed == 0 {
+            return;
         }
-    }
-
-    #[cold]
-    fn fail<M: Machine>(&self, failed: u32, len: usize, batch: &mut Batch<M>) {
+        self.any_failed = true;
         for (i, &unit) in self.units[..len].iter().enumerate() {
-            let unit = batch.units.get_mut(unit as usize);
-            if failed & 1 << i != 0 && !matches!(unit.source, Source::Gone) {
-                finalize::fail(unit, Cause::CopyFailed, &mut batch.report);
+            if failed & 1 << i != 0 {
+                self.failed[unit as usize / 64] |= 1 << (unit % 64);
             }
         }
     }
@@ -137,54 +154,84 @@ impl List {
 /// Destinations for every unit, and the data, in lists.
 pub(crate) fn copy<M: Machine>(batch: &mut Batch<M>) {
     let (to, need) = (batch.to, batch.need);
-    let mut list = List::new();
+    let Batch { units, report, .. } = batch;
+    let mut list = List::<M>::new();
     let mut pages = FrameSource::new(to, need);
-    let n = batch.units.len();
-    for i in 0..n {
-        let unit = batch.units.get_mut(i);
-        let place = match &unit.source {
-            Source::Gone => continue,
-            Source::Folio(folio) => {
-                let place = if to.is_ram() { folio.place() } else { to };
-                // The commonest case, in one piece: a single page to a single page.
-                if unit.order == Order::BASE
-                    && let Ok(frames) = pages.take((n - i) as u32)
-                {
-                    let op = CopyOp::Copy { src: folio.frame(), dst: frames.first(), order: Order::BASE };
-                    core::mem::forget(core::mem::replace(&mut unit.dest, Dest::Frames(frames)));
-                    list.push(op, i, place, batch);
-                    continue;
-                }
-                place
-            }
-            Source::Hole { .. } => to,
-        };
-        let dest = if unit.order == Order::BASE && matches!(unit.source, Source::Folio(_)) {
-            Err(OutOfMemory { order: 0 })
-        } else {
-            alloc_dest(to, unit.order, need, unit.addr, matches!(unit.source, Source::Hole { .. }))
-        };
-        match dest {
-            Ok(dest) => {
-                // A unit that is not done with has no destination yet: nothing to drop.
-                core::mem::forget(core::mem::replace(&mut unit.dest, dest));
-            }
-            Err(OutOfMemory { .. }) => {
-                M::count(Event::AllocFail, 1);
-                finalize::fail(unit, Cause::NoMemory, &mut batch.report);
-                continue;
-            }
+    let n = units.len();
+    let mut i = 0;
+    units.for_each(|unit| {
+        let number = i;
+        i += 1;
+        let Source::Folio(folio) = &unit.source else { return copy_hole(unit, number, to, need, &mut list, report) };
+        let place = if to.is_ram() { folio.place() } else { to };
+        // The commonest case, in one piece: a single page to a single page.
+        if unit.order == Order::BASE
+            && let Ok(frames) = pages.take((n - number) as u32)
+        {
+            let op = CopyOp::Copy { src: folio.frame(), dst: frames.first(), order: Order::BASE };
+            // A unit that is not done with has no destination yet: nothing to drop.
+            core::mem::forget(core::mem::replace(&mut unit.dest, Dest::Frames(frames)));
+            return list.push(op, number, place);
         }
-        if let Some(op) = single_op(unit) {
-            list.push(op, i, place, batch);
-        } else {
-            let mut at = 0;
-            while let Some(op) = piece_op(batch.units.get_mut(i), &mut at) {
-                list.push(op, i, place, batch);
+        if unit.order == Order::BASE {
+            M::count(Event::AllocFail, 1);
+            return finalize::fail(unit, Cause::NoMemory, report);
+        }
+        copy_large(unit, number, place, to, need, &mut list, report);
+    });
+    list.run();
+    if list.any_failed {
+        let mut i = 0;
+        units.for_each(|unit| {
+            let failed = list.failed[i / 64] & 1 << (i % 64) != 0;
+            i += 1;
+            if failed && !matches!(unit.source, Source::Gone) {
+                finalize::fail(unit, Cause::CopyFailed, report);
             }
+        });
+    }
+}
+
+/// A hole gets cleared memory.
+#[inline(never)]
+fn copy_hole<M: Machine>(
+    unit: &mut Unit<M>,
+    number: usize,
+    to: Place,
+    need: Need,
+    list: &mut List<M>,
+    report: &mut Report,
+) {
+    if !matches!(unit.source, Source::Gone) {
+        copy_large(unit, number, to, to, need, list, report);
+    }
+}
+
+/// A unit of more than one page, or a hole.
+fn copy_large<M: Machine>(
+    unit: &mut Unit<M>,
+    number: usize,
+    engine: Place,
+    to: Place,
+    need: Need,
+    list: &mut List<M>,
+    report: &mut Report,
+) {
+    let hole = matches!(unit.source, Source::Hole { .. });
+    match alloc_dest(to, unit.order, need, unit.addr, hole) {
+        Ok(dest) => unit.dest = dest,
+        Err(OutOfMemory { .. }) => {
+            M::count(Event::AllocFail, 1);
+            return finalize::fail(unit, Cause::NoMemory, report);
         }
     }
-    list.run(batch);
+    if let Some(op) = single_op(unit) {
+        return list.push(op, number, engine);
+    }
+    let mut at = 0;
+    while let Some(op) = piece_op(unit, &mut at) {
+        list.push(op, number, engine);
+    }
 }
 
 /// The one operation of a unit that arrives as it left.

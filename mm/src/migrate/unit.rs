@@ -156,6 +156,8 @@ impl<M: Machine> Dest<M> {
 
 const CHUNK: usize = 64;
 const CHUNKS: usize = 64;
+/// Most units of a batch.
+pub(crate) const MAX_UNITS: usize = CHUNK * CHUNKS;
 
 /// A page full of units.
 pub(crate) struct UnitChunk<M: Machine> {
