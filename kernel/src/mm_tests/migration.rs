@@ -292,16 +292,18 @@ fn check_mixture(range: VaRange, full: [VaRange; 2], seed: u64) -> Result<(), Un
 /// A way to go so far and no further.
 type Drop = fn(Migration<Machine, farpage_mm::migrate::Collected>);
 
+/// A migration given up, by the last phase that it came to.
+const PHASES: [(&str, Drop); 4] = [
+    ("collected", drop),
+    ("unmapped", |m| drop(m.unmap())),
+    ("copied", |m| drop(m.unmap().copy())),
+    ("committed", |m| drop(m.unmap().copy().commit())),
+];
+
 crate::ktest! {
     fn a_migration_given_up_in_any_phase_puts_everything_back() {
         on_the_usual_machine()?;
-        let phases: [(&str, Drop); 4] = [
-            ("collected", drop),
-            ("unmapped", |m| drop(m.unmap())),
-            ("copied", |m| drop(m.unmap().copy())),
-            ("committed", |m| drop(m.unmap().copy().commit())),
-        ];
-        for (phase, give_up) in phases {
+        for (phase, give_up) in PHASES {
             in_space(|space| {
                 let (range, full) = mixture(space, 51)?;
                 let before = kinds(space, range);
@@ -324,6 +326,27 @@ crate::ktest! {
                 give_up(migration);
                 crate::check_eq!(resident(0), 2048, "{phase}, to RAM");
                 check_mixture(range, full, 51)
+            })?;
+        }
+    }
+}
+
+crate::ktest! {
+    fn a_migration_given_up_is_not_mistaken_for_one_that_ended_before() {
+        // Work records are used again as they are: what the last migration left in them must not count.
+        for (phase, give_up) in PHASES {
+            in_space(|space| {
+                let range = map(space, 40 * PAGE_SIZE, HugeAdvice::NoHuge)?;
+                fill(range, 53)?;
+                for (here, there, place) in [
+                    (Kinds { device: 40, ..Kinds::default() }, DEV0, Place::RAM),
+                    (Kinds { present: 40, ..Kinds::default() }, Place::RAM, DEV0),
+                ] {
+                    crate::check_eq!(space.space().migrate(range, there)?.pages, 40);
+                    give_up(space.space().migrate_collect(range, place)?.0);
+                    crate::check_eq!(kinds(space, range), here, "{phase}");
+                }
+                check(range, 53)
             })?;
         }
     }
