@@ -176,6 +176,25 @@ impl<M: Machine> Cursor<M> {
         true
     }
 
+    /// As [`Cursor::seek`], for a cursor in a PTE table.
+    #[inline(always)]
+    pub(crate) fn seek_pte(&mut self, addr: Vaddr) -> bool {
+        debug_assert_eq!(self.level, Level::Pte);
+        self.index = addr.index(Level::Pte);
+        let here = (addr.0 ^ self.addr.0) < PMD_SIZE;
+        self.addr = addr;
+        here
+    }
+
+    /// As [`Cursor::next`], for a cursor in a PTE table.
+    #[inline(always)]
+    pub(crate) fn next_pte(&mut self) -> bool {
+        debug_assert_eq!(self.level, Level::Pte);
+        self.index += 1;
+        self.addr = self.addr.add(PAGE_SIZE);
+        self.index != PTRS
+    }
+
     /// Moves to the next entry of the same table; false at its end.
     #[inline(always)]
     pub(crate) fn next(&mut self) -> bool {

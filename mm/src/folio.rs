@@ -200,6 +200,17 @@ impl Folio {
         self.maps.fetch_add(n, Relaxed);
         self.migs.fetch_sub(n, Release);
     }
+    /// A migration entry became a mapping that takes over the migration's own reference, which the caller must not drop. True
+    /// when it was the last; otherwise the mapping has got a reference of its own, and the migration keeps its.
+    #[inline(always)]
+    pub(crate) fn last_mig_to_map(&self) -> bool {
+        self.maps.fetch_add(1, Relaxed);
+        if self.migs.fetch_sub(1, Release) == 1 {
+            return true;
+        }
+        self.refs.fetch_add(1, Relaxed);
+        false
+    }
     /// `n` migration entries fewer name it.
     #[inline(always)]
     pub(crate) fn remove_migs(&self, n: u32) {
@@ -370,11 +381,13 @@ impl Folio {
     /// Moves the folio to other memory of its order and returns what it lay in: the folio stays who it is (references, lock,
     /// reverse map, dirt), only its frames change. With its references frozen. Look-ups by the old frames go on to find it
     /// until those are freed, for the migration entries that still name them. [`Folio::tell_left`] comes when there is no way
-    /// back. `zone` is the one that `to` lies in.
+    /// back. `zone` is the one that `to` lies in, `order` that of all three: callers
+    /// that know it save the question.
     #[inline(always)]
-    pub(crate) fn relocate<M: Machine>(&self, zone: &Zone<M>, to: Frames<M>) -> Frames<M> {
-        let old = Frames::own(self.frame(), self.order());
-        let (first, order) = to.into_inner();
+    pub(crate) fn relocate<M: Machine>(&self, zone: &Zone<M>, order: Order, to: Frames<M>) -> Frames<M> {
+        let old = to.at(self.frame());
+        debug_assert!(to.order() == order && self.order() == order, "a folio moves to memory of its order");
+        let (first, _) = to.into_inner();
         zone.set_owner(first, order, self.slab_index());
         self.frame.store(first.raw(), Relaxed);
         old

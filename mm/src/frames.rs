@@ -7,6 +7,7 @@
 use core::marker::PhantomData;
 
 use crate::error::OutOfMemory;
+use crate::inject::Site;
 use crate::machine::Machine;
 use crate::mm::Mm;
 use crate::types::{Frame, Order, Place};
@@ -49,6 +50,11 @@ impl<M: Machine> Frames<M> {
         self.packed = new.packed;
         core::mem::forget(new);
     }
+    /// The chunk of the same order at `first`, which the caller owns.
+    #[inline(always)]
+    pub(crate) const fn at(&self, first: Frame) -> Self {
+        Self { packed: self.packed & !((1 << ORDER_SHIFT) - 1) | first.raw(), machine: PhantomData }
+    }
     /// Gives the chunk to somebody else.
     #[inline(always)]
     pub(crate) const fn into_inner(self) -> (Frame, Order) {
@@ -90,6 +96,7 @@ impl<M: Machine> Mm<M> {
 /// Hands out single pages from chunks.
 pub(crate) struct FrameSource<M: Machine> {
     zone: &'static Zone<M>,
+    site: Site,
     place: Place,
     need: Need,
     next: u32,
@@ -98,13 +105,14 @@ pub(crate) struct FrameSource<M: Machine> {
 
 impl<M: Machine> FrameSource<M> {
     pub(crate) fn new(place: Place, need: Need) -> Self {
-        Self { zone: M::mm().zone(place), place, need, next: 0, end: 0 }
+        let zone = M::mm().zone(place);
+        Self { zone, site: zone.site(), place, need, next: 0, end: 0 }
     }
 
     /// One page; `wanted` (at least 1) is how many more the caller will ask for, so that not much more is taken.
     #[inline(always)]
     pub(crate) fn take(&mut self, wanted: u32) -> Result<Frames<M>, OutOfMemory> {
-        self.zone.check_injected(&M::mm().inject)?;
+        M::mm().inject.check(self.site, 0)?;
         if self.next == self.end {
             self.refill(wanted)?;
         }

@@ -146,14 +146,9 @@ impl<M: Machine> Zone<M> {
         }
     }
 
-    /// Asks the failure plan for one page of a folio, for allocations that take many at once.
+    /// What the failure plan calls an allocation here.
     #[inline(always)]
-    pub(crate) fn check_injected(&self, inject: &Inject) -> Result<(), OutOfMemory> {
-        inject.check(self.site(), 0)
-    }
-
-    #[inline(always)]
-    const fn site(&self) -> Site {
+    pub(crate) const fn site(&self) -> Site {
         if self.place.is_ram() { Site::RamFolio } else { Site::DeviceFolio }
     }
 

@@ -364,8 +364,9 @@ impl<M: Machine> Space<M> {
             unit.space = Some(self);
             unit.addr = addr;
             unit.order = Order::BASE;
+            unit.committed = false;
             units.taken();
-            if !cursor.next() || cursor.addr() >= end {
+            if !cursor.next_pte() || cursor.addr() >= end {
                 break end;
             }
         };

@@ -5,7 +5,7 @@ use core::sync::atomic::Ordering::Relaxed;
 use crate::counters::Event;
 use crate::cursor::{Cursor, Peek};
 use crate::entry::{Attrs, Entry, Leaf, SoftKind, SoftLeaf};
-use crate::folio::{Folio, LockedFolio, RmapLink};
+use crate::folio::{Folio, FolioRef, LockedFolio, RmapLink};
 use crate::frames::{FrameBin, Frames};
 use crate::machine::{FlushReason, Machine};
 use crate::migrate::unit::{Batch, Dest, PieceChunk, Source, Unit};
@@ -241,7 +241,7 @@ fn move_back<M: Machine>(unit: &mut Unit<M>) {
     if core::mem::take(&mut unit.committed)
         && let (Source::Folio(folio), Dest::Frames(frames)) = (&unit.source, &mut unit.dest)
     {
-        frames.replace(|old| folio.relocate(M::mm().zone(old.first().place()), old));
+        frames.replace(|old| folio.relocate(M::mm().zone(old.first().place()), unit.order, old));
     }
 }
 
@@ -379,21 +379,23 @@ fn name_run<M: Machine>(units: &mut [Unit<M>], to: Place, report: &mut Report, b
     if let Some(mut cursor) = space.cursor(*addr) {
         let order = cursor.level().order();
         let pages_each = order.pages();
+        let small = cursor.level() == Level::Pte;
         for unit in &mut *units {
             let (Source::Folio(source), Dest::Frames(old)) = (&unit.source, &unit.dest) else { break };
             let here = unit.order == order && unit.space.is_some_and(|s| core::ptr::eq(s, space));
-            if !here || !cursor.seek(unit.addr) || !cursor.name_migration(old.first(), source.frame()) {
+            let here = here && if small { cursor.seek_pte(unit.addr) } else { cursor.seek(unit.addr) };
+            if !here || !cursor.name_migration(old.first(), source.frame()) {
                 break;
             }
-            source.migs_to_maps(1);
-            if source.migration_entries() != 0 {
+            // The table's lock is held until the folio is unlocked, so the mapping cannot go before the handle is given up.
+            if !source.last_mig_to_map() {
                 break;
             }
             // Both are taken over; what stands in the unit afterwards has nothing to drop.
             let (source, old) = (source.take_over(), old.take_over());
             core::mem::forget(core::mem::replace(&mut unit.source, Source::Gone));
             core::mem::forget(core::mem::replace(&mut unit.dest, Dest::None));
-            arrive(source, old, pages_each, to, bin);
+            arrive(source, old, pages_each, to, bin).into_owned();
             done += 1;
         }
         let pages = done as u64 * u64::from(pages_each);
@@ -415,7 +417,7 @@ fn name_run<M: Machine>(units: &mut [Unit<M>], to: Place, report: &mut Report, b
 
 /// A folio whose entries have their names is where it was to go: what it left behind is free, and its lock too.
 #[inline(always)]
-fn arrive<M: Machine>(folio: LockedFolio<M>, old: Frames<M>, pages: u32, to: Place, bin: &mut FrameBin<M>) {
+fn arrive<M: Machine>(folio: LockedFolio<M>, old: Frames<M>, pages: u32, to: Place, bin: &mut FrameBin<M>) -> FolioRef<M> {
     if to.is_ram() {
         folio.clear_resident();
         folio.tell_left(&old);
@@ -423,7 +425,7 @@ fn arrive<M: Machine>(folio: LockedFolio<M>, old: Frames<M>, pages: u32, to: Pla
         folio.set_resident();
     }
     bin.add(old, pages);
-    drop(folio.unlock());
+    folio.unlock()
 }
 
 /// One unit whose entries have their names: locks, then what the folio left behind.
@@ -436,7 +438,7 @@ fn finish<M: Machine>(unit: &mut Unit<M>, to: Place, report: &mut Report, bin: &
         Source::Folio(folio) => {
             match core::mem::replace(&mut unit.dest, Dest::None) {
                 Dest::Frames(old) => {
-                    arrive(folio, old, unit.order.pages(), to, bin);
+                    drop(arrive(folio, old, unit.order.pages(), to, bin));
                     report.units += 1;
                     report.pages += pages;
                     if unit.order == Order::PMD {

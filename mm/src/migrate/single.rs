@@ -137,7 +137,7 @@ impl<M: Machine> FaultMigration<M> {
             return Err(FaultError::Device(self.fault));
         }
         // Committed.
-        let old = source.relocate(&M::mm().ram, to);
+        let old = source.relocate(&M::mm().ram, order, to);
         source.unfreeze(1);
         source.clear_resident();
         // Finalized.

@@ -34,7 +34,7 @@ pub(crate) fn unmap<M: Machine>(batch: &mut Batch<M>) {
     let _flushed = gather.flush();
     units.for_each(|unit| {
         if let Source::Folio(folio) = &unit.source
-            && (folio.refs() != 1 || folio.map_count() != 0)
+            && folio.refs() != 1 // the unit's own; a mapping would hold another
         {
             finalize::fail(unit, Cause::Pinned, report);
         }
@@ -356,7 +356,11 @@ pub(crate) fn commit<M: Machine>(batch: &mut Batch<M>) {
             Source::Gone => return,
             Source::Folio(folio) => {
                 if folio.freeze(1) {
-                    commit_dest(folio, zone, &mut unit.dest);
+                    if unit.order == Order::BASE {
+                        commit_dest(folio, zone, Order::BASE, &mut unit.dest);
+                    } else {
+                        commit_dest(folio, zone, unit.order, &mut unit.dest);
+                    }
                     folio.unfreeze(1);
                     unit.committed = true;
                     return;
@@ -372,9 +376,9 @@ pub(crate) fn commit<M: Machine>(batch: &mut Batch<M>) {
 }
 
 #[inline(always)]
-fn commit_dest<M: Machine>(source: &Folio, zone: &Zone<M>, dest: &mut Dest<M>) {
+fn commit_dest<M: Machine>(source: &Folio, zone: &Zone<M>, order: Order, dest: &mut Dest<M>) {
     match dest {
-        Dest::Frames(frames) => frames.replace(|to| source.relocate(zone, to)),
+        Dest::Frames(frames) => frames.replace(|to| source.relocate(zone, order, to)),
         Dest::Pieces(first) => pass_identity(source, first),
         Dest::None | Dest::Folio(_) => {}
     }
