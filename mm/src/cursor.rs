@@ -167,7 +167,8 @@ impl<M: Machine> Cursor<M> {
     #[inline(always)]
     pub(crate) fn seek(&mut self, addr: Vaddr) -> bool {
         // A PTE table spans 2 MiB, a PMD table 1 GiB: two compares are cheaper than shifts by the level.
-        let (span, align) = if self.level == Level::Pte { (PMD_SIZE, PAGE_SIZE) } else { (PUD_SIZE, PMD_SIZE) };
+        let (span, align) =
+            if self.level == Level::Pte { (PMD_SIZE, PAGE_SIZE) } else { (PUD_SIZE, PMD_SIZE) };
         if (addr.0 ^ self.addr.0) & !(span - 1) != 0 {
             return false;
         }

@@ -369,7 +369,8 @@ impl<M: Machine> Zone<M> {
         while let [first, ..] = *rest {
             let down = rest.get(1).is_some_and(|&second| second < first);
             let step = if down { u32::MAX } else { 1 };
-            let len = 1 + rest.windows(2).take_while(|pair| pair[1].wrapping_sub(pair[0]) == step).count() as u32;
+            let len =
+                1 + rest.windows(2).take_while(|pair| pair[1].wrapping_sub(pair[0]) == step).count() as u32;
             let start = if down { first - (len - 1) } else { first };
             buddy.free_range(self.map(), start..start + len);
             rest = &rest[len as usize..];

@@ -157,33 +157,27 @@ impl Device {
 
     #[inline(always)]
     fn copy(&self, op: &CopyOp) -> bool {
-        match *op {
-            CopyOp::Copy { src, dst, order } => {
-                let words = words_of(order);
-                count_bulk(words as u64);
-                match (src.place() == Place::RAM, dst.place() == Place::RAM) {
-                    (true, false) => {
-                        // SAFETY: the source folio is unmapped and flushed everywhere (`Migration<Unmapped>`): nobody
-                        // writes it now. It is a whole folio in the direct map.
-                        let from = unsafe { core::slice::from_raw_parts(ram::<u64>(src.index()), words) };
-                        self.memory.copy_in(device_addr(dst), from).is_ok()
-                    }
-                    (false, true) => {
-                        // SAFETY: the destination folio was just allocated and is not mapped: it is the caller's alone.
-                        let to = unsafe { core::slice::from_raw_parts_mut(ram::<u64>(dst.index()), words) };
-                        self.memory.copy_out(device_addr(src), to).is_ok()
-                    }
-                    (false, false) => {
-                        self.memory.copy_within(device_addr(src), device_addr(dst), order.bytes()).is_ok()
-                    }
-                    (true, true) => false,
-                }
+        let (CopyOp::Copy { order, .. } | CopyOp::Zero { order, .. }) = *op;
+        let words = words_of(order);
+        count_bulk(words as u64);
+        let done = match *op {
+            CopyOp::Copy { src, dst, .. } if src.place() == Place::RAM => {
+                // SAFETY: the source folio is unmapped and flushed everywhere (`Migration<Unmapped>`): nobody writes it
+                // now. It is a whole folio in the direct map.
+                let from = unsafe { core::slice::from_raw_parts(ram::<u64>(src.index()), words) };
+                self.memory.copy_in(device_addr(dst), from)
             }
-            CopyOp::Zero { dst, order } => {
-                count_bulk(words_of(order) as u64);
-                self.memory.zero(device_addr(dst), order.bytes()).is_ok()
+            CopyOp::Copy { src, dst, .. } if dst.place() == Place::RAM => {
+                // SAFETY: the destination was just allocated and is not mapped: it is the caller's alone.
+                let to = unsafe { core::slice::from_raw_parts_mut(ram::<u64>(dst.index()), words) };
+                self.memory.copy_out(device_addr(src), to)
             }
-        }
+            CopyOp::Copy { src, dst, .. } => {
+                self.memory.copy_within(device_addr(src), device_addr(dst), order.bytes())
+            }
+            CopyOp::Zero { dst, .. } => self.memory.zero(device_addr(dst), order.bytes()),
+        };
+        done.is_ok()
     }
 }
 

@@ -14,8 +14,8 @@ use core::sync::atomic::AtomicU64;
 
 use farpage_device::mmio::{CopyRoutine, copy_words, zero_words};
 use farpage_mm::{
-    Access, AddressSpace, Event, FaultBits, FaultError, FaultInfo, FaultOutcome, FlushRequest, FlushScope, Frame,
-    FreshFrame, MapStorage, Mm, Order, PAGE_SIZE, Space, TableWords, Vaddr, WaitKey,
+    Access, AddressSpace, Event, FaultBits, FaultError, FaultInfo, FaultOutcome, FlushRequest, FlushScope,
+    Frame, FreshFrame, MapStorage, Mm, Order, PAGE_SIZE, Space, TableWords, Vaddr, WaitKey,
 };
 use kernel_logic::ranges::OutOfFrames;
 use x86_64::{PhysAddr, VirtAddr};

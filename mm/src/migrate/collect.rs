@@ -338,7 +338,8 @@ impl<M: Machine> Space<M> {
         let Batch { to, units, gather, pages, shared, .. } = collecting.batch();
         let to_ram = to.is_ram();
         let mut run = UnflushedRun::new(self, Level::Pte, cursor.addr());
-        let (mut taken, mut others) = (0, 0);
+        let before = units.len();
+        let mut others = 0;
         let after = loop {
             let addr = cursor.addr();
             let word = cursor.word();
@@ -358,7 +359,6 @@ impl<M: Machine> Space<M> {
             }
             locked.maps_to_migs(1);
             others |= locked.map_count();
-            taken += 1;
             // What stands there is done with: nothing to drop.
             core::mem::forget(core::mem::replace(&mut unit.source, Source::Folio(locked)));
             unit.space = Some(self);
@@ -371,7 +371,7 @@ impl<M: Machine> Space<M> {
             }
         };
         gather.defer_run(&mut run);
-        *pages += taken;
+        *pages += (units.len() - before) as u32;
         *shared |= others != 0;
         after
     }

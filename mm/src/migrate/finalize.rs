@@ -364,8 +364,15 @@ pub(crate) fn count_moved<M: Machine>(to: Place, units: u64, pages: u64) {
 /// Replaces the migration entries of the first unit and of as many after it as lie in the same table: they share one hold of
 /// its lock. Those that one entry maps are finished there and then. How many units have names, and how many are finished.
 #[inline(always)]
-fn name_run<M: Machine>(units: &mut [Unit<M>], to: Place, report: &mut Report, bin: &mut FrameBin<M>) -> (usize, usize) {
-    let Some(Unit { space: Some(space), addr, source: Source::Folio(source), dest: Dest::Frames(_), .. }) = units.first() else {
+fn name_run<M: Machine>(
+    units: &mut [Unit<M>],
+    to: Place,
+    report: &mut Report,
+    bin: &mut FrameBin<M>,
+) -> (usize, usize) {
+    let Some(Unit { space: Some(space), addr, source: Source::Folio(source), dest: Dest::Frames(_), .. }) =
+        units.first()
+    else {
         if let Some(unit) = units.first_mut() {
             replace_all(unit);
         }
@@ -417,7 +424,13 @@ fn name_run<M: Machine>(units: &mut [Unit<M>], to: Place, report: &mut Report, b
 
 /// A folio whose entries have their names is where it was to go: what it left behind is free, and its lock too.
 #[inline(always)]
-fn arrive<M: Machine>(folio: LockedFolio<M>, old: Frames<M>, pages: u32, to: Place, bin: &mut FrameBin<M>) -> FolioRef<M> {
+fn arrive<M: Machine>(
+    folio: LockedFolio<M>,
+    old: Frames<M>,
+    pages: u32,
+    to: Place,
+    bin: &mut FrameBin<M>,
+) -> FolioRef<M> {
     if to.is_ram() {
         folio.clear_resident();
         folio.tell_left(&old);

@@ -50,16 +50,7 @@ impl<M: Machine> FaultMigration<M> {
     ) -> Self {
         take_entries(cursor, &folio, addr, &mut None);
         let level = cursor.level();
-        Self {
-            source: folio,
-            space: cursor.space(),
-            table,
-            device,
-            level,
-            word: 0,
-            addr,
-            fault,
-        }
+        Self { source: folio, space: cursor.space(), table, device, level, word: 0, addr, fault }
     }
 
     /// As [`FaultMigration::take`], for a folio that the cursor's entry maps all by itself.

@@ -34,7 +34,8 @@ pub(crate) fn unmap<M: Machine>(batch: &mut Batch<M>) {
     let _flushed = gather.flush();
     units.for_each(|unit| {
         if let Source::Folio(folio) = &unit.source
-            && folio.refs() != 1 // the unit's own; a mapping would hold another
+            && folio.refs() != 1
+        // the unit's own; a mapping would hold another
         {
             finalize::fail(unit, Cause::Pinned, report);
         }
@@ -162,7 +163,9 @@ pub(crate) fn copy<M: Machine>(batch: &mut Batch<M>) {
     units.for_each(|unit| {
         let number = i;
         i += 1;
-        let Source::Folio(folio) = &unit.source else { return copy_hole(unit, number, to, need, &mut list, report) };
+        let Source::Folio(folio) = &unit.source else {
+            return copy_hole(unit, number, to, need, &mut list, report);
+        };
         let place = if to.is_ram() { folio.place() } else { to };
         // The commonest case, in one piece: a single page to a single page.
         if unit.order == Order::BASE
