@@ -71,7 +71,7 @@ pub(crate) struct Slab<M, T: 'static> {
 impl<M: Machine, T: Slot> Slab<M, T> {
     pub(crate) const fn new() -> Self {
         const {
-            assert!(size_of::<T>() as u64 <= PAGE_SIZE && size_of::<T>() as u64 % KEY_BYTES == 0);
+            assert!(size_of::<T>() as u64 <= PAGE_SIZE && (size_of::<T>() as u64).is_multiple_of(KEY_BYTES));
             assert!(T::KIND != 0, "kind 0 is the pools'");
         }
         Self { free: SpinLock::new(Free { head: NIL, live: 0 }), objects: PhantomData }

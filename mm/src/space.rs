@@ -230,9 +230,9 @@ impl<M: Machine> Space<M> {
     }
 
     /// Calls `f` for every VMA, in address order (`/proc/self/maps`).
-    pub fn for_each_vma(&self, mut f: impl FnMut(&Vma)) {
+    pub fn for_each_vma(&self, f: impl FnMut(&Vma)) {
         let vmas = self.vmas.read();
-        vmas.iter().for_each(|vma| f(vma));
+        vmas.iter().for_each(f);
     }
 
     /// Sets the huge-page advice of a range that VMAs cover wholly (`MADV_HUGEPAGE`, `MADV_NOHUGEPAGE`). VMAs are split at

@@ -50,10 +50,6 @@ impl Vaddr {
     /// This address plus `bytes`.
     #[must_use]
     #[inline(always)]
-    #[expect(
-        clippy::should_implement_trait,
-        reason = "bytes are not addresses; an operator would hide the unit"
-    )]
     pub const fn add(self, bytes: u64) -> Self {
         Self(self.0.wrapping_add(bytes))
     }

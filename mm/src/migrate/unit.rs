@@ -195,7 +195,7 @@ impl<M: Machine> Units<M> {
     /// Makes sure that the next push has room. False when the batch is full or memory is.
     #[inline(always)]
     pub(crate) fn reserve(&mut self) -> bool {
-        if self.len % CHUNK != 0 { true } else { self.reserve_chunk() }
+        !self.len.is_multiple_of(CHUNK) || self.reserve_chunk()
     }
 
     #[cold]
@@ -210,7 +210,7 @@ impl<M: Machine> Units<M> {
     /// Room for one more unit, if there is any; [`Units::taken`] makes it one of them.
     #[inline(always)]
     pub(crate) fn room(&mut self) -> Option<&mut Unit<M>> {
-        if self.len % CHUNK == 0 && !self.reserve_chunk() {
+        if self.len.is_multiple_of(CHUNK) && !self.reserve_chunk() {
             return None;
         }
         match &mut self.chunks[self.len / CHUNK % CHUNKS] {

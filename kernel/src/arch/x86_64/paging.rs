@@ -59,12 +59,6 @@ pub(crate) const fn phys_to_virt(phys: PhysAddr) -> VirtAddr {
     VirtAddr::new_truncate(DIRECT_MAP + phys.as_u64())
 }
 
-/// The RAM that an address of the direct map stands for.
-#[inline(always)]
-pub(crate) const fn virt_to_phys(direct: VirtAddr) -> PhysAddr {
-    PhysAddr::new_truncate(direct.as_u64() - DIRECT_MAP)
-}
-
 /// The kernel's own page table, whose user half is empty.
 ///
 /// # Panics
