@@ -71,6 +71,9 @@ pub(crate) fn run(command: &CommandLine<'_>, devices: Result<usize, DeviceError>
         Err(error) => exit::fail(&error),
     };
     say_machine();
+    if command.wall {
+        samples::touch_all_memory();
+    }
     let single = single::ROWS.iter().filter(|row| command.takes(row.name)).count();
     let sweeps = if command.takes(sweep::NAME) { sizes.len() * 4 } else { 0 };
     let mut progress = Progress { done: 0, of: single + sweeps };
