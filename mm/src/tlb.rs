@@ -147,16 +147,20 @@ impl<M: Machine> Held<M> {
 }
 
 const HELD: usize = 160;
+/// A gather holds at most this many pages full: what 10,000 small pages need. Then it pays in between.
+const HELD_CHUNKS: u32 = 64;
 
 /// A page full of what a gather holds.
 pub(crate) struct HeldChunk<M: Machine> {
     len: usize,
     items: [Option<Held<M>>; HELD],
+    /// The one that was full before.
+    next: Option<PoolBox<M, Self>>,
 }
 
 impl<M: Machine> Default for HeldChunk<M> {
     fn default() -> Self {
-        Self { len: 0, items: [const { None }; HELD] }
+        Self { len: 0, items: [const { None }; HELD], next: None }
     }
 }
 
@@ -182,6 +186,7 @@ const SPACES: usize = 4;
 pub(crate) struct TlbGather<M: Machine> {
     owed: [Option<Owed<M>>; SPACES],
     held: Option<PoolBox<M, HeldChunk<M>>>,
+    held_chunks: u32,
     tables: bool,
     reason: FlushReason,
 }
@@ -189,7 +194,7 @@ pub(crate) struct TlbGather<M: Machine> {
 impl<M: Machine> TlbGather<M> {
     #[inline(always)]
     pub(crate) const fn new(reason: FlushReason) -> Self {
-        Self { owed: [const { None }; SPACES], held: None, tables: false, reason }
+        Self { owed: [const { None }; SPACES], held: None, held_chunks: 0, tables: false, reason }
     }
 
     /// Takes over an obligation. The value may be used for everything that needs no stable contents.
@@ -258,23 +263,27 @@ impl<M: Machine> TlbGather<M> {
     }
 
     fn push(&mut self, item: Held<M>) {
-        if self.held.as_ref().is_some_and(|held| held.len == HELD) {
+        if self.held.as_ref().is_none_or(|held| held.len == HELD) && !self.add_chunk() {
+            self.pay();
+            return item.release();
+        }
+        if let Some(held) = &mut self.held {
+            let len = held.len;
+            held.items[len] = Some(item);
+            held.len = len + 1;
+        }
+    }
+
+    /// Room for more; false when there is no memory for it, or too much is held already.
+    fn add_chunk(&mut self) -> bool {
+        if self.held_chunks == HELD_CHUNKS {
             self.pay();
         }
-        if self.held.is_none() {
-            self.held = M::mm().held.alloc(M::mm()).ok();
-        }
-        match &mut self.held {
-            Some(held) => {
-                let len = held.len;
-                held.items[len] = Some(item);
-                held.len = len + 1;
-            }
-            None => {
-                self.pay();
-                item.release();
-            }
-        }
+        let Ok(mut chunk) = M::mm().held.alloc(M::mm()) else { return false };
+        chunk.next = self.held.take();
+        self.held = Some(chunk);
+        self.held_chunks += 1;
+        true
     }
 
     /// To be called before a non-present entry of `space` loses permission, moves or goes: flushes the whole space when
@@ -314,14 +323,14 @@ impl<M: Machine> TlbGather<M> {
             }
         }
         self.tables = false;
-        if let Some(held) = &mut self.held {
+        while let Some(mut held) = self.held.take() {
             let len = mem::take(&mut held.len);
-            for item in &mut held.items[..len] {
-                if let Some(item) = item.take() {
-                    item.release();
-                }
+            for item in held.items[..len].iter_mut().filter_map(Option::take) {
+                item.release();
             }
+            self.held = held.next.take();
         }
+        self.held_chunks = 0;
     }
 }
 
