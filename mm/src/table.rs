@@ -91,7 +91,9 @@ impl<M: Machine> Table<M> {
     }
     #[inline(always)]
     pub(crate) fn lock(&'static self) -> LockedTable<M> {
-        LockedTable { words: self.words(), live: self.lock.lock() }
+        // The lock first: a descriptor that was freed and used again while we waited has other words.
+        let live = self.lock.lock();
+        LockedTable { words: self.words(), live }
     }
 }
 

@@ -255,10 +255,10 @@ impl<M: Machine> TlbGather<M> {
 
     /// Keeps an unhooked table of `space` until the flush, which then drops paging-structure caches too.
     pub(crate) fn hold_table(&mut self, space: &'static Space<M>, table: SpareTable<M>) {
-        self.tables = true;
         let base = table.table().base();
         let owed = Unflushed::new(space, base, Level::Pmd, ());
         self.defer(owed);
+        self.tables = true; // after what is owed was noted, which may have paid what was owed before
         self.push(Held::Table(table));
     }
 

@@ -5,6 +5,7 @@
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
+use crate::entry::Attrs;
 use crate::error::OutOfMemory;
 use crate::machine::Machine;
 use crate::mm::Mm;
@@ -125,6 +126,14 @@ impl Vma {
         self.advice.store(attrs.advice as u32, Relaxed);
         self.anon.store(attrs.anon, Relaxed);
         self.space.store(attrs.space, Relaxed);
+    }
+
+    /// The attributes of an entry for a page of it that is new.
+    pub(crate) fn fresh_attrs(&self) -> Attrs {
+        let mut attrs = Attrs::EXCLUSIVE;
+        attrs.set(Attrs::WRITE, self.prot().contains(Prot::WRITE));
+        attrs.set(Attrs::EXEC, self.prot().contains(Prot::EXEC));
+        attrs
     }
 
     /// The page index of `addr` in the anonymous set.

@@ -129,6 +129,9 @@ impl<M: Machine> Space<M> {
                 }
                 Entry::Leaf(_) | Entry::NonPresent(_) => {
                     let mut cursor = self.cursor_in(pmd, Level::Pmd, addr);
+                    if matches!(cursor.entry(), Entry::Table(_)) {
+                        continue; // a migration arrived in pieces meanwhile: look again
+                    }
                     zap_run(&mut cursor, next, gather);
                 }
             }

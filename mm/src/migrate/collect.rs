@@ -11,7 +11,7 @@ use crate::migrate::{BATCH_PAGES, Cause, Collected, Migration, Work};
 use crate::space::Space;
 use crate::split::split_pmd;
 use crate::tlb::{TlbGather, UnflushedRun};
-use crate::types::{Frame, Level, Order, PAGE_SIZE, PMD_SIZE, PUD_SIZE, Place, Prot, VaRange, Vaddr};
+use crate::types::{Frame, Level, Order, PAGE_SIZE, PMD_SIZE, PUD_SIZE, Place, VaRange, Vaddr};
 use crate::vma::Vma;
 use crate::zone::Need;
 
@@ -97,14 +97,10 @@ impl<M: Machine> Collecting<M> {
     }
 
     fn take_hole(&mut self, space: &'static Space<M>, vma: &Vma, addr: Vaddr, order: Order) {
-        let prot = vma.prot();
-        let mut attrs = Attrs::EXCLUSIVE;
-        attrs.set(Attrs::WRITE, prot.contains(Prot::WRITE));
-        attrs.set(Attrs::EXEC, prot.contains(Prot::EXEC));
         let batch = self.batch();
         batch.pages += order.pages();
         batch.units.push(Unit {
-            source: Source::Hole { anon: vma.anon(), attrs },
+            source: Source::Hole { anon: vma.anon() },
             dest: Dest::None,
             space: Some(space),
             addr,
@@ -277,6 +273,9 @@ impl<M: Machine> Space<M> {
             }
             Peek::Pmd(table, _) => {
                 let mut cursor = self.cursor_in(table, Level::Pmd, addr);
+                if matches!(cursor.entry(), Entry::Table(_)) {
+                    return Some(addr); // split meanwhile: look again
+                }
                 self.collect_entry(vma, &mut cursor, collecting);
                 Some(next)
             }

@@ -167,7 +167,8 @@ fn replace_all<M: Machine>(unit: &mut Unit<M>) {
     if source.migration_entries() != 0 {
         replace_elsewhere(&names, &mut table);
     }
-    debug_assert_eq!(source.migration_entries(), 0, "a migration entry was lost");
+    // Its frames are free in a moment: an entry that still names them would be a way into somebody else's memory.
+    assert_eq!(source.migration_entries(), 0, "a migration entry was lost");
 }
 
 /// The entries moved (a remap), or there are more than one.
@@ -220,15 +221,18 @@ pub(crate) fn put_back<M: Machine>(batch: &mut Batch<M>) {
     let mut unused = Report::default();
     let mut bin = FrameBin::new();
     units.for_each(|unit| {
-        if matches!(unit.source, Source::Hole { .. }) && unit.committed {
-            finish(unit, *to, &mut unused, &mut bin);
-        } else if !matches!(unit.source, Source::Gone) {
-            move_back(unit);
+        if matches!(unit.source, Source::Gone) {
+            return;
+        }
+        move_back(unit);
+        if !unit.committed {
             unit.dest.release();
-            replace_all(unit);
-            if let Source::Folio(folio) = core::mem::replace(&mut unit.source, Source::Gone) {
-                drop(folio.unlock());
-            }
+        }
+        replace_all(unit);
+        if unit.committed {
+            finish(unit, *to, &mut unused, &mut bin);
+        } else if let Source::Folio(folio) = core::mem::replace(&mut unit.source, Source::Gone) {
+            drop(folio.unlock());
         }
     });
     drop(bin);
@@ -236,22 +240,35 @@ pub(crate) fn put_back<M: Machine>(batch: &mut Batch<M>) {
     units.clear();
 }
 
-/// Undoes the commit of a unit: the folio goes back to where it lay, and what it moved to is the destination again.
+/// Undoes the commit of a unit: the folio goes back to where it lay, and what it moved to is the destination again. A folio that
+/// somebody has got a reference to since then stays where it is now, and so does a hole that was filled.
 fn move_back<M: Machine>(unit: &mut Unit<M>) {
-    if core::mem::take(&mut unit.committed)
-        && let (Source::Folio(folio), Dest::Frames(frames)) = (&unit.source, &mut unit.dest)
-    {
-        frames.replace(|old| folio.relocate(M::mm().zone(old.first().place()), unit.order, old));
+    if !unit.committed {
+        return;
+    }
+    let Source::Folio(folio) = &unit.source else { return };
+    match &mut unit.dest {
+        Dest::Frames(frames) if folio.freeze(1) => {
+            frames.replace(|old| folio.relocate(M::mm().zone(old.first().place()), unit.order, old));
+            folio.unfreeze(1);
+            unit.committed = false;
+        }
+        // Nothing maps the pieces yet, and nobody knows them.
+        Dest::Pieces(_) => unit.committed = false,
+        _ => {}
     }
 }
 
 /// Maps the destination of a hole, if the hole is still one.
 pub(crate) fn fill_hole<M: Machine>(unit: &mut Unit<M>) -> Result<(), Cause> {
-    let (&Source::Hole { anon, attrs }, Some(space)) = (&unit.source, unit.space) else { return Ok(()) };
+    let (&Source::Hole { anon }, Some(space)) = (&unit.source, unit.space) else { return Ok(()) };
     let vmas = space.vmas.read();
     let range = VaRange::new(unit.addr.0, unit.order.bytes());
     let vma = vmas.find(unit.addr).filter(|vma| vma.anon() == anon && vma.range().covers(range));
-    let link = vma.map(|vma| RmapLink { anon, index: vma.page_index(unit.addr) }).ok_or(Cause::Raced)?;
+    // What it allows is asked now: the mapping may be another one than when the hole was found.
+    let vma = vma.ok_or(Cause::Raced)?;
+    let link = RmapLink { anon, index: vma.page_index(unit.addr) };
+    let attrs = vma.fresh_attrs();
     name_pieces(&unit.dest, link);
     let spare = match (&mut unit.dest, unit.order) {
         (Dest::Pieces(first), Order::PMD) => first.table.take(),
@@ -518,6 +535,7 @@ pub(crate) fn put_back_source<M: Machine>(source: &LockedFolio<M>, space: &'stat
 #[cold]
 pub(crate) fn rename_elsewhere<M: Machine>(source: &LockedFolio<M>, from: Frame) {
     replace_elsewhere(&Names { source, from, to: To::Source }, &mut None);
+    assert_eq!(source.migration_entries(), 0, "a migration entry was lost");
 }
 
 const _: () = assert!(PMD_SIZE == 512 * PAGE_SIZE);

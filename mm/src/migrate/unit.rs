@@ -1,6 +1,5 @@
 //! The work record of a migration: units, in a batch that comes from a pool.
 
-use crate::entry::Attrs;
 use crate::error::OutOfMemory;
 use crate::folio::{FolioRef, LockedFolio};
 use crate::frames::Frames;
@@ -18,8 +17,8 @@ use crate::zone::Need;
 pub(crate) enum Source<M: Machine> {
     /// A folio, with migration entries where it was mapped.
     Folio(LockedFolio<M>),
-    /// Nothing yet: an empty entry, or one of the zero page. The anonymous set that it belongs to, and how it will be mapped.
-    Hole { anon: u32, attrs: Attrs },
+    /// Nothing yet: an empty entry, or one of the zero page. The anonymous set that it belongs to.
+    Hole { anon: u32 },
     /// The unit is done with.
     Gone,
 }
