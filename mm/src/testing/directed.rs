@@ -1,7 +1,7 @@
 //! Tests of one behaviour each, on a machine at rest.
 
 use crate::counters::Event;
-use crate::entry::{Entry, SoftKind};
+use crate::entry::{Attrs, Entry, SoftKind};
 use crate::error::FaultError;
 use crate::fault::{FaultBits, FaultInfo, FaultOutcome};
 use crate::folio::FolioRef;
@@ -9,7 +9,7 @@ use crate::machine::FlushReason;
 use crate::migrate::{Cause, Report};
 use crate::testing::kit::{DEV, Kit, at, range};
 use crate::testing::machine::{Config, Soft, one};
-use crate::types::{Access, Level, Order, Place};
+use crate::types::{Access, Frame, Level, Order, Place, Prot};
 use crate::vma::HugeAdvice::{Default as Small, Huge};
 use crate::zone::Need;
 
@@ -65,6 +65,54 @@ fn small_pages_cost_one_flush_round_per_batch() {
     let report = migrate(&kit, 0, 512, DEV);
     assert_eq!((report.units, report.pages, report.huge_pages), (512, 512, 0));
     assert_eq!(kit.machine.counted(Event::TlbFlush) - flushes, 1);
+    kit.check(0, 512);
+    kit.audit();
+}
+
+#[test]
+fn unmapping_many_small_pages_is_one_flush_round() {
+    let kit = Kit::new();
+    kit.map(0, 1024, Small);
+    kit.fill(0, 1024);
+    let flushes = kit.machine.counted(Event::TlbFlush);
+    kit.space.space().unmap(range(0, 600)).expect("two VMAs at most are split");
+    // One for the pages, one for the table that has nothing left to map.
+    assert_eq!(kit.machine.counted(Event::TlbFlush) - flushes, 2);
+    kit.audit();
+}
+
+#[test]
+fn a_hole_that_is_filled_allows_what_its_mapping_allows_then() {
+    let kit = Kit::new();
+    let all = range(0, 512);
+    kit.map(0, 512, Huge);
+    let space = kit.space.space();
+    let (migration, _) = space.migrate_collect(all, DEV).expect("it is mapped");
+    // The mapping goes, and another takes its place, with its anonymous set too.
+    space.unmap(all).expect("it is mapped");
+    space.map_anon(all, Prot::READ, Huge).expect("it is free");
+    drop(migration.unmap().copy().commit().finalize());
+    if let Entry::NonPresent(soft) = kit.space.entry_at(at(0)).1 {
+        assert!(!soft.attrs.contains(Attrs::WRITE), "writable in a read-only mapping");
+    }
+    kit.audit();
+}
+
+#[test]
+fn a_commit_that_is_given_up_leaves_a_folio_that_is_held_where_it_is() {
+    let kit = Kit::new();
+    kit.map(0, 512, Huge);
+    kit.fill(0, 512);
+    let (migration, _) = kit.space.space().migrate_collect(range(0, 512), DEV).expect("it is mapped");
+    let committed = migration.unmap().copy().commit();
+    let held: Vec<FolioRef<Soft>> =
+        (0..8 * 512).filter_map(|i| kit.machine.mm.try_get_folio(Frame::new(DEV, i))).take(1).collect();
+    assert_eq!(held.len(), 1, "the folio is found where it is now");
+    let frame = held[0].frame();
+    drop(committed);
+    assert_eq!(held[0].frame(), frame, "the frames of a folio do not change under a handle");
+    assert!(is_on(&kit, 0, DEV));
+    drop(held);
     kit.check(0, 512);
     kit.audit();
 }
