@@ -91,7 +91,7 @@ fn a_hole_that_is_filled_allows_what_its_mapping_allows_then() {
     // The mapping goes, and another takes its place, with its anonymous set too.
     space.unmap(all).expect("it is mapped");
     space.map_anon(all, Prot::READ, Huge).expect("it is free");
-    drop(migration.unmap().copy().commit().finalize());
+    let _report = migration.unmap().copy().commit().finalize();
     if let Entry::NonPresent(soft) = kit.space.entry_at(at(0)).1 {
         assert!(!soft.attrs.contains(Attrs::WRITE), "writable in a read-only mapping");
     }
