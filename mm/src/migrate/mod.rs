@@ -12,7 +12,8 @@
 //!   Report
 //! ```
 //!
-//! Each step consumes the last. Dropping a migration in any phase puts everything back. Between phases it holds folio
+//! Each step consumes the last. Dropping a migration in any phase puts everything back; after the commit, a hole that was
+//! filled stays filled, and a folio that somebody has got a reference to since then stays where it is. Between phases it holds folio
 //! references and folio locks as `Send` values and borrows nothing: it can be parked and finished by another thread.
 //!
 //! A *unit* is a folio with the entries that map it, or a hole. Each unit has its own verdict: one that fails is put back
