@@ -160,7 +160,9 @@ impl<M: Machine> Mm<M> {
                 if soft.kind == SoftKind::Migration {
                     return bad("migration entry at rest", 0);
                 }
-                if (soft.kind == SoftKind::DevicePrivate) == soft.frame.place().is_ram() {
+                if (soft.kind == SoftKind::DevicePrivate) == soft.frame.place().is_mappable()
+                    || (soft.kind == SoftKind::ProtNone) > soft.attrs.contains(Attrs::NO_ACCESS)
+                {
                     return bad("kind and place of a non-present entry", 0);
                 }
                 self.audit_mapping(space, addr, level, soft.frame)

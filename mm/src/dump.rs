@@ -142,7 +142,8 @@ impl fmt::Display for AttrNames {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let a = self.0;
         let flag = |bit, c| if a.contains(bit) { c } else { '-' };
-        write!(f, "r{}{}", flag(Attrs::WRITE, 'w'), flag(Attrs::EXEC, 'x'))?;
+        let read = if a.contains(Attrs::NO_ACCESS) { '-' } else { 'r' };
+        write!(f, "{read}{}{}", flag(Attrs::WRITE, 'w'), flag(Attrs::EXEC, 'x'))?;
         for (bit, name) in [
             (Attrs::EXCLUSIVE, " exclusive"),
             (Attrs::SOFT_DIRTY, " soft-dirty"),
@@ -174,6 +175,7 @@ impl fmt::Display for Run {
                     SoftKind::Migration => "migration",
                     SoftKind::DevicePrivate => "device-private",
                     SoftKind::DeviceExclusive => "exclusive",
+                    SoftKind::ProtNone => "prot-none",
                 };
                 write!(f, "{kind:<15} {frame:<11} {}", AttrNames(attrs))
             }

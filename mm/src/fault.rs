@@ -275,7 +275,7 @@ impl<M: Machine> Space<M> {
             Entry::NonPresent(soft) => match soft.kind {
                 SoftKind::DevicePrivate => self.fault_device(fault, seen, soft.frame),
                 SoftKind::Migration => Ok(self.fault_migration(fault, seen, soft)),
-                SoftKind::DeviceExclusive => Err(FaultError::Device(fault.addr)),
+                SoftKind::DeviceExclusive | SoftKind::ProtNone => Err(FaultError::Device(fault.addr)),
             },
             Entry::Leaf(leaf) if fault.access == Access::Write && !leaf.attrs.contains(Attrs::WRITE) => {
                 self.fault_write(vma, fault, seen, leaf)
@@ -306,7 +306,7 @@ impl<M: Machine> Space<M> {
         frame: Frame,
     ) -> Result<Step, FaultError> {
         let mm = M::mm();
-        let Some(number) = frame.place().device_number() else {
+        let Some(number) = frame.place().private_device() else {
             return Err(FaultError::Device(fault.addr));
         };
         let device = mm.device(number);

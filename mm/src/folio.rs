@@ -48,6 +48,8 @@ pub struct Folio {
     driver: AtomicU64,
     /// For the audit to count in.
     scratch: AtomicU32,
+    /// Pins (Linux: `FOLL_PIN`): each has a reference too, and says that its holder reads or writes the contents.
+    pins: AtomicU32,
 }
 
 const DIRTY: u32 = 1 << 8;
@@ -138,6 +140,19 @@ impl Folio {
     #[inline(always)]
     pub fn covers(&self, frame: Frame) -> bool {
         frame.is_within(self.frame(), self.order())
+    }
+
+    /// Pins: handles whose holder may read or write the contents at any moment.
+    #[must_use]
+    #[inline(always)]
+    pub fn pins(&self) -> u32 {
+        self.pins.load(Acquire)
+    }
+    pub(crate) fn add_pins(&self, n: u32) {
+        self.pins.fetch_add(n, AcqRel);
+    }
+    pub(crate) fn remove_pins(&self, n: u32) {
+        self.pins.fetch_sub(n, Release);
     }
 
     pub(crate) fn scratch(&self) -> &AtomicU32 {
@@ -497,6 +512,7 @@ impl<M: Machine> Mm<M> {
         folio.frame.store(frame.raw(), Relaxed);
         folio.meta.store(u32::from(order.get()), Relaxed);
         folio.driver.store(0, Relaxed);
+        debug_assert_eq!(folio.pins(), 0, "pins are references, so a free folio has none");
         folio.set_link(link);
     }
 

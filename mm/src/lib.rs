@@ -28,6 +28,7 @@ mod inject;
 mod machine;
 pub mod migrate;
 mod mm;
+mod notifier;
 mod rmap;
 mod slab;
 mod space;
@@ -56,10 +57,11 @@ pub use machine::{
 };
 pub use migrate::{Cause, FaultMigration, Migration, Report};
 pub use mm::{MapStorage, Mm};
+pub use notifier::NotifyEvent;
 pub use space::{AddressSpace, Space, SpaceStat};
 pub use types::{
     Access, Frame, FrameRange, Level, MAX_DEVICES, Order, PAGE_SHIFT, PAGE_SIZE, PMD_SHIFT, PMD_SIZE,
     PUD_SIZE, Place, Prot, USER_END, VaRange, Vaddr,
 };
-pub use vma::{HugeAdvice, Vma};
+pub use vma::{HugeAdvice, Vma, VmaFlags, VmaKind};
 pub use zone::{Need, Zone, ZoneStat};

@@ -5,7 +5,7 @@
 //! names a frame of the folio and is of the kind asked for. (Linux had both mistakes: a walk that returned any
 //! device-private PMD without checking the frame, and one that returned it to a caller who wanted migration entries.)
 
-use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use crate::error::OutOfMemory;
 use crate::folio::{Folio, RmapLink};
@@ -17,11 +17,25 @@ use crate::sync::SpinLock;
 use crate::types::{PAGE_SHIFT, VaRange, Vaddr};
 use crate::vma::Vma;
 
-/// The VMAs that may map one family of anonymous pages (Linux: `anon_vma`).
+/// Whose pages a set is for; which of its two list links a VMA uses there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub(crate) enum SetOf {
+    /// Anonymous pages of a mapping, its clones and what was moved or split off.
+    Anon = 0,
+    /// The pages of an object.
+    Object = 1,
+}
+
+/// The VMAs that may map one family of pages (Linux: `anon_vma`, and `i_mmap` of an `address_space`). A clone or a moved
+/// mapping joins the set, after the VMA that it comes from: a walk in list order then cannot miss an entry that is copied or
+/// moved while it runs.
 #[repr(align(64))]
 pub(crate) struct AnonSet<M: Machine> {
     header: SlotHeader,
-    /// Head of the list of VMAs, linked through [`Vma::list_link`].
+    /// [`SetOf`].
+    of: AtomicU32,
+    /// Head of the list of VMAs.
     vmas: SpinLock<M, u32>,
     /// Walks done, for tests of the cost of a walk.
     walks: AtomicU64,
@@ -29,7 +43,12 @@ pub(crate) struct AnonSet<M: Machine> {
 
 impl<M: Machine> Default for AnonSet<M> {
     fn default() -> Self {
-        Self { header: SlotHeader::default(), vmas: SpinLock::new(NIL), walks: AtomicU64::new(0) }
+        Self {
+            header: SlotHeader::default(),
+            of: AtomicU32::new(0),
+            vmas: SpinLock::new(NIL),
+            walks: AtomicU64::new(0),
+        }
     }
 }
 
@@ -51,9 +70,10 @@ pub(crate) struct Mapped<M: Machine> {
 }
 
 impl<M: Machine> AnonSet<M> {
-    pub(crate) fn alloc(mm: &Mm<M>) -> Result<&'static Self, OutOfMemory> {
+    pub(crate) fn alloc(mm: &Mm<M>, of: SetOf) -> Result<&'static Self, OutOfMemory> {
         let set = mm.anons.alloc(mm)?;
         *set.vmas.lock() = NIL;
+        set.of.store(of as u32, Relaxed);
         set.walks.store(0, Relaxed);
         Ok(set)
     }
@@ -62,25 +82,39 @@ impl<M: Machine> AnonSet<M> {
         self.header.key()
     }
 
-    /// Adds a VMA to the set.
-    pub(crate) fn attach(&self, vma: &Vma) {
+    /// The link of `vma` in this set's list.
+    fn link<'a>(&self, vma: &'a Vma) -> &'a AtomicU32 {
+        if self.of.load(Relaxed) == SetOf::Anon as u32 { vma.list_link() } else { vma.object_link() }
+    }
+
+    /// Adds a VMA to the set, after one that is in it, or as the first.
+    pub(crate) fn attach(&self, vma: &Vma, after: Option<&Vma>) {
         let mut head = self.vmas.lock();
-        vma.list_link().store(*head, Relaxed);
-        *head = vma.slab_index();
+        match after {
+            Some(after) => {
+                let at = self.link(after);
+                self.link(vma).store(at.load(Relaxed), Relaxed);
+                at.store(vma.slab_index(), Relaxed);
+            }
+            None => {
+                self.link(vma).store(*head, Relaxed);
+                *head = vma.slab_index();
+            }
+        }
     }
 
     /// Takes a VMA out; true when the set is empty now and can be freed.
     pub(crate) fn detach(&self, mm: &Mm<M>, vma: &Vma) -> bool {
         let mut head = self.vmas.lock();
-        let next = vma.list_link().load(Relaxed);
+        let next = self.link(vma).load(Relaxed);
         if *head == vma.slab_index() {
             *head = next;
         } else {
             let mut at = mm.vmas.get(*head);
-            while at.list_link().load(Relaxed) != vma.slab_index() {
-                at = mm.vmas.get(at.list_link().load(Relaxed));
+            while self.link(at).load(Relaxed) != vma.slab_index() {
+                at = mm.vmas.get(self.link(at).load(Relaxed));
             }
-            at.list_link().store(next, Relaxed);
+            self.link(at).store(next, Relaxed);
         }
         *head == NIL
     }
@@ -106,7 +140,7 @@ impl<M: Machine> Mm<M> {
                     return;
                 }
             }
-            at = vma.list_link().load(Relaxed);
+            at = set.link(vma).load(Relaxed);
         }
     }
 }

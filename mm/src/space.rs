@@ -7,13 +7,13 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::AcqRel, Ordering::Relax
 
 use crate::error::{OutOfMemory, RangeError};
 use crate::machine::{FlushReason, Machine, TableWords};
-use crate::rmap::AnonSet;
+use crate::rmap::{AnonSet, SetOf};
 use crate::slab::{NIL, Slot, SlotHeader};
 use crate::sync::SleepRwLock;
 use crate::table::{SpareTable, Table};
 use crate::tlb::{FlushState, TlbGather};
 use crate::types::{Level, PAGE_SHIFT, Prot, VaRange, Vaddr};
-use crate::vma::{HugeAdvice, Vma, VmaAttrs, VmaCache, VmaIndex, VmaSpares};
+use crate::vma::{HugeAdvice, Vma, VmaAttrs, VmaCache, VmaFlags, VmaIndex, VmaKind, VmaSpares};
 use crate::zone::Need;
 
 /// What one address space did and owns.
@@ -188,7 +188,7 @@ impl<M: Machine> Space<M> {
         }
         vmas.reserve(mm).map_err(oom)?;
         let vma = mm.vmas.alloc(mm).map_err(oom)?;
-        let set = match AnonSet::alloc(mm) {
+        let set = match AnonSet::alloc(mm, SetOf::Anon) {
             Ok(set) => set,
             Err(e) => {
                 mm.vmas.free(vma);
@@ -202,8 +202,11 @@ impl<M: Machine> Space<M> {
             advice,
             anon: set.slab_index(),
             space: self.slab_index(),
+            kind: VmaKind::Anon,
+            flags: VmaFlags::empty(),
+            object: NIL,
         });
-        set.attach(vma);
+        self.link_vma(vma, None);
         vmas.insert(vma);
         Ok(())
     }
@@ -274,20 +277,35 @@ impl<M: Machine> Space<M> {
             ..attrs
         });
         vma.set_range(VaRange::between(attrs.range.start, at), attrs.pgoff);
-        M::mm().anons.get(attrs.anon).attach(tail);
+        self.link_vma(tail, Some(vma));
         vmas.insert(tail);
         self.cache.clear();
     }
 
+    /// Adds a VMA to the sets that the reverse map finds it by, directly after `after`, whose set it shares: a walk that misses
+    /// what is copied or moved from there finds it here.
+    pub(crate) fn link_vma(&self, vma: &Vma, after: Option<&Vma>) {
+        if vma.anon() != NIL {
+            M::mm().anons.get(vma.anon()).attach(vma, after);
+        }
+    }
+
+    /// Takes a VMA out of those sets; a set that is empty then is freed.
+    pub(crate) fn unlink_vma(&self, vma: &Vma) {
+        let mm = M::mm();
+        if vma.anon() != NIL {
+            let set = mm.anons.get(vma.anon());
+            if set.detach(mm, vma) {
+                mm.anons.free(set);
+            }
+        }
+    }
+
     /// Takes a VMA, whose pages are unmapped already, out of the index and its set, and frees it.
     pub(crate) fn drop_vma(&self, vmas: &mut VmaIndex<M>, vma: &'static Vma) {
-        let mm = M::mm();
         vmas.remove(vma);
-        let set = mm.anons.get(vma.anon());
-        if set.detach(mm, vma) {
-            mm.anons.free(set);
-        }
-        mm.vmas.free(vma);
+        self.unlink_vma(vma);
+        M::mm().vmas.free(vma);
         self.cache.clear();
     }
 

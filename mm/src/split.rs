@@ -58,7 +58,7 @@ pub(crate) fn split_pmd_at<M: Machine>(cursor: &mut Cursor<M>, mut spare: SpareT
             let folio = mm.mapped_folio(soft.frame);
             match soft.kind {
                 SoftKind::Migration => folio.add_migs(511),
-                SoftKind::DevicePrivate | SoftKind::DeviceExclusive => folio.add_maps(511),
+                _ => folio.add_maps(511),
             }
             cursor.hook_over_soft(spare);
         }

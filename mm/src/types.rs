@@ -229,18 +229,21 @@ impl Order {
     }
 }
 
-/// Where a frame lies: system RAM, or the memory of one device.
+/// Where a frame lies: system RAM, or the memory of one device, *private* (no CPU can map it) or *coherent* (CPUs map it like
+/// RAM). The kind is part of the place, so that an entry for a frame can be made without asking anybody.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Place(u8);
 
 /// Devices that can be registered at once.
 pub const MAX_DEVICES: usize = 4;
+/// Set in the number of a coherent device.
+const COHERENT: u8 = 8;
 
 impl Place {
     /// System RAM.
     pub const RAM: Self = Self(0);
 
-    /// The memory of device `n` (counted from 0).
+    /// The private memory of device `n` (counted from 0).
     ///
     /// # Panics
     /// When `n` is not below [`MAX_DEVICES`].
@@ -249,11 +252,25 @@ impl Place {
         assert!(n < MAX_DEVICES, "device number out of range");
         Self(n as u8 + 1)
     }
+    /// The memory of device `n`, which CPUs can map.
+    ///
+    /// # Panics
+    /// When `n` is not below [`MAX_DEVICES`].
+    #[must_use]
+    pub const fn coherent(n: usize) -> Self {
+        Self(Self::device(n).0 | COHERENT)
+    }
     /// The device number, or `None` for RAM.
     #[must_use]
     #[inline(always)]
     pub const fn device_number(self) -> Option<usize> {
-        if self.0 == 0 { None } else { Some(self.0 as usize - 1) }
+        if self.0 == 0 { None } else { Some((self.0 & !COHERENT) as usize - 1) }
+    }
+    /// The device number, for private memory only.
+    #[must_use]
+    #[inline(always)]
+    pub const fn private_device(self) -> Option<usize> {
+        if self.0 == 0 || self.0 & COHERENT != 0 { None } else { Some(self.0 as usize - 1) }
     }
     /// True for system RAM.
     #[must_use]
@@ -261,11 +278,30 @@ impl Place {
     pub const fn is_ram(self) -> bool {
         self.0 == 0
     }
+    /// True for device memory that CPUs can map.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_coherent(self) -> bool {
+        self.0 & COHERENT != 0
+    }
+    /// True when a CPU can map a frame of this place: RAM and coherent memory.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_mappable(self) -> bool {
+        self.0 == 0 || self.0 & COHERENT != 0
+    }
+    #[inline(always)]
     pub(crate) const fn raw(self) -> u8 {
         self.0
     }
+    #[inline(always)]
     pub(crate) const fn from_raw(raw: u8) -> Self {
         Self(raw)
+    }
+    /// True for a number that one of the makers above gives.
+    #[inline(always)]
+    pub(crate) const fn is_raw(raw: u8) -> bool {
+        raw == 0 || (raw & !COHERENT).wrapping_sub(1) < MAX_DEVICES as u8 && raw < 16
     }
 }
 
@@ -273,13 +309,14 @@ impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.device_number() {
             None => f.write_str("ram"),
+            Some(n) if self.is_coherent() => write!(f, "coh{n}"),
             Some(n) => write!(f, "dev{n}"),
         }
     }
 }
 
-/// One 4 KiB frame, by place and number. In RAM the number is the physical page frame number; on a device it is
-/// the page's index in the device's memory, never a physical address, so that a BAR may lie anywhere.
+/// One 4 KiB frame, by place and number. In RAM and in coherent memory the number is the physical page frame number; in private
+/// memory it is the page's index in the device's memory, never a physical address, so that a BAR may lie anywhere.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Frame(u64);
 

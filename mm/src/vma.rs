@@ -24,7 +24,31 @@ pub enum HugeAdvice {
     NoHuge,
 }
 
-/// A range of an address space with one protection and one kind of memory: anonymous private, so far.
+/// What a VMA maps.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(u32)]
+pub enum VmaKind {
+    /// Private anonymous memory.
+    #[default]
+    Anon = 0,
+    /// An object's own pages, shared by all who map it (`MAP_SHARED`).
+    Shared = 1,
+    /// An object's pages until they are written, then private copies (`MAP_PRIVATE` of a file).
+    Private = 2,
+    /// Pages that a driver has put there; they are not counted and never move (`VM_MIXEDMAP`).
+    Device = 3,
+}
+
+bitflags::bitflags! {
+    /// What else is true of a VMA.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+    pub struct VmaFlags: u32 {
+        /// Writes to entries with uffd-wp are noted by clearing that bit (userfaultfd's asynchronous write protection).
+        const WP_TRACKED = 1 << 0;
+    }
+}
+
+/// A range of an address space with one protection and one kind of memory.
 #[derive(Debug, Default)]
 #[repr(align(64))]
 pub struct Vma {
@@ -39,6 +63,14 @@ pub struct Vma {
     anon: AtomicU32,
     /// Index of the address space.
     space: AtomicU32,
+    /// [`VmaKind`].
+    kind: AtomicU32,
+    /// [`VmaFlags`].
+    flags: AtomicU32,
+    /// The object that it maps; `NIL` for none.
+    object: AtomicU32,
+    /// Link of the object's list of VMAs.
+    object_link: AtomicU32,
 }
 
 impl Slot for Vma {
@@ -57,6 +89,9 @@ pub(crate) struct VmaAttrs {
     pub(crate) advice: HugeAdvice,
     pub(crate) anon: u32,
     pub(crate) space: u32,
+    pub(crate) kind: VmaKind,
+    pub(crate) flags: VmaFlags,
+    pub(crate) object: u32,
 }
 
 impl Vma {
@@ -88,6 +123,37 @@ impl Vma {
             _ => HugeAdvice::Default,
         }
     }
+    /// What it maps.
+    #[must_use]
+    #[inline(always)]
+    pub fn kind(&self) -> VmaKind {
+        match self.kind.load(Relaxed) {
+            0 => VmaKind::Anon,
+            1 => VmaKind::Shared,
+            2 => VmaKind::Private,
+            _ => VmaKind::Device,
+        }
+    }
+    /// What else is true of it.
+    #[must_use]
+    #[inline(always)]
+    pub fn flags(&self) -> VmaFlags {
+        VmaFlags::from_bits_truncate(self.flags.load(Relaxed))
+    }
+    pub(crate) fn set_flags(&self, flags: VmaFlags) {
+        self.flags.store(flags.bits(), Relaxed);
+    }
+    pub(crate) fn set_prot(&self, prot: Prot) {
+        self.prot.store(u32::from(prot.bits()), Relaxed);
+    }
+    /// The object that it maps; `NIL` for none.
+    pub(crate) fn object(&self) -> u32 {
+        self.object.load(Relaxed)
+    }
+    /// Free for the object's list while the VMA lives.
+    pub(crate) fn object_link(&self) -> &AtomicU32 {
+        &self.object_link
+    }
     pub(crate) fn set_advice(&self, advice: HugeAdvice) {
         self.advice.store(advice as u32, Relaxed);
     }
@@ -118,14 +184,20 @@ impl Vma {
             advice: self.advice(),
             anon: self.anon(),
             space: self.space(),
+            kind: self.kind(),
+            flags: self.flags(),
+            object: self.object(),
         }
     }
     pub(crate) fn set(&self, attrs: &VmaAttrs) {
         self.set_range(attrs.range, attrs.pgoff);
-        self.prot.store(u32::from(attrs.prot.bits()), Relaxed);
+        self.set_prot(attrs.prot);
         self.advice.store(attrs.advice as u32, Relaxed);
         self.anon.store(attrs.anon, Relaxed);
         self.space.store(attrs.space, Relaxed);
+        self.kind.store(attrs.kind as u32, Relaxed);
+        self.set_flags(attrs.flags);
+        self.object.store(attrs.object, Relaxed);
     }
 
     /// The attributes of an entry for a page of it that is new.
@@ -426,6 +498,9 @@ mod tests {
             advice: HugeAdvice::Default,
             anon: NIL,
             space: 0,
+            kind: VmaKind::Anon,
+            flags: VmaFlags::empty(),
+            object: NIL,
         });
         vma
     }

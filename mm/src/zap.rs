@@ -224,7 +224,7 @@ fn zap_entry<M: Machine>(cursor: &mut Cursor<M>, run: &mut Run, gather: &mut Tlb
             let folio = mm.mapped_folio(frame);
             match kind {
                 SoftKind::Migration => folio.remove_migs(1),
-                SoftKind::DevicePrivate | SoftKind::DeviceExclusive => run.add(folio, false, gather),
+                _ => run.add(folio, false, gather),
             }
         }
     }

@@ -63,7 +63,7 @@ impl<M: Machine> Collecting<M> {
             SoftKind::DevicePrivate if soft.frame.place() != self.batch().to => {
                 self.skip(Cause::Foreign, pages);
             }
-            SoftKind::DevicePrivate | SoftKind::DeviceExclusive => {}
+            SoftKind::DevicePrivate | SoftKind::DeviceExclusive | SoftKind::ProtNone => {}
         }
     }
 

@@ -33,16 +33,6 @@ enum To<'a, M: Machine> {
     Pieces(&'a PieceChunk<M>),
 }
 
-/// The entry for `frame`: present in RAM, device-private on a device.
-#[inline(always)]
-pub(crate) fn entry_for(frame: Frame, attrs: Attrs) -> Entry {
-    if frame.place().is_ram() {
-        Entry::Leaf(Leaf::ram(frame, attrs))
-    } else {
-        Entry::NonPresent(SoftLeaf::new(SoftKind::DevicePrivate, frame, attrs))
-    }
-}
-
 impl<M: Machine> Names<'_, M> {
     /// The page of the unit that a migration entry for `frame` stands for.
     #[inline(always)]
@@ -98,7 +88,7 @@ fn replace_run<M: Machine>(
                     next
                 }
             };
-            cursor.replace_soft(entry_for(folio.frame().offset(page - start), attrs));
+            cursor.replace_soft(Entry::mapping(folio.frame().offset(page - start), attrs));
             n += 1;
             of_folio += 1;
         }
@@ -135,7 +125,7 @@ fn fill_pieces_table<M: Machine>(spare: &mut SpareTable<M>, first: &PieceChunk<M
     let mut at = 0;
     for folio in first.iter() {
         for i in 0..folio.order().pages() {
-            let entry = entry_for(folio.frame().offset(i), attrs);
+            let entry = Entry::mapping(folio.frame().offset(i), attrs);
             words[at].store(entry.encode(Level::Pte), Relaxed);
             at += 1;
         }
@@ -286,7 +276,7 @@ pub(crate) fn fill_hole<M: Machine>(unit: &mut Unit<M>) -> Result<(), Cause> {
     match (&unit.dest, spare) {
         (Dest::Folio(folio), _) => {
             folio.add_maps(1);
-            cursor.install(entry_for(folio.frame(), attrs));
+            cursor.install(Entry::mapping(folio.frame(), attrs));
         }
         (Dest::Pieces(first), Some(mut spare)) => {
             fill_pieces_table(&mut spare, first, attrs);

@@ -12,7 +12,7 @@ use crate::error::FaultError;
 use crate::folio::LockedFolio;
 use crate::machine::Machine;
 use crate::migrate::collect::take_entries;
-use crate::migrate::finalize::{entry_for, put_back_source, rename_elsewhere};
+use crate::migrate::finalize::{put_back_source, rename_elsewhere};
 use crate::migrate::{Collected, Collecting, Migration};
 use crate::space::Space;
 use crate::table::Table;
@@ -164,7 +164,7 @@ fn rename_entries<M: Machine>(cursor: &mut Cursor<M>, source: &LockedFolio<M>, f
         if let Entry::NonPresent(SoftLeaf { kind: SoftKind::Migration, frame, attrs }) = cursor.entry()
             && frame == from.offset(page)
         {
-            cursor.replace_soft(entry_for(to.offset(page), attrs));
+            cursor.replace_soft(Entry::mapping(to.offset(page), attrs));
             n += 1;
         }
         if !cursor.next() {

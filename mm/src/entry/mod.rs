@@ -8,7 +8,7 @@
 //!            63  62..57  56..53  52   51........12     11  10  9   8  7     6 5  4   3   2  1  0
 //! leaf       NX    0     place  SPEC  frame            UFW SD  EXC 0  PS/PAT D A  PCD PWT 1  W  1   (SDM vol. 3, 4.5)
 //! table      0     0       0     0    frame of table    0  0   0   0  0     0 A   0   0   1  1  1
-//! non-pres.  kind(63..61)  place(56..53)  ~number(51..12) UFW SD EXC 0  0   0 0   D   Y   X  W  0
+//! non-pres.  kind(63..61)  place(56..53)  NONE ~number(51..12) UFW SD EXC 0  0   0 0   D   Y   X  W  0
 //! ```
 //!
 //! Rules for non-present entries, and why:
@@ -20,7 +20,9 @@
 //! - the attributes write, execute, exclusive, soft-dirty, uffd-wp, young and dirty are there at *both* levels, so nothing is
 //!   lost over present -> migration -> device -> migration -> present.
 
-use crate::types::{Frame, Level, MAX_DEVICES, Place};
+pub(crate) mod word;
+
+use crate::types::{Frame, Level, Place};
 
 bitflags::bitflags! {
     /// What an entry remembers of a page besides its frame; the same set for present and non-present entries.
@@ -40,6 +42,8 @@ bitflags::bitflags! {
         const SOFT_DIRTY = 1 << 10;
         /// Write-protected by a userfaultfd-like tracker.
         const UFFD_WP = 1 << 11;
+        /// The mapping allows no access at all (`PROT_NONE`). Only non-present entries have it.
+        const NO_ACCESS = 1 << 12;
     }
 }
 
@@ -89,6 +93,8 @@ pub enum SoftKind {
     DevicePrivate = 2,
     /// The page is in RAM, lent to a device for atomic access.
     DeviceExclusive = 3,
+    /// The page is where a CPU could map it, but the mapping allows no access (`PROT_NONE`).
+    ProtNone = 4,
 }
 
 /// A non-present leaf with content (Linux: `softleaf_t`).
@@ -155,7 +161,12 @@ const NX_TO_EXEC: u32 = 61;
 /// Bits that no leaf of write-back RAM has, at either level: one test sorts them out. Bits 57 to 62 and 8 nobody has.
 const LEAF_RARE: u64 = PWT | PCD | 1 << 8 | ADDR & !INDEX | PLACE | 0x3f << 57;
 /// Bits that a non-present entry does not use.
-const SOFT_CLEAR: u64 = NON_PRESENT_CLEAR | 1 << 52 | 0xf << 57;
+const SOFT_CLEAR: u64 = NON_PRESENT_CLEAR | 0xf << 57;
+/// Where a non-present entry keeps [`Attrs::NO_ACCESS`], whose own bit is the number's.
+const NO_ACCESS: u64 = 1 << 52;
+const NO_ACCESS_SHIFT: u32 = 40;
+/// The other attributes, which have their own bits there.
+const SOFT_ATTRS: u64 = (Attrs::all().bits() & !Attrs::NO_ACCESS.bits()) as u64;
 
 /// Bits that a non-present entry must keep clear.
 pub const NON_PRESENT_CLEAR: u64 = P | A | D | PS | (1 << 8);
@@ -168,8 +179,18 @@ impl Attrs {
     }
     #[inline(always)]
     const fn to_present(self) -> u64 {
+        debug_assert!(!self.contains(Self::NO_ACCESS), "a present entry allows access");
         let bits = self.bits() as u64;
         bits & COMMON | (bits & ((A | D) >> AD_SHIFT)) << AD_SHIFT | (bits << NX_TO_EXEC & NX ^ NX)
+    }
+    #[inline(always)]
+    const fn from_soft(word: u64) -> Self {
+        Self::from_bits_retain((word & SOFT_ATTRS | (word & NO_ACCESS) >> NO_ACCESS_SHIFT) as u16)
+    }
+    #[inline(always)]
+    const fn to_soft(self) -> u64 {
+        let bits = self.bits() as u64;
+        bits & SOFT_ATTRS | bits << NO_ACCESS_SHIFT & NO_ACCESS
     }
 }
 
@@ -196,7 +217,7 @@ impl SoftLeaf {
         (self.kind as u64) << KIND_SHIFT
             | (self.frame.place().raw() as u64) << PLACE_SHIFT
             | number
-            | self.attrs.bits() as u64
+            | self.attrs.to_soft()
     }
 
     /// The word of the same entry with another kind.
@@ -211,6 +232,7 @@ impl SoftLeaf {
             1 => SoftKind::Migration,
             2 => SoftKind::DevicePrivate,
             3 => SoftKind::DeviceExclusive,
+            4 => SoftKind::ProtNone,
             _ => return None,
         };
         // Inverted, so zero means one: numbers have 32 bits, and those of huge entries are aligned.
@@ -220,16 +242,30 @@ impl SoftLeaf {
             _ => return None,
         };
         let place = ((word & PLACE) >> PLACE_SHIFT) as u8;
-        if word & (SOFT_CLEAR | ones) != ones || place as usize > MAX_DEVICES {
+        if word & (SOFT_CLEAR | ones) != ones || !Place::is_raw(place) {
             return None;
         }
         let index = (!word & INDEX) >> 12;
         let frame = Frame::new(Place::from_raw(place), index as u32);
-        Some(Self { kind, frame, attrs: Attrs::from_bits_truncate(word as u16) })
+        Some(Self { kind, frame, attrs: Attrs::from_soft(word) })
     }
 }
 
 impl Entry {
+    /// The entry that maps `frame` with these attributes: present where a CPU may use it, device-private on a private device,
+    /// and `PROT_NONE` where the mapping allows no access.
+    #[must_use]
+    #[inline(always)]
+    pub const fn mapping(frame: Frame, attrs: Attrs) -> Self {
+        if !frame.place().is_mappable() {
+            Self::NonPresent(SoftLeaf::new(SoftKind::DevicePrivate, frame, attrs))
+        } else if attrs.contains(Attrs::NO_ACCESS) {
+            Self::NonPresent(SoftLeaf::new(SoftKind::ProtNone, frame, attrs))
+        } else {
+            Self::Leaf(Leaf::ram(frame, attrs))
+        }
+    }
+
     /// The word for this entry in a table of `level`.
     ///
     /// # Panics
@@ -358,7 +394,7 @@ const fn decode_rare_leaf(word: u64, level: Level) -> Option<Leaf> {
     };
     let known = P | RW | US | PWT | PCD | A | D | COMMON | SPECIAL | PLACE | NX | addr | pat | size;
     let place = ((word & PLACE) >> PLACE_SHIFT) as u8;
-    if word & !known != 0 || word & US == 0 || place as usize > MAX_DEVICES {
+    if word & !known != 0 || word & US == 0 || !(place == 0 || Place::is_raw(place)) {
         return None;
     }
     Some(Leaf {
@@ -369,76 +405,6 @@ const fn decode_rare_leaf(word: u64, level: Level) -> Option<Leaf> {
     })
 }
 
-/// The commonest steps of loops over many entries, from word to word. Each is what decoding, changing and encoding gives; the
-/// tests hold them to that.
-pub(crate) mod word {
-    use super::{
-        A, AD_SHIFT, ADDR, Attrs, COMMON, D, KIND_SHIFT, NX, NX_TO_EXEC, P, PLACE, PLACE_SHIFT, PS, SPECIAL,
-        SoftKind, US,
-    };
-    use crate::types::{Frame, Level, Place};
-
-    const ATTRS: u64 = Attrs::all().bits() as u64;
-
-    /// The frame of a plain PTE leaf: RAM, write-back, not the zero page.
-    #[inline(always)]
-    pub(crate) const fn plain_ram(word: u64) -> Option<Frame> {
-        let plain = word & (P | SPECIAL | PLACE | PS | 1 << 3 | 1 << 4) == P;
-        if plain { Some(Frame::ram(((word & ADDR) >> 12) as u32)) } else { None }
-    }
-
-    /// The frame of a device-private entry.
-    #[inline(always)]
-    pub(crate) const fn device_private(word: u64) -> Option<Frame> {
-        if word & P != 0 || word >> KIND_SHIFT != SoftKind::DevicePrivate as u64 {
-            return None;
-        }
-        let place = Place::from_raw(((word & PLACE) >> PLACE_SHIFT) as u8);
-        Some(Frame::new(place, ((!word & ADDR) >> 12) as u32))
-    }
-
-    /// True when a present leaf was written through.
-    #[inline(always)]
-    pub(crate) const fn is_dirty(word: u64) -> bool {
-        word & D != 0
-    }
-
-    /// The migration entry for what a plain leaf maps.
-    #[inline(always)]
-    pub(crate) const fn leaf_to_migration(word: u64) -> u64 {
-        (SoftKind::Migration as u64) << KIND_SHIFT
-            | word & (PLACE | COMMON)
-            | !word & ADDR
-            | (word & (A | D)) >> AD_SHIFT
-            | (!word & NX) >> NX_TO_EXEC
-    }
-
-    /// True for a migration entry that names `frame`.
-    #[inline(always)]
-    pub(crate) const fn is_migration_of(word: u64, frame: Frame) -> bool {
-        let named = (SoftKind::Migration as u64) << KIND_SHIFT
-            | (frame.place().raw() as u64) << PLACE_SHIFT
-            | !((frame.index() as u64) << 12) & ADDR;
-        word & !ATTRS == named
-    }
-
-    /// A migration entry's word, become the entry for `frame`: present in RAM, device-private on a device.
-    #[inline(always)]
-    pub(crate) const fn migration_to(word: u64, frame: Frame, level: Level) -> u64 {
-        let address = (frame.index() as u64) << 12;
-        if frame.place().is_ram() {
-            let size = if matches!(level, Level::Pte) { 0 } else { PS };
-            let attrs =
-                word & COMMON | (word & ((A | D) >> AD_SHIFT)) << AD_SHIFT | !(word << NX_TO_EXEC) & NX;
-            return P | US | size | address | attrs;
-        }
-        (SoftKind::DevicePrivate as u64) << KIND_SHIFT
-            | (frame.place().raw() as u64) << PLACE_SHIFT
-            | !address & ADDR
-            | word & ATTRS
-    }
-}
-
 /// Bits that may be set in a present leaf by an atomic OR, because no translation can be stale in a way that
 /// matters: more permission, or A and D. (SDM vol. 3, 4.10.4.3: a fault re-walks the tables.)
 #[inline(always)]
@@ -447,148 +413,4 @@ pub(crate) const fn upgrade_bits(attrs: Attrs) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const CACHES: [CacheType; 3] = [CacheType::WriteBack, CacheType::WriteCombining, CacheType::Uncached];
-    const KINDS: [SoftKind; 3] = [SoftKind::Migration, SoftKind::DevicePrivate, SoftKind::DeviceExclusive];
-    const LEVELS: [Level; 2] = [Level::Pte, Level::Pmd];
-    /// Multiples of 512: fit for both levels.
-    const INDICES: [u32; 7] = [0, 512, 1024, 0x5555_5400, 0xaaaa_aa00, 1 << 31, !511];
-
-    fn attr_sets() -> impl Iterator<Item = Attrs> {
-        (0..=u16::MAX).filter_map(Attrs::from_bits)
-    }
-
-    fn places() -> impl Iterator<Item = Place> {
-        core::iter::once(Place::RAM).chain((0..MAX_DEVICES).map(Place::device))
-    }
-
-    fn frames(level: Level) -> impl Iterator<Item = Frame> {
-        let odd = if level == Level::Pte { vec![1, 511, 0xffff_ffff] } else { vec![] };
-        places().flat_map(move |place| {
-            INDICES.into_iter().chain(odd.clone()).map(move |index| Frame::new(place, index))
-        })
-    }
-
-    /// Every entry that there is, but for most of the frame numbers.
-    fn entries(level: Level) -> Vec<Entry> {
-        let mut all = Vec::new();
-        for frame in frames(level) {
-            for attrs in attr_sets() {
-                all.extend(KINDS.map(|kind| Entry::NonPresent(SoftLeaf { kind, frame, attrs })));
-                for special in [false, true] {
-                    all.extend(CACHES.map(|cache| Entry::Leaf(Leaf { frame, attrs, special, cache })));
-                }
-            }
-        }
-        all
-    }
-
-    #[test]
-    fn there_are_seven_attributes() {
-        assert_eq!(attr_sets().count(), 1 << 7);
-    }
-
-    #[test]
-    fn every_entry_comes_back_from_its_word() {
-        for level in LEVELS {
-            for entry in entries(level) {
-                assert_eq!(Entry::try_decode(entry.encode(level), level), Ok(entry));
-            }
-        }
-        for level in [Level::Pmd, Level::Pud, Level::Pgd] {
-            for pfn in INDICES.into_iter().chain([1, u32::MAX]) {
-                let word = Entry::Table(pfn).encode(level);
-                assert_eq!(Entry::try_decode(word, level), Ok(Entry::Table(pfn)));
-                assert_eq!(Entry::try_decode(word | A, level), Ok(Entry::Table(pfn)), "the CPU sets A here");
-            }
-            assert_eq!(Entry::try_decode(0, level), Ok(Entry::None));
-        }
-    }
-
-    #[test]
-    fn non_present_entries_keep_their_bits_clear() {
-        for level in LEVELS {
-            for entry in entries(level) {
-                let word = entry.encode(level);
-                match entry {
-                    Entry::NonPresent(_) => assert_eq!(word & NON_PRESENT_CLEAR, 0, "{entry:?}"),
-                    _ => assert_eq!(word & P, P, "{entry:?}"),
-                }
-                assert_ne!(word, 0, "{entry:?} must not look like nothing");
-            }
-        }
-    }
-
-    /// A flipped bit is an error, or it is another entry: no two words mean the same, so no bit is ignored.
-    #[test]
-    fn every_flipped_bit_is_noticed() {
-        for level in LEVELS {
-            for entry in entries(level) {
-                let word = entry.encode(level);
-                for bit in 0..64 {
-                    let flipped = word ^ 1 << bit;
-                    if let Ok(other) = Entry::try_decode(flipped, level) {
-                        assert_ne!(other, entry, "bit {bit} of {word:#x} means nothing");
-                        let back = if matches!(other, Entry::Table(_)) { flipped & !A } else { flipped };
-                        assert_eq!(other.encode(level), back, "{other:?}");
-                    }
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn what_nobody_encodes_is_refused() {
-        let bad = [
-            (P, Level::Pte),                          // a supervisor page
-            (P | RW | US | 1 << 8, Level::Pte),       // global
-            (P | RW | US | PWT, Level::Pte),          // write-through
-            (P | RW | US | 1 << 45, Level::Pte),      // a frame beyond 32 bits
-            (P | RW | US | PS | 1 << 13, Level::Pmd), // not aligned
-            (P | RW | US | PS, Level::Pud),           // a 1 GiB page
-            (P | US, Level::Pmd),                     // a read-only table
-            (P | RW | US | NX, Level::Pgd),           // a table that forbids execution
-            (RW, Level::Pte),                         // no kind
-            (7 << KIND_SHIFT | ADDR, Level::Pte),     // no such kind
-            (1 << KIND_SHIFT | ADDR | A, Level::Pte), // bits that must be clear
-            (1 << KIND_SHIFT | ADDR | PS, Level::Pmd),
-            (1 << KIND_SHIFT | ADDR, Level::Pud), // too high up
-            (1 << KIND_SHIFT | ADDR & !(1 << 12), Level::Pmd), // not aligned
-            (1 << KIND_SHIFT | ADDR | 9 << PLACE_SHIFT, Level::Pte), // no such device
-            (0xdead_beef_dead_beee, Level::Pte),
-        ];
-        for (word, level) in bad {
-            assert_eq!(Entry::try_decode(word, level), Err(BadEntry { word, level }), "{word:#x}");
-        }
-    }
-
-    /// A CPU with L1TF takes bits 51:12 of a non-present entry, cut to its physical address bits, for an address. That must
-    /// be memory near the top of what it can address, never the frame named.
-    #[test]
-    fn non_present_entries_name_the_top_of_memory_to_a_speculating_cpu() {
-        for phys_bits in 36..=52 {
-            let top = 1_u64 << (phys_bits - 12);
-            let ram = (top / 4).min(u64::from(u32::MAX)) as u32;
-            for index in [0, 1, 511, 512, ram / 2, ram - 1] {
-                for kind in KINDS {
-                    let soft = SoftLeaf::new(kind, Frame::ram(index), Attrs::all());
-                    let word = Entry::NonPresent(soft).encode(Level::Pte);
-                    let seen = (word & ((1 << phys_bits) - 1)) >> 12;
-                    assert!(seen >= top - u64::from(ram), "{soft:?} names {seen:#x} with {phys_bits} bits");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn an_upgrade_only_adds_bits_and_never_forbids_execution() {
-        for attrs in attr_sets() {
-            let before = Entry::Leaf(Leaf::ram(Frame::ram(512), Attrs::EXEC)).encode(Level::Pte);
-            let after = before | upgrade_bits(attrs);
-            let expected = Leaf::ram(Frame::ram(512), attrs | Attrs::EXEC);
-            assert_eq!(Entry::decode(after, Level::Pte), Entry::Leaf(expected));
-        }
-    }
-}
+mod tests;
