@@ -12,6 +12,9 @@
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
+#[cfg(any(test, feature = "exercise"))]
+extern crate alloc;
+
 mod audit;
 mod buddy;
 mod counters;
@@ -20,6 +23,8 @@ mod device;
 mod dump;
 mod entry;
 mod error;
+#[cfg(any(test, feature = "exercise"))]
+pub mod exercise;
 mod fault;
 mod folio;
 mod framemap;

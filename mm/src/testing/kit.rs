@@ -1,9 +1,9 @@
 //! One address space on a quiet machine, for tests of one behaviour each.
 
 use crate::error::FaultError;
+use crate::exercise::mix;
 use crate::space::AddressSpace;
 use crate::testing::machine::{Config, Session, Soft};
-use crate::testing::rng::mix;
 use crate::types::{PAGE_SHIFT, PAGE_SIZE, Place, Prot, VaRange, Vaddr};
 use crate::vma::HugeAdvice;
 

@@ -11,15 +11,13 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::counters::Event;
 use crate::device::{CopyEngine, CopyOp, Fence, PagemapOps};
+use crate::exercise::{Model, WORDS};
 use crate::folio::Folio;
 use crate::machine::{FlushReason, FlushRequest, FreshFrame, Machine, TableWords, WaitKey};
 use crate::mm::{MapStorage, Mm};
 use crate::testing::mmu::Mmu;
-use crate::testing::model::Model;
 use crate::types::{Frame, Order, PAGE_SIZE};
 
-/// Sampled words of a page.
-pub(crate) const WORDS: usize = 4;
 /// The sampled words of one page.
 pub(crate) type Page = [Cell<u64>; WORDS];
 /// What a freed device page is filled with.

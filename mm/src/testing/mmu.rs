@@ -17,11 +17,11 @@
 use core::sync::atomic::Ordering::Relaxed;
 
 use crate::error::FaultError;
+use crate::exercise::{Rng, WORDS};
 use crate::fault::{FaultBits, FaultInfo, FaultOutcome};
 use crate::machine::{FlushRequest, FlushScope};
 use crate::space::Space;
-use crate::testing::machine::{Config, Soft, State, WORDS};
-use crate::testing::rng::Rng;
+use crate::testing::machine::{Config, Soft, State};
 use crate::types::{Access, Frame, PAGE_SIZE, VaRange, Vaddr};
 
 const P: u64 = 1;

@@ -1,11 +1,10 @@
 //! Every flush site is taken out in turn, and something must notice: not the comparison of TLBs with tables at rest (it is
 //! off here), but an access that goes wrong. What notices which is listed in `docs/TESTING.md`.
 
+use crate::exercise::{Action::*, Failure, Step, generate};
 use crate::machine::FlushReason;
-use crate::testing::actions::{Action::*, Step, generate};
+use crate::testing::host::{Watch, run, shape, shrink};
 use crate::testing::machine::Config;
-use crate::testing::runner::{Failure, Watch, run, shape};
-use crate::testing::shrink::{quietly, shrink};
 
 /// Random cases until one fails: the actions that it took, and how it failed.
 fn hunt(skip: FlushReason) -> Option<(u64, Failure)> {
@@ -16,7 +15,7 @@ fn hunt(skip: FlushReason) -> Option<(u64, Failure)> {
         if config.chaos == 0 {
             continue;
         }
-        match quietly(|| run(&config, &generate(seed, 1000), &watch)) {
+        match run(&config, &generate(seed, 1000), &watch) {
             Ok(done) => actions += done.actions,
             Err(failure) => {
                 if std::env::var_os("FARPAGE_SHRINK").is_some() {

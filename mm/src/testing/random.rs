@@ -1,10 +1,9 @@
 //! The property: whatever is done, in whatever order, contents and counts are those of the obvious model.
 
 use crate::counters::Event;
+use crate::exercise::generate;
 use crate::machine::FlushReason;
-use crate::testing::actions::generate;
-use crate::testing::runner::{Done, Watch, run, shape};
-use crate::testing::shrink::{as_rust, quietly, shrink};
+use crate::testing::host::{Done, Watch, as_rust, run, shape, shrink};
 
 /// Steps of one case.
 const CASE: usize = 1000;
@@ -16,7 +15,7 @@ fn cases(from: u64, by: u64, actions: u64) -> Done {
     let mut seed = from;
     while sum.actions < actions {
         let (config, steps) = (shape(seed), generate(seed, CASE));
-        match quietly(|| run(&config, &steps, &watch)) {
+        match run(&config, &steps, &watch) {
             Ok(done) => sum.add(&done),
             Err(failure) => {
                 let (steps, failure) = shrink(&config, &steps, failure, &watch);

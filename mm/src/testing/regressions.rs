@@ -1,8 +1,8 @@
 //! Lists that once failed, shrunk.
 
-use crate::testing::actions::{Action::*, Step};
+use crate::exercise::{Action::*, Step};
+use crate::testing::host::{Watch, run};
 use crate::testing::machine::Config;
-use crate::testing::runner::{Watch, run};
 
 /// Runs a list with everything watched.
 fn passes(config: &Config, steps: &[Step]) {

@@ -1,11 +1,13 @@
 //! What a run is made of: a list of [`Step`]s, each an [`Action`] with its own seed, so that taking one out of the list
 //! leaves the disturbances and values of the others as they were.
 
-use crate::testing::rng::Rng;
+use alloc::vec::Vec;
+
+use crate::exercise::rng::Rng;
 use crate::types::{PAGE_SIZE, VaRange};
 
 /// Pages of a space that actions know: two arenas of 1024 pages, each at a border that matters.
-pub(crate) const PAGES: u64 = 2048;
+pub const PAGES: u64 = 2048;
 /// The first arena lies across a 1 GiB border, so across two PMD tables.
 const LOW: u64 = 0x8000_0000 - 512 * PAGE_SIZE;
 /// The second is under another PGD entry.
@@ -13,133 +15,77 @@ const HIGH: u64 = 0x7f80_0000_0000;
 
 /// A seed and an action.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Step(pub(crate) u32, pub(crate) Action);
+pub struct Step(pub u32, pub Action);
 
-/// One action. Pages are numbered from 0 to [`PAGES`]; ranges are cut at the end of their arena.
+/// One action. Pages are numbered from 0 to [`PAGES`]; ranges are cut at the end of their arena, numbers of spaces and CPUs
+/// taken as far as there are any.
+#[allow(
+    missing_docs,
+    reason = "the fields are what their names say, and the exceptions stand at the variants"
+)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Action {
-    /// `prot`: bits of [`crate::Prot`].
-    Map {
-        space: u8,
-        start: u16,
-        len: u16,
-        prot: u8,
-        huge: bool,
-    },
-    Unmap {
-        space: u8,
-        start: u16,
-        len: u16,
-    },
-    Advise {
-        space: u8,
-        start: u16,
-        len: u16,
-        huge: bool,
-    },
-    Read {
-        cpu: u8,
-        space: u8,
-        page: u16,
-    },
-    Write {
-        cpu: u8,
-        space: u8,
-        page: u16,
-    },
+pub enum Action {
+    /// Maps anonymous memory. `prot`: bits of [`crate::Prot`].
+    Map { space: u8, start: u16, len: u16, prot: u8, huge: bool },
+    /// Unmaps.
+    Unmap { space: u8, start: u16, len: u16 },
+    /// Advises huge pages or small ones.
+    Advise { space: u8, start: u16, len: u16, huge: bool },
+    /// Reads a word of a page.
+    Read { cpu: u8, space: u8, page: u16 },
+    /// Writes a word of a page.
+    Write { cpu: u8, space: u8, page: u16 },
     /// Writes a word of every page.
-    Fill {
-        cpu: u8,
-        space: u8,
-        start: u16,
-        len: u16,
-    },
+    Fill { cpu: u8, space: u8, start: u16, len: u16 },
     /// Reads a word of every page.
-    Check {
-        cpu: u8,
-        space: u8,
-        start: u16,
-        len: u16,
-    },
-    /// `to`: 0 for RAM, 1 and 2 for the devices.
-    Migrate {
-        space: u8,
-        start: u16,
-        len: u16,
-        to: u8,
-    },
+    Check { cpu: u8, space: u8, start: u16, len: u16 },
+    /// Migrates. `to`: 0 for RAM, 1 and 2 for the devices.
+    Migrate { space: u8, start: u16, len: u16, to: u8 },
     /// Collects, goes on for `phases` phases, unmaps a range meanwhile (`gone.1` pages from page `gone.0` of the range), and
     /// then either finishes or drops the migration.
-    Park {
-        space: u8,
-        start: u16,
-        len: u16,
-        to: u8,
-        phases: u8,
-        gone: (u16, u16),
-        finish: bool,
-    },
+    Park { space: u8, start: u16, len: u16, to: u8, phases: u8, gone: (u16, u16), finish: bool },
     /// Takes folios until only `keep` frames are free. `reserve`: those under the low-water mark too.
-    Hold {
-        place: u8,
-        order: u8,
-        keep: u16,
-        reserve: bool,
-    },
+    Hold { place: u8, order: u8, keep: u16, reserve: bool },
     /// Takes a reference of the folio at a page.
-    Pin {
-        space: u8,
-        page: u16,
-    },
+    Pin { space: u8, page: u16 },
     /// Gives back all that was held and pinned.
     Release,
     /// Allocation failures in the next action.
-    FailAlloc {
-        sites: u8,
-        min_order: u8,
-        skip: u16,
-        times: u16,
-    },
+    FailAlloc { sites: u8, min_order: u8, skip: u16, times: u16 },
     /// Copy failures in the next action.
-    FailCopy {
-        skip: u16,
-        times: u16,
-    },
+    FailCopy { skip: u16, times: u16 },
     /// Speculation, evictions and the accesses of other CPUs.
-    Chaos {
-        n: u8,
-    },
+    Chaos { n: u8 },
     /// A CPU loads another space.
-    Switch {
-        cpu: u8,
-        space: u8,
-    },
+    Switch { cpu: u8, space: u8 },
     /// A space ends, an empty one takes its place.
-    Exit {
-        space: u8,
-    },
+    Exit { space: u8 },
 }
 
 /// The address of a page.
-pub(crate) const fn addr(page: u16) -> u64 {
+#[must_use]
+pub const fn addr(page: u16) -> u64 {
     let page = page as u64 % PAGES;
     if page < PAGES / 2 { LOW + page * PAGE_SIZE } else { HIGH + (page - PAGES / 2) * PAGE_SIZE }
 }
 
 /// The addresses of `len` pages from `start`, inside one arena; at least one page.
-pub(crate) fn range(start: u16, len: u16) -> VaRange {
+#[must_use]
+pub fn range(start: u16, len: u16) -> VaRange {
     let at = u64::from(start) % (PAGES / 2);
     let len = u64::from(len).clamp(1, PAGES / 2 - at);
     VaRange::new(addr(start), len * PAGE_SIZE)
 }
 
 /// Cases with even seeds are mostly about huge pages, the others mostly about small ones and crooked borders.
-pub(crate) const fn about_huge(seed: u64) -> bool {
+#[must_use]
+pub const fn about_huge(seed: u64) -> bool {
     seed.is_multiple_of(2)
 }
 
 /// `n` steps.
-pub(crate) fn generate(seed: u64, n: usize) -> Vec<Step> {
+#[must_use]
+pub fn generate(seed: u64, n: usize) -> Vec<Step> {
     let huge = about_huge(seed);
     let mut rng = Rng::new(seed);
     let mut steps = Vec::with_capacity(n);

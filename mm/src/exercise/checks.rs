@@ -1,21 +1,25 @@
 //! What a runner looks at between steps.
 
+use alloc::format;
+use alloc::vec::Vec;
+
+use super::WORDS;
 use crate::entry::{Attrs, Entry, SoftKind};
+use crate::exercise::model::{ModelSpace, pages};
+use crate::exercise::runner::Runner;
+use crate::exercise::world::World;
 use crate::migrate::Report;
 use crate::space::Space;
-use crate::testing::machine::{Soft, WORDS};
-use crate::testing::model::{ModelSpace, pages};
-use crate::testing::runner::{Runner, SPACES};
 use crate::types::{Frame, PAGE_SHIFT, PAGE_SIZE, Place, Prot, VaRange, Vaddr};
 
-impl Runner {
-    pub(crate) fn check_report(&self, range: VaRange, to: Place, report: &Report) {
+impl<W: World> Runner<'_, W> {
+    pub(super) fn check_report(&self, range: VaRange, to: Place, report: &Report) {
         if report.holes > report.pages || report.huge_pages + report.torn > report.pages {
             self.fail(|| format!("report of {range} to {to} does not add up: {report:?}"));
         }
     }
 
-    pub(crate) fn check_moved(&self, n: usize, space: &'static Space<Soft>, range: VaRange, to: Place) {
+    pub(super) fn check_moved(&self, n: usize, space: &'static Space<W::Machine>, range: VaRange, to: Place) {
         for page in pages(range) {
             let at = Vaddr(page * PAGE_SIZE);
             let entry = space.entry_at(at).1;
@@ -33,24 +37,8 @@ impl Runner {
         }
     }
 
-    /// Audit and contents, without touching anything.
-    pub(crate) fn check(&self) {
-        if self.state.failure.borrow().is_some() {
-            return;
-        }
-        if self.held.is_empty()
-            && let Err(e) = self.state.mm.audit()
-        {
-            self.fail(|| e.to_string());
-            return;
-        }
-        for n in 0..SPACES {
-            self.check_contents(n);
-        }
-    }
-
-    fn check_contents(&self, n: usize) {
-        let model = &self.state.model.borrow().spaces[n];
+    pub(super) fn check_contents(&self, n: usize) {
+        let model = &self.world.model().borrow().spaces[n];
         let mut written = 0;
         self.spaces[n].for_each_entry(
             &mut |at, level, word| {
@@ -81,7 +69,7 @@ impl Runner {
             Entry::None | Entry::Table(_) => return false,
         };
         let expected = model.content.get(&page);
-        let found: [u64; WORDS] = core::array::from_fn(|w| self.state.data(frame)[w].get());
+        let found: [u64; WORDS] = core::array::from_fn(|w| self.world.peek(frame, w));
         if found != expected.copied().unwrap_or_default() {
             self.fail(|| {
                 format!(
@@ -105,8 +93,8 @@ impl Runner {
 
     /// Nobody forgets that a page was written.
     fn check_dirty(&self, n: usize, page: u64, frame: Frame, attrs: Attrs) {
-        let folio = self.state.mm.zone(frame.place()).folio_index(frame.index());
-        let dirty = folio.is_some_and(|index| self.state.mm.folios.get(index).is_dirty());
+        let folio = Self::mm().zone(frame.place()).folio_index(frame.index());
+        let dirty = folio.is_some_and(|index| Self::mm().folios.get(index).is_dirty());
         if !attrs.contains(Attrs::DIRTY) && !dirty {
             self.fail(|| {
                 format!("space {n}: page {page:#x} was written, and neither its entry nor its folio knows")

@@ -1,0 +1,99 @@
+//! Mapping, unmapping, advice, and the accesses of programs.
+
+use alloc::format;
+
+use super::WORDS;
+use crate::error::{FaultError, RangeError};
+use crate::exercise::model::pages;
+use crate::exercise::rng::Rng;
+use crate::exercise::runner::Runner;
+use crate::exercise::world::World;
+use crate::types::{Access, PAGE_SHIFT, PAGE_SIZE, Place, Prot, VaRange, Vaddr};
+use crate::vma::HugeAdvice;
+
+impl<W: World> Runner<'_, W> {
+    pub(super) fn map(&self, space: u8, range: VaRange, prot: u8, huge: bool) {
+        let (n, space) = self.space(space);
+        let prot = Prot::from_bits_truncate(prot);
+        let advice = if huge { HugeAdvice::Huge } else { HugeAdvice::Default };
+        let result = space.map_anon(range, prot, advice);
+        let model = &mut self.world.model().borrow_mut().spaces[n];
+        match result {
+            Ok(()) if !model.overlaps(range) => model.map(range, prot),
+            Err(RangeError::Exists(_)) if model.overlaps(range) => {}
+            Err(RangeError::Oom(_)) if self.may_be_oom() => {}
+            other => self.fail(|| format!("map of {range} in space {n}: {other:?}")),
+        }
+    }
+
+    pub(super) fn unmap(&self, space: u8, range: VaRange) {
+        let (n, space) = self.space(space);
+        match space.unmap(range) {
+            Ok(()) => {
+                self.world.model().borrow_mut().spaces[n].unmap(range);
+                self.world.unmapped(space, range);
+            }
+            Err(RangeError::Oom(_)) if self.may_be_oom() => {}
+            other => self.fail(|| format!("unmap of {range} in space {n}: {other:?}")),
+        }
+    }
+
+    pub(super) fn advise(&self, space: u8, range: VaRange, huge: bool) {
+        let (n, space) = self.space(space);
+        let result = space.advise_huge(range, if huge { HugeAdvice::Huge } else { HugeAdvice::NoHuge });
+        let hole = self.world.model().borrow().spaces[n].first(range, |vma| vma.is_none());
+        let fine = match result {
+            Ok(()) => hole.is_none(),
+            Err(RangeError::NotMapped(at)) => hole == Some(at),
+            Err(RangeError::Oom(_)) => self.may_be_oom(),
+            Err(_) => false,
+        };
+        if !fine {
+            self.fail(|| format!("advice for {range} in space {n}: {result:?}, first hole {hole:?}"));
+        }
+    }
+
+    /// One access by a program. True when it was done.
+    pub(super) fn touch(&self, cpu: u8, space: u8, addr: u64, value: Option<u64>, rng: &mut Rng) -> bool {
+        let (cpu, (n, space)) = (self.cpu(cpu), self.space(space));
+        self.switch(cpu, n);
+        let word = rng.below(WORDS as u64) as usize;
+        let result = self.world.access(cpu, space, Vaddr(addr), word, value);
+        let model = &mut self.world.model().borrow_mut().spaces[n];
+        let page = addr >> PAGE_SHIFT;
+        let access = if value.is_some() { Access::Write } else { Access::Read };
+        let fine = match (result, model.allows(page, access)) {
+            (Ok(found), Some(true)) => {
+                if let Some(value) = value {
+                    model.write(page, word, value);
+                }
+                found == model.read(page, word)
+            }
+            (Err(FaultError::NoVma(_)), None) | (Err(FaultError::Access(..)), Some(false)) => true,
+            (Err(FaultError::Oom(_)), Some(true)) => self.failing || self.short_of(Place::RAM, 512),
+            (Err(FaultError::Device(_)), Some(true)) => {
+                self.failing || self.failing_copies || self.pinned || !self.held.is_empty()
+            }
+            _ => false,
+        };
+        if !fine {
+            let expected = (model.allows(page, access), model.read(page, word));
+            self.fail(|| {
+                format!(
+                    "CPU {cpu}: {access:?} of {addr:#x} word {word} in space {n}: {result:x?}, expected {expected:x?}"
+                )
+            });
+        }
+        fine && result.is_ok()
+    }
+
+    /// Reads or writes a word of every page.
+    pub(super) fn sweep(&self, cpu: u8, space: u8, range: VaRange, write: bool, rng: &mut Rng) {
+        for page in pages(range) {
+            let value = write.then(|| rng.next());
+            if !self.touch(cpu, space, page * PAGE_SIZE, value, rng) {
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! Migrations, whole and parked, and what keeps memory from others.
+
+use alloc::format;
+
+use crate::entry::Entry;
+use crate::error::RangeError;
+use crate::exercise::actions::Action;
+use crate::exercise::runner::Runner;
+use crate::exercise::world::World;
+use crate::migrate::{Cause, Migration, Report};
+use crate::types::{Order, PAGE_SHIFT, PAGE_SIZE, Place, Prot, VaRange, Vaddr};
+use crate::zone::Need;
+
+impl<W: World> Runner<'_, W> {
+    fn place(&self, to: u8) -> Place {
+        if to == 0 { Place::RAM } else { Place::device((usize::from(to) - 1) % self.world.devices()) }
+    }
+
+    /// What the model says about the range as a whole.
+    fn migratable(&self, n: usize, range: VaRange) -> Result<(), RangeError> {
+        let model = &self.world.model().borrow().spaces[n];
+        let hole = model.first(range, |vma| vma.is_none());
+        let closed = model.first(range, |vma| vma.is_some_and(|v| !v.prot.contains(Prot::READ)));
+        match (hole, closed) {
+            (Some(h), Some(c)) if c < h => Err(RangeError::NotMigratable(c)),
+            (Some(h), _) => Err(RangeError::NotMapped(h)),
+            (None, Some(c)) => Err(RangeError::NotMigratable(c)),
+            (None, None) => Ok(()),
+        }
+    }
+
+    pub(super) fn migrate(&self, space: u8, range: VaRange, to: u8) {
+        let (n, space) = self.space(space);
+        let to = self.place(to);
+        let expected = self.migratable(n, range);
+        let roomy = !self.short_of(to, range.nr_pages()) && !self.short_of(Place::RAM, 0);
+        let report = match space.migrate(range, to) {
+            Ok(report) if expected.is_ok() => report,
+            Err(e) if expected == Err(e) => return,
+            other => {
+                self.fail(|| {
+                    format!("migrate {range} of space {n} to {to}: {other:?}, expected {expected:?}")
+                });
+                return;
+            }
+        };
+        self.check_report(range, to, &report);
+        let calm = roomy && !self.failing && !self.failing_copies && self.held.is_empty();
+        let foreign = report.failed[Cause::Foreign as usize];
+        if calm && report.failed_pages() != foreign {
+            self.fail(|| format!("migrate {range} of space {n} to {to} had all it needs: {report:?}"));
+        }
+        if calm {
+            self.check_moved(n, space, range, to);
+        }
+    }
+
+    pub(super) fn park(&self, action: Action, range: VaRange) {
+        let Action::Park { space: number, to, phases, gone, finish, .. } = action else { return };
+        let (n, space) = self.space(number);
+        let to = self.place(to);
+        let expected = self.migratable(n, range);
+        let collected = match space.migrate_collect(range, to) {
+            Ok((migration, next)) if expected.is_ok() => {
+                if next > range.end || next < range.start {
+                    self.fail(|| format!("collecting {range} ends at {next}"));
+                }
+                migration
+            }
+            Err(RangeError::Oom(_)) if self.may_be_oom() => return,
+            Err(e) if expected == Err(e) => return,
+            other => {
+                let other = other.map(|_| ());
+                self.fail(|| {
+                    format!("collect {range} of space {n} to {to}: {other:?}, expected {expected:?}")
+                });
+                return;
+            }
+        };
+        let meanwhile = || {
+            if gone.1 != 0 {
+                // Relative to what is on its way.
+                let start = range.start.0 + u64::from(gone.0) % range.nr_pages() * PAGE_SIZE;
+                self.unmap(number, VaRange::new(start, u64::from(gone.1) * PAGE_SIZE));
+            }
+        };
+        match phases {
+            0 => {
+                meanwhile();
+                end(finish, collected, |m| m.unmap().copy().commit().finalize());
+            }
+            1 => {
+                let m = collected.unmap();
+                meanwhile();
+                end(finish, m, |m| m.copy().commit().finalize());
+            }
+            2 => {
+                let m = collected.unmap().copy();
+                meanwhile();
+                end(finish, m, |m| m.commit().finalize());
+            }
+            _ => {
+                let m = collected.unmap().copy().commit();
+                meanwhile();
+                end(finish, m, Migration::finalize);
+            }
+        }
+    }
+
+    pub(super) fn hold(&mut self, place: u8, order: u8, keep: u16, reserve: bool) {
+        let place = self.place(place);
+        let need = if reserve { Need::Reserve } else { Need::User };
+        let order = Order::new(order.min(9));
+        while Self::mm().zone(place).stat().free > u32::from(keep) + order.pages() {
+            match Self::mm().alloc_folio(place, order, need) {
+                Ok(folio) => self.held.push(folio),
+                Err(_) => break,
+            }
+        }
+    }
+
+    pub(super) fn pin(&mut self, space: u8, addr: u64) {
+        let (_, space) = self.space(space);
+        let (level, entry) = space.entry_at(Vaddr(addr));
+        let frame = match entry {
+            Entry::Leaf(leaf) if !leaf.special => leaf.frame,
+            Entry::NonPresent(soft) => soft.frame,
+            _ => return,
+        };
+        let inside = (addr >> PAGE_SHIFT) as u32 & (level.order().pages() - 1);
+        match Self::mm().try_get_folio(frame.offset(inside)) {
+            Some(folio) => self.held.push(folio),
+            None => self.fail(|| format!("the folio of {frame}, mapped at {addr:#x}, is not found")),
+        }
+        self.pinned = true;
+    }
+
+    pub(super) fn release(&mut self) {
+        self.held.clear();
+        self.pinned = false;
+    }
+}
+
+fn end<M: crate::Machine, P>(finish: bool, m: Migration<M, P>, end: impl FnOnce(Migration<M, P>) -> Report) {
+    if finish {
+        let _ = end(m);
+    } else {
+        drop(m);
+    }
+}

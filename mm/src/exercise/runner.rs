@@ -1,0 +1,305 @@
+//! Runs a list of steps in a world and checks everything on the way.
+
+use alloc::format;
+use alloc::rc::Rc;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::cell::Cell;
+use core::mem::{ManuallyDrop, take};
+
+use crate::exercise::actions::{Action, Step, range};
+use crate::exercise::model::{ModelSpace, pages};
+use crate::exercise::rng::{Rng, mix};
+use crate::exercise::world::World;
+use crate::folio::FolioRef;
+use crate::machine::Machine;
+use crate::mm::Mm;
+use crate::space::{AddressSpace, Space};
+use crate::types::{PAGE_SHIFT, Place, VaRange};
+
+/// Address spaces of a run.
+pub const SPACES: usize = 3;
+/// Steps between two full checks.
+const CHECK_EVERY: usize = 8;
+
+/// What went wrong, and at which step.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// The step's number in the list; the list's length for the end of the run.
+    pub step: usize,
+    /// What the check says.
+    pub what: String,
+}
+
+/// The step that is under way: for who catches a panic.
+pub type Progress = Cell<usize>;
+
+/// Runs `steps` in `world`. After a failure nothing that the list made is freed, unless `tidy`: the machine is not to be
+/// trusted then.
+///
+/// # Errors
+/// The first check that failed.
+pub fn run<W: World>(world: &W, steps: &[Step], progress: &Progress, tidy: bool) -> Result<(), Failure> {
+    let mut runner = Runner::new(world);
+    for (i, step) in steps.iter().enumerate() {
+        progress.set(i);
+        runner.step(*step);
+        if i % CHECK_EVERY == CHECK_EVERY - 1 {
+            runner.check();
+        }
+        if world.failure().is_some() {
+            break;
+        }
+    }
+    if world.failure().is_none() {
+        progress.set(steps.len());
+        runner.finish();
+    }
+    match world.failure() {
+        None => Ok(()),
+        Some(what) => {
+            if tidy {
+                runner.leave_all();
+            }
+            Err(Failure { step: progress.get(), what })
+        }
+    }
+}
+
+/// One run under way. Handles are not dropped when a check fails.
+pub struct Runner<'w, W: World> {
+    pub(super) world: &'w W,
+    pub(super) spaces: ManuallyDrop<Vec<Rc<AddressSpace<W::Machine>>>>,
+    /// What holds memory back.
+    pub(super) held: ManuallyDrop<Vec<FolioRef<W::Machine>>>,
+    /// Folios of mapped pages are among those.
+    pub(super) pinned: bool,
+    /// Failures are planned for the step under way.
+    pub(super) failing: bool,
+    pub(super) failing_copies: bool,
+    /// Folios of others.
+    before: u32,
+}
+
+impl<'w, W: World> Runner<'w, W> {
+    /// Empty spaces in an empty model; every CPU loads one.
+    ///
+    /// # Panics
+    /// When there is no memory for the spaces.
+    pub fn new(world: &'w W) -> Self {
+        let mut runner = Self {
+            world,
+            spaces: ManuallyDrop::default(),
+            held: ManuallyDrop::default(),
+            pinned: false,
+            failing: false,
+            failing_copies: false,
+            before: W::Machine::mm().folios_in_use(),
+        };
+        world.model().borrow_mut().spaces = alloc::vec![ModelSpace::default(); SPACES];
+        for _ in 0..SPACES {
+            runner.spaces.push(Rc::new(world.new_space().expect("memory for a space")));
+        }
+        for cpu in 0..world.cpus() {
+            runner.switch(cpu, cpu % SPACES);
+        }
+        runner
+    }
+
+    pub(super) fn fail(&self, what: impl FnOnce() -> String) {
+        self.world.fail(what);
+    }
+
+    pub(super) fn mm() -> &'static Mm<W::Machine> {
+        W::Machine::mm()
+    }
+
+    pub(super) fn space(&self, n: u8) -> (usize, &'static Space<W::Machine>) {
+        let n = usize::from(n) % SPACES;
+        (n, self.spaces[n].space())
+    }
+
+    pub(super) fn cpu(&self, n: u8) -> usize {
+        usize::from(n) % self.world.cpus()
+    }
+
+    /// Memory may be short, so failures are no surprise.
+    pub(super) fn short_of(&self, place: Place, pages: u64) -> bool {
+        let free = Self::mm().zone(place).stat().free;
+        u64::from(free) < pages + 400
+    }
+
+    /// Allocations may fail in this step: they were told to, or memory is short.
+    pub(super) fn may_be_oom(&self) -> bool {
+        self.failing || self.short_of(Place::RAM, 0)
+    }
+
+    /// Mostly, a range that is mapped as a whole: the same, moved into or cut at the mapping nearest to it.
+    pub(super) fn aim(&self, space: u8, range: VaRange, rng: &mut Rng) -> VaRange {
+        let (n, _) = self.space(space);
+        let model = &self.world.model().borrow().spaces[n];
+        if rng.one_in(6) || model.vmas.is_empty() {
+            return range;
+        }
+        let want = pages(range);
+        let vma = model.vma(want.start).copied().unwrap_or_else(|| rng.pick(&model.vmas));
+        // Moved by whole huge pages, to keep its alignment.
+        let mut start = want.start;
+        if start < vma.start || start >= vma.end {
+            start = (vma.start & !511) + (start & 511);
+        }
+        let start = start.clamp(vma.start, vma.end - 1);
+        let end = (start + range.nr_pages()).min(vma.end);
+        VaRange::new(start << PAGE_SHIFT, (end - start) << PAGE_SHIFT)
+    }
+
+    fn aim_at(&self, space: u8, page: u16, rng: &mut Rng) -> u64 {
+        self.aim(space, range(page, 1), rng).start.0
+    }
+
+    /// One step, and what must hold after it.
+    pub fn step(&mut self, Step(seed, action): Step) {
+        self.world.begin(u64::from(seed));
+        let mut rng = Rng::new(mix(u64::from(seed)));
+        self.act(action, &mut rng);
+        if !matches!(action, Action::FailAlloc { .. } | Action::FailCopy { .. }) {
+            Self::mm().inject.disarm();
+            self.world.fail_copies(0, 0);
+            (self.failing, self.failing_copies) = (false, false);
+        }
+        self.world.rest();
+    }
+
+    fn act(&mut self, action: Action, rng: &mut Rng) {
+        match action {
+            Action::Map { space, start, len, prot, huge } => {
+                // In half of the cases in place of what is there (MAP_FIXED): spaces do not fill up with old small pages.
+                if rng.one_in(2) {
+                    self.unmap(space, range(start, len));
+                }
+                self.map(space, range(start, len), prot, huge);
+            }
+            Action::Unmap { space, start, len } => {
+                self.unmap(space, self.aim(space, range(start, len), rng));
+            }
+            Action::Advise { space, start, len, huge } => {
+                self.advise(space, self.aim(space, range(start, len), rng), huge);
+            }
+            Action::Read { cpu, space, page } => {
+                let addr = self.aim_at(space, page, rng);
+                self.touch(cpu, space, addr, None, rng);
+            }
+            Action::Write { cpu, space, page } => {
+                let value = rng.next();
+                let addr = self.aim_at(space, page, rng);
+                self.touch(cpu, space, addr, Some(value), rng);
+            }
+            Action::Fill { cpu, space, start, len } => {
+                let range = self.aim(space, range(start, len), rng);
+                self.sweep(cpu, space, range, true, rng);
+            }
+            Action::Check { cpu, space, start, len } => {
+                let range = self.aim(space, range(start, len), rng);
+                self.sweep(cpu, space, range, false, rng);
+            }
+            Action::Migrate { space, start, len, to } => {
+                self.migrate(space, self.aim(space, range(start, len), rng), to);
+            }
+            Action::Park { space, start, len, .. } => {
+                self.park(action, self.aim(space, range(start, len), rng));
+            }
+            Action::Hold { place, order, keep, reserve } => self.hold(place, order, keep, reserve),
+            Action::Pin { space, page } => {
+                let addr = self.aim_at(space, page, rng);
+                self.pin(space, addr);
+            }
+            Action::Release => self.release(),
+            Action::FailAlloc { sites, min_order, skip, times } => {
+                Self::mm().inject.arm(u32::from(sites), min_order, u64::from(skip), u64::from(times));
+                self.failing = true;
+            }
+            Action::FailCopy { skip, times } => {
+                self.world.fail_copies(u64::from(skip), u64::from(times));
+                self.failing_copies = true;
+            }
+            Action::Chaos { n } => self.world.disturb(n),
+            Action::Switch { cpu, space } => self.switch(self.cpu(cpu), self.space(space).0),
+            Action::Exit { space } => self.exit(space),
+        }
+    }
+
+    pub(super) fn switch(&self, cpu: usize, n: usize) {
+        if self.world.loaded(cpu) != Some(n) {
+            self.world.load(cpu, n, &self.spaces[n]);
+        }
+    }
+
+    fn exit(&mut self, space: u8) {
+        let (n, _) = self.space(space);
+        for cpu in 0..self.world.cpus() {
+            if self.world.loaded(cpu) == Some(n) {
+                self.world.unload(cpu);
+            }
+        }
+        Self::mm().inject.disarm();
+        drop(self.spaces.remove(n));
+        self.world.model().borrow_mut().spaces[n] = ModelSpace::default();
+        let new = self.world.new_space().unwrap_or_else(|_| {
+            // Give way: what is held may be all there is.
+            self.release();
+            self.world.new_space().expect("memory for a root table")
+        });
+        self.spaces.insert(n, Rc::new(new));
+    }
+
+    /// The end of a run: everything is read once more by a program, and then everything is freed.
+    fn finish(&mut self) {
+        self.release();
+        self.check();
+        let mut rng = Rng::new(7);
+        for n in 0..SPACES as u8 {
+            let vmas = self.world.model().borrow().spaces[usize::from(n)].vmas.clone();
+            for vma in vmas.iter().filter(|vma| vma.prot.contains(crate::Prot::READ)) {
+                let range = VaRange::new(vma.start << PAGE_SHIFT, (vma.end - vma.start) << PAGE_SHIFT);
+                self.sweep(n, n, range, false, &mut rng);
+            }
+        }
+        if self.world.failure().is_some() {
+            return;
+        }
+        for n in 0..SPACES as u8 {
+            self.exit(n);
+        }
+        self.check();
+        let left = Self::mm().folios_in_use();
+        if left != self.before {
+            self.fail(|| format!("{left} folios are left at the end, {} were there before", self.before));
+        }
+        self.leave_all();
+    }
+
+    /// Frees what the list made.
+    fn leave_all(&mut self) {
+        Self::mm().inject.disarm();
+        self.world.fail_copies(0, 0);
+        self.release();
+        (0..self.world.cpus()).for_each(|cpu| self.world.unload(cpu));
+        drop(take(&mut *self.spaces));
+    }
+
+    /// Audit and contents, without touching anything.
+    pub(super) fn check(&self) {
+        if self.world.failure().is_some() {
+            return;
+        }
+        if self.held.is_empty()
+            && let Err(e) = Self::mm().audit()
+        {
+            self.fail(|| e.to_string());
+            return;
+        }
+        for n in 0..SPACES {
+            self.check_contents(n);
+        }
+    }
+}
