@@ -78,7 +78,7 @@ impl<M: Machine> Mm<M> {
         self.audit_zone(Place::RAM, tables)?;
         for n in 0..self.devices.len() {
             if self.devices[n].zone.is_registered() {
-                self.audit_zone(Place::device(n), 0)?;
+                self.audit_zone(self.devices[n].zone.place(), 0)?;
             }
         }
         self.audit_counters()
@@ -151,6 +151,9 @@ impl<M: Machine> Mm<M> {
                 }
                 Ok(())
             }
+            Entry::Leaf(leaf) if !leaf.frame.place().is_mappable() => {
+                bad("present entry for private memory", 0)
+            }
             Entry::Leaf(leaf) => self.audit_mapping(space, addr, level, leaf.frame),
             Entry::NonPresent(soft) => {
                 if word & NON_PRESENT_CLEAR != 0 {
@@ -170,13 +173,15 @@ impl<M: Machine> Mm<M> {
         }
     }
 
-    /// Bits 51:12 of a non-present entry, cut to any number of physical bits that a CPU may have, name no RAM.
+    /// Bits 51:12 of a non-present entry, cut to any number of physical bits that a CPU may have, name no RAM and no device
+    /// memory that is cached.
     fn audit_l1tf(&self, addr: Vaddr, word: u64) -> Audit {
+        let cached = |pfn| self.zones().any(|zone| zone.place().is_mappable() && zone.contains(pfn));
         for bits in MIN_PHYS_BITS..=52 {
             let pfn = (word & ((1 << bits) - 1)) >> 12;
-            if pfn <= u64::from(u32::MAX) && self.ram.contains(pfn as u32) {
+            if pfn <= u64::from(u32::MAX) && cached(pfn as u32) {
                 return Err(AuditError {
-                    what: "non-present entry that names RAM (L1TF)",
+                    what: "non-present entry that names cacheable memory (L1TF)",
                     at: addr.0,
                     found: word,
                     expected: 0,

@@ -9,7 +9,7 @@ use crate::folio::Folio;
 use crate::machine::Machine;
 use crate::migrate::FaultMigration;
 use crate::mm::Mm;
-use crate::types::{Frame, Order, Place};
+use crate::types::{Frame, FrameRange, Order, Place};
 use crate::zone::Zone;
 
 /// One copy or clear for a [`CopyEngine`].
@@ -87,6 +87,18 @@ pub trait PagemapOps<M: Machine>: Sync {
     fn folio_split(&self, _head: &Folio, _tail: Option<&Folio>) {}
     /// The engine that copies for this device; asked once, when the device is registered.
     fn engine(&self) -> &dyn CopyEngine;
+}
+
+/// Who can reach a device's memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DeviceKind {
+    /// The device alone: entries for it are not present, and a CPU's touch brings the page back.
+    Private,
+    /// CPUs too: pages are mapped where they lie and move on request only.
+    Coherent {
+        /// The physical page frame number of the first page, a multiple of 512.
+        base_pfn: u32,
+    },
 }
 
 /// What can be counted per device.
@@ -174,6 +186,17 @@ impl<M: Machine> Device<M> {
         }
     }
 
+    /// True when it is registered, and of the kind that `place` names.
+    pub(crate) fn is_at(&self, place: Place) -> bool {
+        self.zone.is_registered() && self.zone.place() == place
+    }
+
+    /// Where its memory lies: [`Place::device`] or [`Place::coherent`] of its number.
+    #[must_use]
+    pub fn place(&self) -> Place {
+        self.zone.place()
+    }
+
     /// Free device memory.
     #[must_use]
     pub fn memory(&self) -> crate::zone::ZoneStat {
@@ -182,14 +205,17 @@ impl<M: Machine> Device<M> {
 }
 
 impl<M: Machine> Mm<M> {
-    /// Registers device `number` with `pages` pages of memory. The map takes 8 bytes of RAM per page.
+    /// Registers device `number` with `pages` pages of memory, and says what place that is. The map takes 8 bytes of RAM per
+    /// page.
     ///
     /// # Errors
-    /// [`RangeError::NoDevice`] when the number is taken or out of range.
+    /// [`RangeError::NoDevice`] when the number is taken or out of range; [`RangeError::Frames`] when coherent memory does not
+    /// begin at a 2 MiB boundary, ends beyond the last frame number (16 TiB), or overlaps other memory that CPUs map.
     pub fn register_device(
         &self,
         number: usize,
         pages: u32,
+        kind: DeviceKind,
         map: crate::mm::MapStorage,
         ops: &'static dyn PagemapOps<M>,
     ) -> Result<Place, RangeError> {
@@ -197,10 +223,25 @@ impl<M: Machine> Mm<M> {
         if device.zone.is_registered() {
             return Err(RangeError::NoDevice(number));
         }
+        let (place, base) = match kind {
+            DeviceKind::Private => (Place::device(number), 0),
+            DeviceKind::Coherent { base_pfn } => (Place::coherent(number), base_pfn),
+        };
+        let end = base.checked_add(pages).ok_or(RangeError::Frames(base))?;
+        if !base.is_multiple_of(Order::PMD.pages()) || place.is_coherent() && self.maps_any_of(base..end) {
+            return Err(RangeError::Frames(base));
+        }
         device.ops.call_once(|| (ops, ops.engine()));
-        device.zone.set_map(0, map.into_map());
-        device.zone.add(0..pages);
-        Ok(Place::device(number))
+        device.zone.set_place(place);
+        device.zone.set_map(base, map.into_map());
+        device.zone.add(base..end);
+        Ok(place)
+    }
+
+    /// True when CPUs map some of these frames already, as RAM or another device's memory.
+    fn maps_any_of(&self, frames: FrameRange) -> bool {
+        let blocks = || frames.clone().step_by(Order::PMD.pages() as usize);
+        self.zones().any(|zone| zone.place().is_mappable() && blocks().any(|pfn| zone.contains(pfn)))
     }
 
     /// The device of this number.

@@ -57,6 +57,8 @@ pub enum RangeError {
     NotMigratable(Vaddr),
     /// No device is registered under this number (ENODEV).
     NoDevice(usize),
+    /// Memory that begins at this frame number cannot be taken: not aligned, too high, or somebody's already (EINVAL).
+    Frames(u32),
     /// Out of memory; what was changed before is said by the operation (ENOMEM).
     Oom(Vaddr),
     /// The folio at this address is locked or pinned (EAGAIN).
@@ -71,6 +73,9 @@ impl fmt::Display for RangeError {
             Self::NotMapped(a) => write!(f, "nothing is mapped at {a}"),
             Self::NotMigratable(a) => write!(f, "the mapping at {a} cannot be migrated"),
             Self::NoDevice(n) => write!(f, "no device {n}"),
+            Self::Frames(pfn) => {
+                write!(f, "device memory from frame {pfn:#x} on is unaligned, too high or taken")
+            }
             Self::Oom(a) => write!(f, "out of memory at {a}"),
             Self::Busy(a) => write!(f, "the page at {a} is busy"),
         }

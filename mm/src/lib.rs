@@ -50,7 +50,7 @@ mod zone;
 
 pub use audit::AuditError;
 pub use counters::Event;
-pub use device::{COPY_LIST, CopyEngine, CopyOp, Device, DeviceStat, Fence, PagemapOps};
+pub use device::{COPY_LIST, CopyEngine, CopyOp, Device, DeviceKind, DeviceStat, Fence, PagemapOps};
 pub use dump::Run;
 pub use entry::{Attrs, BadEntry, CacheType, Entry, Leaf, NON_PRESENT_CLEAR, SoftKind, SoftLeaf};
 pub use error::{FaultError, OutOfMemory, RangeError};

@@ -153,6 +153,13 @@ impl<M: Machine> Mm<M> {
         }
     }
 
+    /// The zones that have memory: RAM, then the devices by number.
+    pub fn zones(&self) -> impl Iterator<Item = &Zone<M>> {
+        core::iter::once(&self.ram)
+            .chain(self.devices.iter().map(|device| &device.zone))
+            .filter(|zone| zone.is_registered())
+    }
+
     /// Folios that exist, the zero page and zero folio not included.
     #[must_use]
     pub fn folios_in_use(&self) -> u32 {

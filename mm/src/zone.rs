@@ -3,7 +3,7 @@
 //! The caches keep single pages away from the buddy's lock and its merging. When a larger chunk is wanted and there is none,
 //! they are emptied first, so a cached page never stands between two halves that should be whole.
 
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::Relaxed};
 
 use spin::Once;
 
@@ -35,7 +35,8 @@ struct Cache {
 
 /// The frames of one place. All methods may be called from any CPU; frame numbers are those of [`Frame::index`].
 pub struct Zone<M> {
-    place: Place,
+    /// [`Place::raw`]; which kind of device it is, is known when it is registered.
+    place: AtomicU8,
     base: AtomicU32,
     map: Once<FrameMap>,
     buddy: SpinLock<M, Buddy>,
@@ -59,7 +60,7 @@ pub struct ZoneStat {
 impl<M: Machine> Zone<M> {
     pub(crate) const fn new(place: Place) -> Self {
         Self {
-            place,
+            place: AtomicU8::new(place.raw()),
             base: AtomicU32::new(0),
             map: Once::new(),
             buddy: SpinLock::new(Buddy::new()),
@@ -67,6 +68,18 @@ impl<M: Machine> Zone<M> {
             low_water: AtomicU32::new(0),
             pressed: AtomicBool::new(false),
         }
+    }
+
+    /// Where its frames lie.
+    #[must_use]
+    #[inline(always)]
+    pub fn place(&self) -> Place {
+        Place::from_raw(self.place.load(Relaxed))
+    }
+
+    /// Says what kind of memory it is, before it has any.
+    pub(crate) fn set_place(&self, place: Place) {
+        self.place.store(place.raw(), Relaxed);
     }
 
     /// Gives the zone its map: `frames` frames from `base`, all reserved until [`Zone::add`] frees some.
@@ -148,8 +161,8 @@ impl<M: Machine> Zone<M> {
 
     /// What the failure plan calls an allocation here.
     #[inline(always)]
-    pub(crate) const fn site(&self) -> Site {
-        if self.place.is_ram() { Site::RamFolio } else { Site::DeviceFolio }
+    pub(crate) fn site(&self) -> Site {
+        if self.place().is_ram() { Site::RamFolio } else { Site::DeviceFolio }
     }
 
     /// Takes up to 32 adjacent pages (up to 1, when less than twice that is spare), or fewer where there is no chunk of that
@@ -200,7 +213,7 @@ impl<M: Machine> Zone<M> {
         inject.check(self.site(), order.get())?;
         let chunk =
             if order == Order::BASE { self.alloc_cached(need)? } else { self.alloc_chunk(order, need)? };
-        Ok(Frame::new(self.place, chunk + self.base()))
+        Ok(Frame::new(self.place(), chunk + self.base()))
     }
 
     /// Writes `folio` as the owner of a chunk.

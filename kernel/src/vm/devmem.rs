@@ -9,8 +9,8 @@ use farpage_device::mmio::{DeviceMemory, Window, store_fence};
 use farpage_device::pci::{ConfigAccess, Ecam, EcamRegion, LegacyPorts, PortIo};
 use farpage_device::{DeviceAddr, PhysAddr};
 use farpage_mm::{
-    COPY_LIST, CopyEngine, CopyOp, Fence, Folio, Frame, MAX_DEVICES, Order, PAGE_SIZE, PagemapOps, Place,
-    RangeError,
+    COPY_LIST, CopyEngine, CopyOp, DeviceKind, Fence, Folio, Frame, MAX_DEVICES, Order, PAGE_SIZE,
+    PagemapOps, Place, RangeError,
 };
 use kernel_logic::ranges::OutOfFrames;
 use spin::Once;
@@ -120,7 +120,8 @@ fn register(number: usize, function: Ivshmem, config: &'static str) -> Result<()
     let memory = unsafe { DeviceMemory::new(base, bar.size) };
     let splits = core::sync::atomic::AtomicU64::new(0);
     let device = DEVICES[number].call_once(|| Device { function, config, memory, splits });
-    mm().register_device(number, pages, storage, device).map_err(DeviceError::Refused)?;
+    mm().register_device(number, pages, DeviceKind::Private, storage, device)
+        .map_err(DeviceError::Refused)?;
     Ok(())
 }
 

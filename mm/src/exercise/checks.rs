@@ -25,7 +25,10 @@ impl<W: World> Runner<'_, W> {
             let entry = space.entry_at(at).1;
             let fine = match entry {
                 Entry::NonPresent(soft) => soft.kind == SoftKind::DevicePrivate && !to.is_ram(),
-                Entry::Leaf(_) | Entry::None => to.is_ram(),
+                Entry::Leaf(leaf) if leaf.special => to.is_ram(),
+                // What is on another device stays there.
+                Entry::Leaf(leaf) => leaf.frame.place().is_ram() == to.is_ram(),
+                Entry::None => to.is_ram(),
                 Entry::Table(_) => false,
             };
             if !fine {

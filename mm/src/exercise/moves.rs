@@ -13,7 +13,11 @@ use crate::zone::Need;
 
 impl<W: World> Runner<'_, W> {
     fn place(&self, to: u8) -> Place {
-        if to == 0 { Place::RAM } else { Place::device((usize::from(to) - 1) % self.world.devices()) }
+        if to == 0 {
+            Place::RAM
+        } else {
+            Self::mm().device((usize::from(to) - 1) % self.world.devices()).place()
+        }
     }
 
     /// What the model says about the range as a whole.

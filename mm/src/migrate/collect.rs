@@ -67,6 +67,14 @@ impl<M: Machine> Collecting<M> {
         }
     }
 
+    /// Notes pages that a present entry maps and that do not go: there already, or in another device's coherent memory.
+    fn leave_leaf(&mut self, leaf: &Leaf, pages: u32) {
+        let to = self.batch().to;
+        if !to.is_ram() && !leaf.special && leaf.frame.place() != to {
+            self.skip(Cause::Foreign, pages);
+        }
+    }
+
     fn skip(&mut self, cause: Cause, pages: u32) {
         self.batch().report.fail(cause, pages);
         M::count(Event::MigrateFail, 1);
@@ -258,7 +266,11 @@ impl<M: Machine> Space<M> {
             Peek::NoTable if !to_device => Some(addr.align_down(PUD_SIZE).add(PUD_SIZE).min(part.end)),
             Peek::Pmd(_, Entry::None) if !to_device => Some(next.min(part.end)),
             Peek::NoTable | Peek::Pmd(_, Entry::None) => Some(self.collect_hole(vma, part, collecting)),
-            Peek::Pmd(_, Entry::Leaf(_)) if !to_device => Some(next.min(part.end)),
+            Peek::Pmd(_, Entry::Leaf(leaf)) if !leaf_goes(&leaf, collecting.batch().to) => {
+                let end = next.min(part.end);
+                collecting.leave_leaf(&leaf, VaRange::between(addr, end).nr_pages() as u32);
+                Some(end)
+            }
             Peek::Pmd(..) if !addr.is_aligned(PMD_SIZE) || next > part.end => {
                 // Only a part of a huge mapping: split it and look at its pieces.
                 match M::mm().spare_pte_table(addr, Need::Reserve) {
@@ -443,7 +455,11 @@ impl<M: Machine> Space<M> {
                 collecting.take_hole(self, vma, cursor.addr(), cursor.level().order());
                 None
             }
-            Entry::Leaf(leaf) if !leaf.special && !to.is_ram() => Some(leaf.frame),
+            Entry::Leaf(leaf) if leaf_goes(&leaf, to) => Some(leaf.frame),
+            Entry::Leaf(leaf) => {
+                collecting.leave_leaf(&leaf, cursor.level().order().pages());
+                None
+            }
             Entry::NonPresent(soft) if goes(&soft, to) => Some(soft.frame),
             Entry::NonPresent(soft) => {
                 collecting.leave(&soft, cursor.level().order().pages());
@@ -458,6 +474,13 @@ impl<M: Machine> Space<M> {
 #[inline(always)]
 fn goes(soft: &SoftLeaf, to: Place) -> bool {
     soft.kind == SoftKind::DevicePrivate && to.is_ram()
+}
+
+/// True when what a present entry maps is to be moved by a migration to `to`: RAM to a device, coherent memory to RAM. Zero
+/// pages are holes, which go to a device.
+#[inline(always)]
+fn leaf_goes(leaf: &Leaf, to: Place) -> bool {
+    if leaf.special { !to.is_ram() } else { leaf.frame.place().is_ram() != to.is_ram() }
 }
 
 /// The page of `folio` that is mapped at `addr`, 0 when none is any more.

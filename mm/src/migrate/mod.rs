@@ -271,7 +271,7 @@ impl<M: Machine> Space<M> {
             return Err(RangeError::Invalid(range));
         }
         if let Some(n) = to.device_number()
-            && !M::mm().device(n).zone.is_registered()
+            && !M::mm().device(n).is_at(to)
         {
             return Err(RangeError::NoDevice(n));
         }

@@ -58,6 +58,7 @@ pub(crate) fn shape(seed: u64) -> Config {
         devices: vec![rng.pick(&[2, 4, 8, 12]) * 512, 2 * 512 - rng.below(30) as u32],
         chaos: rng.pick(&[0, 20, 60, 200]),
         late_copies: rng.one_in(3),
+        coherent: rng.pick::<&[usize]>(&[&[], &[], &[0], &[1], &[0, 1]]).to_vec(),
     }
 }
 

@@ -10,13 +10,13 @@ use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::counters::Event;
-use crate::device::{CopyEngine, CopyOp, Fence, PagemapOps};
+use crate::device::{CopyEngine, CopyOp, DeviceKind, Fence, PagemapOps};
 use crate::exercise::{Model, WORDS};
 use crate::folio::Folio;
 use crate::machine::{FlushReason, FlushRequest, FreshFrame, Machine, TableWords, WaitKey};
 use crate::mm::{MapStorage, Mm};
 use crate::testing::mmu::Mmu;
-use crate::types::{Frame, Order, PAGE_SIZE};
+use crate::types::{Frame, Order, PAGE_SIZE, Place};
 
 /// The sampled words of one page.
 pub(crate) type Page = [Cell<u64>; WORDS];
@@ -32,6 +32,8 @@ pub(crate) struct Config {
     pub(crate) ram: Vec<Range<u32>>,
     /// Pages of each device.
     pub(crate) devices: Vec<u32>,
+    /// The numbers of those that are coherent.
+    pub(crate) coherent: Vec<usize>,
     /// One disturbance in so many chances; 0 for a quiet MMU.
     pub(crate) chaos: u64,
     /// Copies finish when they are waited for, not when they are submitted.
@@ -45,8 +47,20 @@ pub(crate) fn one(range: Range<u32>) -> Vec<Range<u32>> {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { cpus: 1, ram: one(512..512 + 8 * 512), devices: vec![8 * 512], chaos: 0, late_copies: false }
+        Self {
+            cpus: 1,
+            ram: one(512..512 + 8 * 512),
+            devices: vec![8 * 512],
+            coherent: Vec::new(),
+            chaos: 0,
+            late_copies: false,
+        }
     }
+}
+
+/// The frame number at which the memory of a coherent device begins.
+pub(crate) const fn coherent_base(device: usize) -> u32 {
+    0x20_0000 + device as u32 * 0x2_0000
 }
 
 /// The marker type that names this machine.
@@ -168,7 +182,12 @@ impl Soft {
         }
         for (n, &pages) in config.devices.iter().enumerate() {
             let map = MapStorage::new(leak_words(MapStorage::words_for(pages)));
-            state.mm.register_device(n, pages, map, &DEVICES[n]).expect("the number is free");
+            let kind = if config.coherent.contains(&n) {
+                DeviceKind::Coherent { base_pfn: coherent_base(n) }
+            } else {
+                DeviceKind::Private
+            };
+            state.mm.register_device(n, pages, kind, map, &DEVICES[n]).expect("the number is free");
         }
         state.mm.start().expect("there is memory");
         Session(state)
@@ -208,8 +227,20 @@ impl State {
     pub(crate) fn data(&self, frame: Frame) -> &Page {
         match frame.place().device_number() {
             None => &self.ram[(frame.index() - self.base) as usize].data,
+            Some(n) if frame.place().is_coherent() => {
+                &self.devices[n][(frame.index() - coherent_base(n)) as usize]
+            }
             Some(n) => &self.devices[n][frame.index() as usize],
         }
+    }
+
+    /// The memory that CPUs reach by this frame number.
+    pub(crate) fn mappable(&self, pfn: u32) -> Option<Frame> {
+        if self.has_ram(pfn) {
+            return Some(Frame::ram(pfn));
+        }
+        let on = |n: &&usize| self.devices[**n].len() as u32 > pfn.wrapping_sub(coherent_base(**n));
+        self.config.coherent.iter().find(on).map(|&n| Frame::new(Place::coherent(n), pfn))
     }
 
     /// True when the machine has this frame.
@@ -270,8 +301,8 @@ impl State {
             CopyOp::Copy { src, dst, order } => (Some(src), dst, order),
             CopyOp::Zero { dst, order } => (None, dst, order),
         };
-        let here = crate::types::Place::device(device);
-        if dst.place() != here && src.is_none_or(|src| src.place() != here) {
+        let is_here = |frame: Frame| frame.place().device_number() == Some(device);
+        if !is_here(dst) && !src.is_some_and(is_here) {
             self.fail(|| format!("engine {device} was given {op:?}, neither end of which is its own"));
         }
         for i in 0..order.pages() {
@@ -384,6 +415,13 @@ impl Machine for Soft {
 pub(crate) struct SoftDevice(usize);
 
 static DEVICES: [SoftDevice; 4] = [SoftDevice(0), SoftDevice(1), SoftDevice(2), SoftDevice(3)];
+
+impl SoftDevice {
+    /// The owner of device `n`.
+    pub(crate) fn number(n: usize) -> &'static Self {
+        &DEVICES[n]
+    }
+}
 
 impl PagemapOps<Soft> for SoftDevice {
     fn folio_free(&self, first: Frame, order: Order, _driver_word: u64) {

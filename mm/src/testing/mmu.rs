@@ -339,9 +339,10 @@ impl State {
 
     /// Reads or writes a sampled word where a translation leads; `None` when it leads where nobody may go.
     fn through(&self, t: &Cached, addr: u64, word: usize, value: Option<u64>) -> Option<u64> {
-        let frame = Frame::ram(t.frame(addr));
         let mm = &self.mm;
-        let owner = if self.has_ram(frame.index()) { mm.ram.folio_index(frame.index()) } else { None };
+        let pfn = t.frame(addr);
+        let frame = self.mappable(pfn).unwrap_or(Frame::ram(pfn));
+        let owner = self.mappable(pfn).and_then(|frame| mm.zone(frame.place()).folio_index(pfn));
         let folio = owner.map(|index| mm.folios.get(index)).filter(|f| f.refs() != 0 && f.covers(frame));
         if folio.is_none() {
             self.fail(|| {

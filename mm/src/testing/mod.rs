@@ -8,6 +8,7 @@
 //!               └── a failing list is shrunk and printed as Rust for `regressions.rs`
 //! ```
 
+mod coherent;
 mod directed;
 mod failures;
 mod host;

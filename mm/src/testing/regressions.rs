@@ -19,6 +19,7 @@ fn config() -> Config {
         devices: vec![4096, 998],
         chaos: 60,
         late_copies: false,
+        coherent: Vec::new(),
     }
 }
 
