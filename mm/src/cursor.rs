@@ -6,7 +6,7 @@
 
 use core::sync::atomic::Ordering::{AcqRel, Relaxed, Release};
 
-use crate::entry::{Attrs, Entry, Leaf, SoftKind, SoftLeaf, upgrade_bits, word};
+use crate::entry::{Attrs, Entry, Leaf, SoftKind, SoftLeaf, restrict_bits, upgrade_bits, word};
 use crate::error::OutOfMemory;
 use crate::machine::Machine;
 use crate::mm::Mm;
@@ -310,6 +310,30 @@ impl<M: Machine> Cursor<M> {
     pub(crate) fn upgrade(&mut self, attrs: Attrs) {
         debug_assert!(matches!(self.entry(), Entry::Leaf(_)));
         self.locked.words[self.index].fetch_or(upgrade_bits(attrs), AcqRel);
+    }
+
+    /// Takes attributes off a present leaf in place. The CPU may set A and D meanwhile: no bit is lost. Where WRITE or EXEC goes,
+    /// a TLB may allow it until the flush; a caller that takes nothing a CPU knows of wants [`Cursor::unmark`].
+    #[allow(dead_code, reason = "the operations that use it come next")]
+    #[inline(always)]
+    pub(crate) fn restrict(&mut self, remove: Attrs) -> Unflushed<M, ()> {
+        debug_assert!(matches!(self.entry(), Entry::Leaf(_)));
+        let at = &self.locked.words[self.index];
+        let (clear, set) = restrict_bits(remove);
+        at.fetch_and(!clear, AcqRel);
+        if set != 0 {
+            at.fetch_or(set, AcqRel);
+        }
+        Unflushed::new(self.space, self.addr, self.level, ())
+    }
+
+    /// Takes marks off a present leaf that no TLB remembers: exclusive, soft-dirty, uffd-wp. No flush.
+    #[allow(dead_code, reason = "the operations that use it come next")]
+    #[inline(always)]
+    pub(crate) fn unmark(&mut self, marks: Attrs) {
+        debug_assert!(matches!(self.entry(), Entry::Leaf(_)));
+        debug_assert!((Attrs::EXCLUSIVE | Attrs::SOFT_DIRTY | Attrs::UFFD_WP).contains(marks));
+        self.locked.words[self.index].fetch_and(!restrict_bits(marks).0, AcqRel);
     }
 
     /// Hooks a PTE table into an empty PMD entry.

@@ -61,6 +61,8 @@ pub enum FlushReason {
     ZeroReplaced,
     /// A zero page or shared page is replaced by the writer's own.
     CopyOnWrite,
+    /// Entries allow less than before: a clone, a change of protection, tracking.
+    Protect,
     /// Pages are about to be freed.
     Unmap,
     /// Page tables are about to be freed.
@@ -71,11 +73,12 @@ pub enum FlushReason {
 
 impl FlushReason {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Split,
         Self::Migrate,
         Self::ZeroReplaced,
         Self::CopyOnWrite,
+        Self::Protect,
         Self::Unmap,
         Self::FreeTables,
         Self::Owed,

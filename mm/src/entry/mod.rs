@@ -412,5 +412,12 @@ pub(crate) const fn upgrade_bits(attrs: Attrs) -> u64 {
     attrs.to_present() & !NX
 }
 
+/// What takes attributes off a present leaf: bits to clear, and bits to set (NX says the opposite of EXEC).
+#[inline(always)]
+pub(crate) const fn restrict_bits(remove: Attrs) -> (u64, u64) {
+    let bits = remove.to_present();
+    (bits & !NX, !bits & NX)
+}
+
 #[cfg(test)]
 mod tests;

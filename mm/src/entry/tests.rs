@@ -135,6 +135,18 @@ fn non_present_entries_name_the_top_of_memory_to_a_speculating_cpu() {
 }
 
 #[test]
+fn what_is_restricted_is_gone_and_the_rest_stays() {
+    let all = Attrs::all() - Attrs::NO_ACCESS;
+    for bits in 0..1 << 13 {
+        let Some(remove) = Attrs::from_bits(bits).filter(|a| !a.contains(Attrs::NO_ACCESS)) else { continue };
+        let before = Entry::Leaf(Leaf::ram(Frame::ram(0x1234), all)).encode(Level::Pte);
+        let (clear, set) = restrict_bits(remove);
+        let after = Entry::decode(before & !clear | set, Level::Pte);
+        assert_eq!(after, Entry::Leaf(Leaf::ram(Frame::ram(0x1234), all - remove)));
+    }
+}
+
+#[test]
 fn an_upgrade_only_adds_bits_and_never_forbids_execution() {
     for attrs in attr_sets().filter(|attrs| !attrs.contains(Attrs::NO_ACCESS)) {
         let before = Entry::Leaf(Leaf::ram(Frame::ram(512), Attrs::EXEC)).encode(Level::Pte);

@@ -110,6 +110,26 @@ fn a_cleared_leaf_keeps_what_the_cpu_set() {
 }
 
 #[test]
+fn a_leaf_that_loses_permission_keeps_everything_else_and_owes_a_flush() {
+    let (kit, frame) = one_page();
+    let mut cursor = kit.space.space().cursor(at(0)).expect("there is a table");
+    let Entry::Leaf(before) = cursor.entry() else { panic!("page 0 is mapped") };
+    assert!(before.attrs.contains(Attrs::WRITE | Attrs::EXCLUSIVE | Attrs::YOUNG | Attrs::DIRTY));
+    cursor.upgrade(Attrs::UFFD_WP);
+    cursor.unmark(Attrs::SOFT_DIRTY);
+    assert_eq!(kit.space.flush.pending(), 0, "no TLB knows of these");
+    let owed = cursor.restrict(Attrs::WRITE | Attrs::EXCLUSIVE | Attrs::EXEC);
+    assert_eq!(kit.space.flush.pending(), 1);
+    let attrs = before.attrs - Attrs::SOFT_DIRTY - Attrs::WRITE - Attrs::EXCLUSIVE | Attrs::UFFD_WP;
+    assert_eq!(cursor.entry(), Entry::Leaf(Leaf { attrs, ..before }));
+    drop(cursor);
+    owed.flush(FlushReason::Protect);
+    assert_eq!(kit.machine.flushed(FlushReason::Protect), 1);
+    assert_eq!(before.frame, frame);
+    kit.check_in_place(0, 4);
+}
+
+#[test]
 fn a_folio_is_freed_by_its_last_reference_and_not_before() {
     for (place, order) in [(Place::RAM, 0), (Place::RAM, 9), (DEV, 0), (DEV, 4), (DEV, 9)] {
         let kit = Kit::new();
