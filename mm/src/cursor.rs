@@ -312,9 +312,14 @@ impl<M: Machine> Cursor<M> {
         self.locked.words[self.index].fetch_or(upgrade_bits(attrs), AcqRel);
     }
 
+    /// Allows instruction fetches from a present leaf. No flush, as with [`Cursor::upgrade`].
+    pub(crate) fn allow_exec(&mut self) {
+        debug_assert!(matches!(self.entry(), Entry::Leaf(_)));
+        self.locked.words[self.index].fetch_and(!restrict_bits(Attrs::EXEC).1, AcqRel);
+    }
+
     /// Takes attributes off a present leaf in place. The CPU may set A and D meanwhile: no bit is lost. Where WRITE or EXEC goes,
     /// a TLB may allow it until the flush; a caller that takes nothing a CPU knows of wants [`Cursor::unmark`].
-    #[allow(dead_code, reason = "the operations that use it come next")]
     #[inline(always)]
     pub(crate) fn restrict(&mut self, remove: Attrs) -> Unflushed<M, ()> {
         debug_assert!(matches!(self.entry(), Entry::Leaf(_)));
@@ -327,12 +332,12 @@ impl<M: Machine> Cursor<M> {
         Unflushed::new(self.space, self.addr, self.level, ())
     }
 
-    /// Takes marks off a present leaf that no TLB remembers: exclusive, soft-dirty, uffd-wp. No flush.
-    #[allow(dead_code, reason = "the operations that use it come next")]
+    /// Takes marks off a present leaf that no TLB remembers: exclusive, soft-dirty, uffd-wp. No flush. Young may go this way too: a
+    /// TLB that remembers the page will not set it again, so it counts as old a little too soon.
     #[inline(always)]
     pub(crate) fn unmark(&mut self, marks: Attrs) {
         debug_assert!(matches!(self.entry(), Entry::Leaf(_)));
-        debug_assert!((Attrs::EXCLUSIVE | Attrs::SOFT_DIRTY | Attrs::UFFD_WP).contains(marks));
+        debug_assert!((Attrs::EXCLUSIVE | Attrs::SOFT_DIRTY | Attrs::UFFD_WP | Attrs::YOUNG).contains(marks));
         self.locked.words[self.index].fetch_and(!restrict_bits(marks).0, AcqRel);
     }
 

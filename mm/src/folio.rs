@@ -161,6 +161,9 @@ impl Folio {
     pub(crate) fn set_dirty(&self) {
         self.meta.fetch_or(DIRTY, Relaxed);
     }
+    pub(crate) fn clear_dirty(&self) {
+        self.meta.fetch_and(!DIRTY, Relaxed);
+    }
     #[inline(always)]
     pub(crate) fn set_resident(&self) {
         self.meta.fetch_or(RESIDENT, Relaxed);

@@ -15,10 +15,12 @@
 #[cfg(any(test, feature = "exercise"))]
 extern crate alloc;
 
+mod advise;
 mod audit;
 mod buddy;
 mod counters;
 mod cursor;
+mod cut;
 mod device;
 mod dump;
 mod entry;
@@ -34,6 +36,7 @@ mod machine;
 pub mod migrate;
 mod mm;
 mod notifier;
+mod protect;
 mod rmap;
 mod slab;
 mod space;
@@ -48,6 +51,7 @@ mod vma;
 mod zap;
 mod zone;
 
+pub use advise::Advice;
 pub use audit::AuditError;
 pub use counters::Event;
 pub use device::{COPY_LIST, CopyEngine, CopyOp, Device, DeviceKind, DeviceStat, Fence, PagemapOps};

@@ -67,13 +67,15 @@ pub enum FlushReason {
     Unmap,
     /// Page tables are about to be freed.
     FreeTables,
+    /// Pages are mapped elsewhere from now on.
+    Remap,
     /// Somebody else's flush is still owed, and an entry that it concerns is about to change.
     Owed,
 }
 
 impl FlushReason {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Split,
         Self::Migrate,
         Self::ZeroReplaced,
@@ -81,6 +83,7 @@ impl FlushReason {
         Self::Protect,
         Self::Unmap,
         Self::FreeTables,
+        Self::Remap,
         Self::Owed,
     ];
 }

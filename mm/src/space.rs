@@ -186,6 +186,20 @@ impl<M: Machine> Space<M> {
         if vmas.first_after(range.start).is_some_and(|vma| vma.start() < range.end) {
             return Err(RangeError::Exists(range));
         }
+        let mut attrs = VmaAttrs {
+            range,
+            pgoff: range.start.0 >> PAGE_SHIFT,
+            prot,
+            advice,
+            anon: NIL,
+            space: self.slab_index(),
+            kind: VmaKind::Anon,
+            flags: VmaFlags::empty(),
+            object: NIL,
+        };
+        if self.extend_vma(&mut vmas, &attrs) {
+            return Ok(());
+        }
         vmas.reserve(mm).map_err(oom)?;
         let vma = mm.vmas.alloc(mm).map_err(oom)?;
         let set = match AnonSet::alloc(mm, SetOf::Anon) {
@@ -195,20 +209,24 @@ impl<M: Machine> Space<M> {
                 return Err(oom(e));
             }
         };
-        vma.set(&VmaAttrs {
-            range,
-            pgoff: range.start.0 >> PAGE_SHIFT,
-            prot,
-            advice,
-            anon: set.slab_index(),
-            space: self.slab_index(),
-            kind: VmaKind::Anon,
-            flags: VmaFlags::empty(),
-            object: NIL,
-        });
+        attrs.anon = set.slab_index();
+        vma.set(&attrs);
         self.link_vma(vma, None);
         vmas.insert(vma);
         Ok(())
+    }
+
+    /// Maps anonymous memory by letting the VMA before it grow, when that one is equal in all but its addresses. Then the VMA after
+    /// it may be equal too: a hole is closed.
+    fn extend_vma(&self, vmas: &mut VmaIndex<M>, new: &VmaAttrs) -> bool {
+        let before = Vaddr(new.range.start.0.wrapping_sub(1));
+        let Some(vma) = vmas.find(before) else { return false };
+        if !vma.is_continued_by(&VmaAttrs { anon: vma.anon(), ..*new }) {
+            return false;
+        }
+        vma.set_end(new.range.end);
+        self.merge_vmas_at(vmas, new.range.end);
+        true
     }
 
     /// The VMA that holds `addr`, found with the lock held by the caller.
@@ -238,33 +256,6 @@ impl<M: Machine> Space<M> {
         vmas.iter().for_each(f);
     }
 
-    /// Sets the huge-page advice of a range that VMAs cover wholly (`MADV_HUGEPAGE`, `MADV_NOHUGEPAGE`). VMAs are split at
-    /// its ends.
-    ///
-    /// # Errors
-    /// [`RangeError::Invalid`], [`RangeError::NotMapped`] with the first hole (nothing is changed then), [`RangeError::Oom`].
-    pub fn advise_huge(&'static self, range: VaRange, advice: HugeAdvice) -> Result<(), RangeError> {
-        if !range.is_user_pages() {
-            return Err(RangeError::Invalid(range));
-        }
-        let mut vmas = self.vmas.write();
-        let mut at = range.start;
-        while at < range.end {
-            let vma = vmas.find(at).ok_or(RangeError::NotMapped(at))?;
-            at = vma.range().end;
-        }
-        let mut spares = VmaSpares::reserve(&mut vmas).map_err(|_| RangeError::Oom(range.start))?;
-        self.split_vma(&mut vmas, range.start, &mut spares);
-        self.split_vma(&mut vmas, range.end, &mut spares);
-        let mut at = range.start;
-        while at < range.end {
-            let vma = vmas.find(at).ok_or(RangeError::NotMapped(at))?;
-            vma.set_advice(advice);
-            at = vma.range().end;
-        }
-        Ok(())
-    }
-
     /// Splits the VMA that holds `at` in two there, unless it starts there or there is none. Page tables are not touched:
     /// a huge mapping may cross the border until somebody changes a part of it.
     pub(crate) fn split_vma(&'static self, vmas: &mut VmaIndex<M>, at: Vaddr, spares: &mut VmaSpares<M>) {
@@ -276,10 +267,32 @@ impl<M: Machine> Space<M> {
             pgoff: vma.page_index(at),
             ..attrs
         });
-        vma.set_range(VaRange::between(attrs.range.start, at), attrs.pgoff);
+        // A walk of the reverse map in between finds the tail's pages twice, not never.
         self.link_vma(tail, Some(vma));
+        vma.set_end(at);
         vmas.insert(tail);
         self.cache.clear();
+    }
+
+    /// Joins VMAs that touch at the ends of `range` or in it and are equal in all but their addresses.
+    pub(crate) fn merge_vmas(&self, vmas: &mut VmaIndex<M>, range: VaRange) {
+        let mut at = range.start;
+        while at <= range.end {
+            self.merge_vmas_at(vmas, at);
+            let Some(vma) = vmas.first_after(at) else { return };
+            at = if vma.start() > at { vma.start() } else { vma.range().end };
+        }
+    }
+
+    fn merge_vmas_at(&self, vmas: &mut VmaIndex<M>, at: Vaddr) {
+        let Some(next) = vmas.find(at).filter(|next| next.start() == at && at.0 != 0) else { return };
+        let Some(vma) = vmas.find(Vaddr(at.0 - 1)) else { return };
+        if vma.is_continued_by(&next.attrs()) {
+            vmas.remove(next);
+            // It grows first: a walk of the reverse map in between finds the pages twice, not never.
+            vma.set_end(next.range().end);
+            self.free_vma(next);
+        }
     }
 
     /// Adds a VMA to the sets that the reverse map finds it by, directly after `after`, whose set it shares: a walk that misses
@@ -304,6 +317,11 @@ impl<M: Machine> Space<M> {
     /// Takes a VMA, whose pages are unmapped already, out of the index and its set, and frees it.
     pub(crate) fn drop_vma(&self, vmas: &mut VmaIndex<M>, vma: &'static Vma) {
         vmas.remove(vma);
+        self.free_vma(vma);
+    }
+
+    /// Frees a VMA that is out of the index already.
+    fn free_vma(&self, vma: &'static Vma) {
         self.unlink_vma(vma);
         M::mm().vmas.free(vma);
         self.cache.clear();

@@ -1,24 +1,21 @@
 //! Unmapping.
 //!
-//! A range operation can need at most two splits, at its two ends. What they take (a table each, descriptors for the pieces)
-//! is set aside first; then nothing can fail, and out of memory means that nothing was changed. Unmapping whole VMAs, and
-//! exit, never split and never allocate.
+//! What the cuts at the two ends take is set aside first ([`crate::cut`]); then nothing can fail, and out of memory means that
+//! nothing was changed. Unmapping whole VMAs, and exit, never split and never allocate.
 
 use core::sync::atomic::Ordering::Relaxed;
 
 use crate::counters::Event;
-use crate::cursor::{Cursor, Peek};
+use crate::cursor::Cursor;
 use crate::entry::{Attrs, Entry, SoftKind, SoftLeaf};
 use crate::error::RangeError;
 use crate::folio::{Folio, FolioRef, put_many};
 use crate::machine::{FlushReason, Machine};
 use crate::space::Space;
-use crate::split::split_pmd;
 use crate::table::SpareTable;
 use crate::tlb::TlbGather;
 use crate::types::{Level, PAGE_SIZE, PMD_SIZE, PUD_SIZE, VaRange, Vaddr};
-use crate::vma::{VmaIndex, VmaSpares};
-use crate::zone::Need;
+use crate::vma::VmaIndex;
 
 /// Entries of one folio that were emptied one after the other, to be accounted for at once.
 struct Run {
@@ -66,43 +63,18 @@ impl<M: Machine> Space<M> {
             return Err(RangeError::Invalid(range));
         }
         let mut vmas = self.vmas.write();
-        let mut spares = [self.spare_for_cut(range.start)?, self.spare_for_cut(range.end)?];
-        if spares[0].is_some() && range.start.align_down(PMD_SIZE) == range.end.align_down(PMD_SIZE) {
-            spares[1] = None; // one table serves both ends
-        }
-        let mut vma_spares = VmaSpares::reserve(&mut vmas).map_err(|_| RangeError::Oom(range.start))?;
-        self.split_vma(&mut vmas, range.start, &mut vma_spares);
-        self.split_vma(&mut vmas, range.end, &mut vma_spares);
-        for (end, spare) in [range.start, range.end].into_iter().zip(spares) {
-            if let Some(spare) = spare {
-                split_pmd(self, end, spare);
-            }
-        }
+        self.cut_at_ends(&mut vmas, range)?;
         let mut gather = TlbGather::new(FlushReason::Unmap);
         self.zap(range, &mut gather);
         self.drop_vmas_in(&mut vmas, range);
         gather.flush();
         let mut gather = TlbGather::new(FlushReason::FreeTables);
-        self.free_tables(range, &vmas, &mut gather);
+        self.free_empty_tables(range, &mut gather);
         gather.flush();
         // Only now, with no reference held by the gather, can a cut folio be split and its dead part freed.
         self.split_cut_folio(range.start, Vaddr(range.start.0.wrapping_sub(PAGE_SIZE)));
         self.split_cut_folio(range.end, range.end);
         Ok(())
-    }
-
-    /// A PTE table, when a cut at `at` goes through a huge mapping.
-    fn spare_for_cut(&self, at: Vaddr) -> Result<Option<SpareTable<M>>, RangeError> {
-        if at.is_aligned(PMD_SIZE) {
-            return Ok(None);
-        }
-        match self.peek(at) {
-            Peek::Pmd(_, Entry::Leaf(_) | Entry::NonPresent(_)) => {
-                let spare = M::mm().spare_pte_table(at, Need::Reserve).map_err(|_| RangeError::Oom(at))?;
-                Ok(Some(spare))
-            }
-            _ => Ok(None),
-        }
     }
 
     fn drop_vmas_in(&self, vmas: &mut VmaIndex<M>, range: VaRange) {
@@ -139,24 +111,20 @@ impl<M: Machine> Space<M> {
         }
     }
 
-    /// Frees the PTE tables that lie wholly between the VMAs around `range`. They are empty.
-    fn free_tables(&'static self, range: VaRange, vmas: &VmaIndex<M>, gather: &mut TlbGather<M>) {
+    /// Frees the PTE tables of `range` that have no entry. With the VMA lock held alone.
+    pub(crate) fn free_empty_tables(&'static self, range: VaRange, gather: &mut TlbGather<M>) {
         let mut addr = range.start.align_down(PMD_SIZE);
         while addr < range.end {
             let Some(pmd) = self.pmd_table(addr) else {
                 addr = addr.align_down(PUD_SIZE).add(PUD_SIZE);
                 continue;
             };
-            let next = addr.add(PMD_SIZE);
-            let in_use = vmas.first_after(addr).is_some_and(|vma| vma.start() < next);
-            if !in_use {
-                let mut cursor = self.cursor_in(pmd, Level::Pmd, addr);
-                if let Some(table) = cursor.unhook() {
-                    drop(cursor);
-                    gather.hold_table(self, table);
-                }
+            let mut cursor = self.cursor_in(pmd, Level::Pmd, addr);
+            if let Some(table) = cursor.unhook() {
+                drop(cursor);
+                gather.hold_table(self, table);
             }
-            addr = next;
+            addr = addr.add(PMD_SIZE);
         }
     }
 

@@ -12,11 +12,13 @@ mod coherent;
 mod directed;
 mod failures;
 mod host;
+mod kinds;
 mod kit;
 mod machine;
 mod mmu;
 mod mutations;
 mod parts;
+mod protect;
 mod random;
 mod regressions;
 

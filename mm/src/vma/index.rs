@@ -1,237 +1,18 @@
-//! Virtual memory areas, and the sorted index of those of one address space.
-//!
-//! A [`Vma`] is a shared slab object: page-table code and the reverse map reach it by reference. Its fields change only with
-//! the VMA lock held alone; they are atomics because `mm` has no `unsafe`, not because anybody races.
+//! The sorted index of the VMAs of one address space, and what range operations set aside for it.
 
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use core::marker::PhantomData;
 
-use crate::entry::Attrs;
 use crate::error::OutOfMemory;
 use crate::machine::Machine;
 use crate::mm::Mm;
-use crate::slab::{NIL, Pool, PoolBox, Pooled, Slot, SlotHeader};
-use crate::types::{PAGE_SHIFT, PMD_SIZE, Prot, VaRange, Vaddr};
-
-/// Advice on huge pages (`MADV_HUGEPAGE`, `MADV_NOHUGEPAGE`).
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum HugeAdvice {
-    /// Small pages, as with `transparent_hugepage=madvise`.
-    #[default]
-    Default,
-    /// 2 MiB pages wherever one fits.
-    Huge,
-    /// Never.
-    NoHuge,
-}
-
-/// What a VMA maps.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-#[repr(u32)]
-pub enum VmaKind {
-    /// Private anonymous memory.
-    #[default]
-    Anon = 0,
-    /// An object's own pages, shared by all who map it (`MAP_SHARED`).
-    Shared = 1,
-    /// An object's pages until they are written, then private copies (`MAP_PRIVATE` of a file).
-    Private = 2,
-    /// Pages that a driver has put there; they are not counted and never move (`VM_MIXEDMAP`).
-    Device = 3,
-}
-
-bitflags::bitflags! {
-    /// What else is true of a VMA.
-    #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-    pub struct VmaFlags: u32 {
-        /// Writes to entries with uffd-wp are noted by clearing that bit (userfaultfd's asynchronous write protection).
-        const WP_TRACKED = 1 << 0;
-    }
-}
-
-/// A range of an address space with one protection and one kind of memory.
-#[derive(Debug, Default)]
-#[repr(align(64))]
-pub struct Vma {
-    header: SlotHeader,
-    start: AtomicU64,
-    end: AtomicU64,
-    /// Page index of `start` in the anonymous set (Linux: `vm_pgoff`).
-    pgoff: AtomicU64,
-    prot: AtomicU32,
-    advice: AtomicU32,
-    /// The set that its pages' reverse map goes through.
-    anon: AtomicU32,
-    /// Index of the address space.
-    space: AtomicU32,
-    /// [`VmaKind`].
-    kind: AtomicU32,
-    /// [`VmaFlags`].
-    flags: AtomicU32,
-    /// The object that it maps; `NIL` for none.
-    object: AtomicU32,
-    /// Link of the object's list of VMAs.
-    object_link: AtomicU32,
-}
-
-impl Slot for Vma {
-    const KIND: u8 = 3;
-    fn header(&self) -> &SlotHeader {
-        &self.header
-    }
-}
-
-/// What a VMA is, apart from where it is indexed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct VmaAttrs {
-    pub(crate) range: VaRange,
-    pub(crate) pgoff: u64,
-    pub(crate) prot: Prot,
-    pub(crate) advice: HugeAdvice,
-    pub(crate) anon: u32,
-    pub(crate) space: u32,
-    pub(crate) kind: VmaKind,
-    pub(crate) flags: VmaFlags,
-    pub(crate) object: u32,
-}
-
-impl Vma {
-    /// Its addresses.
-    #[must_use]
-    #[inline(always)]
-    pub fn range(&self) -> VaRange {
-        VaRange::between(self.start(), Vaddr(self.end.load(Relaxed)))
-    }
-    /// First address.
-    #[must_use]
-    #[inline(always)]
-    pub fn start(&self) -> Vaddr {
-        Vaddr(self.start.load(Relaxed))
-    }
-    /// What it allows.
-    #[must_use]
-    #[inline(always)]
-    pub fn prot(&self) -> Prot {
-        Prot::from_bits_truncate(self.prot.load(Relaxed) as u8)
-    }
-    /// Advice on huge pages.
-    #[must_use]
-    #[inline(always)]
-    pub fn advice(&self) -> HugeAdvice {
-        match self.advice.load(Relaxed) {
-            1 => HugeAdvice::Huge,
-            2 => HugeAdvice::NoHuge,
-            _ => HugeAdvice::Default,
-        }
-    }
-    /// What it maps.
-    #[must_use]
-    #[inline(always)]
-    pub fn kind(&self) -> VmaKind {
-        match self.kind.load(Relaxed) {
-            0 => VmaKind::Anon,
-            1 => VmaKind::Shared,
-            2 => VmaKind::Private,
-            _ => VmaKind::Device,
-        }
-    }
-    /// What else is true of it.
-    #[must_use]
-    #[inline(always)]
-    pub fn flags(&self) -> VmaFlags {
-        VmaFlags::from_bits_truncate(self.flags.load(Relaxed))
-    }
-    pub(crate) fn set_flags(&self, flags: VmaFlags) {
-        self.flags.store(flags.bits(), Relaxed);
-    }
-    pub(crate) fn set_prot(&self, prot: Prot) {
-        self.prot.store(u32::from(prot.bits()), Relaxed);
-    }
-    /// The object that it maps; `NIL` for none.
-    pub(crate) fn object(&self) -> u32 {
-        self.object.load(Relaxed)
-    }
-    /// Free for the object's list while the VMA lives.
-    pub(crate) fn object_link(&self) -> &AtomicU32 {
-        &self.object_link
-    }
-    pub(crate) fn set_advice(&self, advice: HugeAdvice) {
-        self.advice.store(advice as u32, Relaxed);
-    }
-    pub(crate) fn set_range(&self, range: VaRange, pgoff: u64) {
-        self.start.store(range.start.0, Relaxed);
-        self.end.store(range.end.0, Relaxed);
-        self.pgoff.store(pgoff, Relaxed);
-    }
-    pub(crate) fn slab_index(&self) -> u32 {
-        self.header.key()
-    }
-    /// Free for the anonymous set's list while the VMA lives.
-    pub(crate) fn list_link(&self) -> &AtomicU32 {
-        &self.header.link
-    }
-    #[inline(always)]
-    pub(crate) fn anon(&self) -> u32 {
-        self.anon.load(Relaxed)
-    }
-    pub(crate) fn space(&self) -> u32 {
-        self.space.load(Relaxed)
-    }
-    pub(crate) fn attrs(&self) -> VmaAttrs {
-        VmaAttrs {
-            range: self.range(),
-            pgoff: self.pgoff.load(Relaxed),
-            prot: self.prot(),
-            advice: self.advice(),
-            anon: self.anon(),
-            space: self.space(),
-            kind: self.kind(),
-            flags: self.flags(),
-            object: self.object(),
-        }
-    }
-    pub(crate) fn set(&self, attrs: &VmaAttrs) {
-        self.set_range(attrs.range, attrs.pgoff);
-        self.set_prot(attrs.prot);
-        self.advice.store(attrs.advice as u32, Relaxed);
-        self.anon.store(attrs.anon, Relaxed);
-        self.space.store(attrs.space, Relaxed);
-        self.kind.store(attrs.kind as u32, Relaxed);
-        self.set_flags(attrs.flags);
-        self.object.store(attrs.object, Relaxed);
-    }
-
-    /// The attributes of an entry for a page of it that is new.
-    pub(crate) fn fresh_attrs(&self) -> Attrs {
-        let mut attrs = Attrs::EXCLUSIVE;
-        attrs.set(Attrs::WRITE, self.prot().contains(Prot::WRITE));
-        attrs.set(Attrs::EXEC, self.prot().contains(Prot::EXEC));
-        attrs
-    }
-
-    /// The page index of `addr` in the anonymous set.
-    #[inline(always)]
-    pub(crate) fn page_index(&self, addr: Vaddr) -> u64 {
-        self.pgoff.load(Relaxed) + ((addr.0 - self.start().0) >> PAGE_SHIFT)
-    }
-
-    /// Where page `index` of the set would be mapped here, if this VMA covers it.
-    pub(crate) fn address_of(&self, index: u64) -> Option<Vaddr> {
-        let offset = index.checked_sub(self.pgoff.load(Relaxed))?;
-        let addr = self.start().add(offset.checked_mul(1 << PAGE_SHIFT)?);
-        if self.range().contains(addr) { Some(addr) } else { None }
-    }
-
-    /// The aligned 2 MiB around `addr`, when all of it is in the VMA and huge pages are wanted.
-    #[inline(always)]
-    pub(crate) fn huge_range(&self, addr: Vaddr) -> Option<Vaddr> {
-        let start = addr.align_down(PMD_SIZE);
-        let fits = start >= self.start() && start.0 + PMD_SIZE <= self.end.load(Relaxed);
-        if fits && self.advice() == HugeAdvice::Huge { Some(start) } else { None }
-    }
-}
+use crate::slab::{Pool, PoolBox, Pooled};
+use crate::types::Vaddr;
+use crate::vma::Vma;
 
 const LEAF: usize = 240;
 const LEAVES: usize = 128;
+/// VMAs that one operation makes at most: a remap cuts at five addresses and makes one.
+const MOST_SPARES: usize = 6;
 
 /// A run of VMAs in address order.
 #[derive(Debug)]
@@ -269,12 +50,12 @@ impl VmaLeaf {
 pub(crate) struct VmaIndex<M: Machine> {
     leaves: [Option<PoolBox<M, VmaLeaf>>; LEAVES],
     len: usize,
-    spare: [Option<PoolBox<M, VmaLeaf>>; 2],
+    spare: [Option<PoolBox<M, VmaLeaf>>; MOST_SPARES],
 }
 
 impl<M: Machine> Default for VmaIndex<M> {
     fn default() -> Self {
-        Self { leaves: [const { None }; LEAVES], len: 0, spare: [const { None }; 2] }
+        Self { leaves: [const { None }; LEAVES], len: 0, spare: [const { None }; MOST_SPARES] }
     }
 }
 
@@ -335,10 +116,17 @@ impl<M: Machine> VmaIndex<M> {
 
     /// Makes sure that the next two insertions cannot fail.
     pub(crate) fn reserve(&mut self, mm: &Mm<M>) -> Result<(), OutOfMemory> {
-        if self.len + 2 > LEAVES {
+        self.reserve_for(mm, 2)
+    }
+
+    /// Makes sure that the next `n` insertions cannot fail. Leaves with room for all of them take nothing.
+    fn reserve_for(&mut self, mm: &Mm<M>, n: usize) -> Result<(), OutOfMemory> {
+        let full = (0..self.len).any(|l| self.leaf(l).len + n > LEAF);
+        let leaves = if full { n } else { usize::from(self.len == 0) };
+        if self.len + leaves > LEAVES {
             return Err(OutOfMemory { order: 0 });
         }
-        for spare in &mut self.spare {
+        for spare in &mut self.spare[..leaves] {
             if spare.is_none() {
                 let mut leaf = mm.vma_leaves.alloc(mm)?;
                 leaf.len = 0;
@@ -413,19 +201,27 @@ impl<M: Machine> VmaIndex<M> {
     }
 }
 
-/// What the two VMA splits of a range operation need, taken before anything is changed.
+/// VMAs for an operation that cuts some in two, taken before anything is changed, with room for them in the index.
 pub(crate) struct VmaSpares<M: Machine> {
-    vmas: [Option<&'static Vma>; 2],
-    machine: core::marker::PhantomData<fn() -> M>,
+    vmas: [Option<&'static Vma>; MOST_SPARES],
+    machine: PhantomData<fn() -> M>,
 }
 
 impl<M: Machine> VmaSpares<M> {
-    /// Two VMAs, and room for them in the index.
-    pub(crate) fn reserve(index: &mut VmaIndex<M>) -> Result<Self, OutOfMemory> {
+    /// What it takes to cut the VMAs at these addresses, and `more` VMAs.
+    pub(crate) fn for_cuts(
+        index: &mut VmaIndex<M>,
+        cuts: &[Vaddr],
+        more: usize,
+    ) -> Result<Self, OutOfMemory> {
         let mm = M::mm();
-        index.reserve(mm)?;
-        let mut spares = Self { vmas: [None; 2], machine: core::marker::PhantomData };
-        for spare in &mut spares.vmas {
+        let is_cut = |&at: &Vaddr| index.find(at).is_some_and(|vma| vma.start() != at);
+        let n = cuts.iter().filter(|at| is_cut(at)).count() + more;
+        let mut spares = Self { vmas: [None; MOST_SPARES], machine: PhantomData };
+        if n != 0 {
+            index.reserve_for(mm, n)?;
+        }
+        for spare in &mut spares.vmas[..n] {
             *spare = Some(mm.vmas.alloc(mm)?);
         }
         Ok(spares)
@@ -436,11 +232,11 @@ impl<M: Machine> VmaSpares<M> {
     }
 
     /// # Panics
-    /// On the third call: a range has two ends.
+    /// When more are taken than were set aside.
     pub(crate) fn take(&mut self) -> &'static Vma {
         match self.next() {
             Some(vma) => vma,
-            None => panic!("a range operation splits two VMAs at most"),
+            None => panic!("a VMA is cut that nothing was set aside for"),
         }
     }
 }
@@ -453,37 +249,13 @@ impl<M: Machine> Drop for VmaSpares<M> {
     }
 }
 
-/// The cached answer of the last look-up; `NIL` for none.
-#[derive(Debug)]
-pub(crate) struct VmaCache(AtomicU32);
-
-impl Default for VmaCache {
-    fn default() -> Self {
-        Self(AtomicU32::new(NIL))
-    }
-}
-
-impl VmaCache {
-    #[inline(always)]
-    pub(crate) fn get(&self) -> Option<u32> {
-        match self.0.load(Relaxed) {
-            NIL => None,
-            index => Some(index),
-        }
-    }
-    #[inline(always)]
-    pub(crate) fn set(&self, vma: &Vma) {
-        self.0.store(vma.slab_index(), Relaxed);
-    }
-    pub(crate) fn clear(&self) {
-        self.0.store(NIL, Relaxed);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::slab::NIL;
     use crate::testing::{Config, Soft};
+    use crate::types::{PAGE_SHIFT, Prot, VaRange};
+    use crate::vma::{HugeAdvice, VmaAttrs, VmaFlags, VmaKind};
     use proptest::prelude::*;
     use std::collections::BTreeMap;
 
