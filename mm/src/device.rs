@@ -77,6 +77,7 @@ pub trait PagemapOps<M: Machine>: Sync {
     ///
     /// # Errors
     /// [`FaultError::Oom`] or [`FaultError::Device`]; the fault is then an error for the toucher.
+    /// [`FaultError::Held`] likewise, after the fault has looked again for a while.
     fn migrate_to_ram(&self, fault: FaultMigration<M>) -> Result<(), FaultError> {
         fault.back_to_ram()
     }

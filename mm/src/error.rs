@@ -28,6 +28,9 @@ pub enum FaultError {
     Oom(Vaddr),
     /// The device that holds the page could not give it back (SIGBUS).
     Device(Vaddr),
+    /// The page lies on a device and cannot come: somebody has held a reference to it for longer than a fault looks again
+    /// (SIGBUS).
+    Held(Vaddr),
     /// A reserved bit was set in a present entry: the page table is corrupt.
     Reserved(Vaddr),
 }
@@ -39,6 +42,7 @@ impl fmt::Display for FaultError {
             Self::Access(a, access) => write!(f, "mapping at {a} does not allow {access:?}"),
             Self::Oom(a) => write!(f, "out of memory at {a}"),
             Self::Device(a) => write!(f, "device could not return the page at {a}"),
+            Self::Held(a) => write!(f, "the device page at {a} is held by somebody"),
             Self::Reserved(a) => write!(f, "reserved bit set in the entry for {a}"),
         }
     }

@@ -79,6 +79,9 @@ pub enum FaultOutcome {
     Returned,
 }
 
+/// How often a fault looks again at a page that somebody holds.
+const HELD_LOOKS: u32 = 256;
+
 /// Where an entry stands, and the word that was read there without a lock.
 struct Seen<M: Machine> {
     table: &'static Table<M>,
@@ -115,9 +118,34 @@ impl<M: Machine> Space<M> {
                     M::count(Event::FaultWait, 1);
                     folio.wait_unlocked::<M>();
                 }
-                Err(error) => return Err(refused::<M>(error)),
+                Err(error) => return self.fault_again(fault, error),
             }
         }
+    }
+
+    /// An error, unless it is only that somebody holds the page for a moment: a look-up without locks, say. Nobody tells when
+    /// a reference goes, so this looks again, with no lock held in between.
+    #[cold]
+    fn fault_again(
+        &'static self,
+        fault: &FaultInfo,
+        mut error: FaultError,
+    ) -> Result<FaultOutcome, FaultError> {
+        let mut looks = 0;
+        while matches!(error, FaultError::Held(_)) && looks < HELD_LOOKS {
+            looks += 1;
+            M::relax();
+            match self.resolve(fault) {
+                Ok(Step::Done(outcome)) => return Ok(outcome),
+                Ok(Step::Again) => {}
+                Ok(Step::Sleep(folio)) => {
+                    M::count(Event::FaultWait, 1);
+                    folio.wait_unlocked::<M>();
+                }
+                Err(next) => error = next,
+            }
+        }
+        Err(refused::<M>(error))
     }
 
     /// One attempt, with the VMA lock held shared.

@@ -152,6 +152,12 @@ pub trait Machine: Sized + Send + Sync + 'static {
     /// Wakes all sleepers on `key`.
     fn wake(key: WaitKey);
 
+    /// Lets others run for a moment. Called, with no spin lock held, in loops that look again for something that nobody tells
+    /// of: a reference that is dropped.
+    fn relax() {
+        core::hint::spin_loop();
+    }
+
     /// Adds to a system-wide counter of this CPU.
     fn count(event: Event, n: u64);
 

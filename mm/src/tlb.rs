@@ -6,10 +6,12 @@
 //! yield nothing.
 //!
 //! Flushes that are owed are known to everyone: between clearing an entry and the gather's flush a writable translation may
-//! live on while the entry is already non-present. Clearing raises the space's `pending` count under the table lock;
-//! whoever then meets a non-present entry and finds more pending than its own gather explains calls
-//! [`TlbGather::settle`] first (Linux: `flush_tlb_batched_pending`).
+//! live on while the entry is already non-present. Clearing raises the space's sequence of obligations under the table lock;
+//! whoever then meets a non-present entry and finds more owed than its own gather explains calls [`TlbGather::settle`] first
+//! (Linux: `flush_tlb_batched_pending`). That flush is remembered as a number of the sequence, so a walk over many such
+//! entries pays once, and the next one finds that all is done.
 
+use core::cell::Cell;
 use core::mem;
 use core::sync::atomic::{AtomicU64, Ordering::AcqRel, Ordering::Acquire, Ordering::Relaxed};
 
@@ -29,11 +31,29 @@ pub(crate) struct FlushState {
     pub(crate) cpus: AtomicU64,
     /// Entries cleared whose flush has not happened yet.
     pending: AtomicU64,
+    /// Entries cleared since boot: each obligation has a number.
+    raised: AtomicU64,
+    /// All obligations up to this number were covered by a flush of the whole space, whether their gathers have paid or not.
+    settled: AtomicU64,
 }
 
 impl FlushState {
+    #[inline(always)]
     pub(crate) fn pending(&self) -> u64 {
         self.pending.load(Acquire)
+    }
+
+    /// One more obligation. With the lock of the table whose entry was cleared: who meets that entry sees both numbers.
+    #[inline(always)]
+    fn raise(&self) {
+        self.raised.fetch_add(1, AcqRel);
+        self.pending.fetch_add(1, AcqRel);
+    }
+
+    /// `n` obligations were met.
+    #[inline(always)]
+    fn pay(&self, n: u64) {
+        self.pending.fetch_sub(n, AcqRel);
     }
 }
 
@@ -50,7 +70,7 @@ impl<M: Machine, T: Copy> Unflushed<M, T> {
     /// Owes the flush of the page at `addr`. Called with the lock of the table that held the entry.
     #[inline(always)]
     pub(crate) fn new(space: &'static Space<M>, addr: Vaddr, level: Level, value: T) -> Self {
-        space.flush.pending.fetch_add(1, AcqRel);
+        space.flush.raise();
         Self { space, addr, level, value }
     }
 
@@ -74,7 +94,7 @@ impl<M: Machine, T: Copy> Drop for Unflushed<M, T> {
         let range = VaRange::between(self.addr, self.addr.add(self.level.size()));
         let scope = FlushScope::Range { range, stride: self.level.size() };
         flush_space(self.space, scope, false, FlushReason::Owed);
-        self.space.flush.pending.fetch_sub(1, AcqRel);
+        self.space.flush.pay(1);
     }
 }
 
@@ -104,7 +124,7 @@ impl<M: Machine> UnflushedRun<M> {
     /// the entry.
     #[inline(always)]
     pub(crate) fn add(&mut self, addr: Vaddr) {
-        self.space.flush.pending.fetch_add(1, AcqRel);
+        self.space.flush.raise();
         self.range.end = addr;
         self.entries += 1;
     }
@@ -177,6 +197,19 @@ struct Owed<M: Machine> {
     /// Smallest page among them, which is the stride of a range flush.
     stride: u64,
     entries: u64,
+    /// How much of the space's sequence was settled when the gather last looked, and how many of `entries` are not newer than
+    /// that look.
+    looked: Cell<(u64, u64)>,
+}
+
+impl<M: Machine> Owed<M> {
+    /// The first entry that a gather owes to a space.
+    #[inline(always)]
+    fn first(space: &'static Space<M>, range: VaRange, stride: u64) -> Self {
+        // The entry may be older than this look.
+        let looked = Cell::new((space.flush.settled.load(Relaxed), 1));
+        Self { space, range, stride, entries: 1, looked }
+    }
 }
 
 /// Address spaces that one gather can owe flushes to; one more flushes what there is.
@@ -213,19 +246,13 @@ impl<M: Machine> TlbGather<M> {
                 }
                 Some(_) => {}
                 None => {
-                    *owed = Some(Owed {
-                        space,
-                        range: VaRange::between(addr, end),
-                        stride: level.size(),
-                        entries: 1,
-                    });
+                    *owed = Some(Owed::first(space, VaRange::between(addr, end), level.size()));
                     return value;
                 }
             }
         }
         self.pay();
-        self.owed[0] =
-            Some(Owed { space, range: VaRange::between(addr, end), stride: level.size(), entries: 1 });
+        self.owed[0] = Some(Owed::first(space, VaRange::between(addr, end), level.size()));
         value
     }
 
@@ -243,6 +270,9 @@ impl<M: Machine> TlbGather<M> {
         }
         if let Some(owed) = self.owed.iter_mut().flatten().find(|o| core::ptr::eq(o.space, run.space)) {
             owed.entries = owed.entries + entries - 2;
+            // Nobody knows which of them are older than the last look.
+            let (settled, before) = owed.looked.get();
+            owed.looked.set((settled, before + entries));
             owed.stride = owed.stride.min(size);
         }
     }
@@ -287,18 +317,38 @@ impl<M: Machine> TlbGather<M> {
     }
 
     /// To be called before a non-present entry of `space` loses permission, moves or goes: flushes the whole space when
-    /// somebody else's flush is still owed there.
+    /// somebody else's flush is still owed there and nobody has done that since.
     #[inline(always)]
     pub(crate) fn settle(gather: Option<&Self>, space: &Space<M>) {
-        let pending = space.flush.pending();
-        if pending != 0 && pending != gather.map_or(0, |gather| gather.own(space)) {
-            M::count(Event::TlbFlushOwed, 1);
-            flush_space(space, FlushScope::All, false, FlushReason::Owed);
+        if space.flush.pending() != 0 {
+            Self::settle_pending(gather.and_then(|gather| gather.owed_to(space)), space);
         }
     }
 
-    fn own(&self, space: &Space<M>) -> u64 {
-        self.owed.iter().flatten().find(|o| core::ptr::eq(o.space, space)).map_or(0, |o| o.entries)
+    #[inline(never)]
+    fn settle_pending(own: Option<&Owed<M>>, space: &Space<M>) {
+        if own.is_some_and(|own| own.entries == space.flush.pending()) {
+            return; // all of it is this gather's
+        }
+        // Obligations after the last settling: are they this gather's own?
+        let (newest, settled) = (space.flush.raised.load(Acquire), space.flush.settled.load(Acquire));
+        let own_since = own.map_or(Some(0), |own| {
+            let (looked, before) = own.looked.get();
+            (looked == settled).then(|| own.entries.saturating_sub(before))
+        });
+        if own_since.is_some_and(|own| newest.saturating_sub(settled) == own) {
+            return;
+        }
+        M::count(Event::TlbFlushOwed, 1);
+        flush_space(space, FlushScope::All, false, FlushReason::Owed);
+        space.flush.settled.fetch_max(newest, AcqRel);
+        if let Some(own) = own {
+            own.looked.set((newest, own.entries));
+        }
+    }
+
+    fn owed_to(&self, space: &Space<M>) -> Option<&Owed<M>> {
+        self.owed.iter().flatten().find(|o| core::ptr::eq(o.space, space))
     }
 
     /// Flushes every space touched, once, and lets go of what was held.
@@ -319,7 +369,7 @@ impl<M: Machine> TlbGather<M> {
                     self.tables,
                     self.reason,
                 );
-                o.space.flush.pending.fetch_sub(o.entries, AcqRel);
+                o.space.flush.pay(o.entries);
             }
         }
         self.tables = false;

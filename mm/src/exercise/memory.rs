@@ -71,7 +71,7 @@ impl<W: World> Runner<'_, W> {
             }
             (Err(FaultError::NoVma(_)), None) | (Err(FaultError::Access(..)), Some(false)) => true,
             (Err(FaultError::Oom(_)), Some(true)) => self.failing || self.short_of(Place::RAM, 512),
-            (Err(FaultError::Device(_)), Some(true)) => {
+            (Err(FaultError::Device(_) | FaultError::Held(_)), Some(true)) => {
                 self.failing || self.failing_copies || self.pinned || !self.held.is_empty()
             }
             _ => false,

@@ -4,10 +4,11 @@ use crate::counters::Event;
 use crate::cursor::{Cursor, Peek};
 use crate::entry::{Attrs, Entry, Leaf, SoftKind, SoftLeaf, word};
 use crate::error::OutOfMemory;
-use crate::folio::{LockedFolio, put_many};
+use crate::folio::{Folio, LockedFolio, put_many};
 use crate::machine::{FlushReason, Machine};
 use crate::migrate::unit::{Batch, Dest, Source, Unit};
 use crate::migrate::{BATCH_PAGES, Cause, Collected, Migration, Work};
+use crate::slab::NIL;
 use crate::space::Space;
 use crate::split::split_pmd;
 use crate::tlb::{TlbGather, UnflushedRun};
@@ -36,6 +37,7 @@ impl<M: Machine> Collecting<M> {
         batch.need = need;
         batch.pages = 0;
         batch.shared = false;
+        batch.busy = (NIL, Vaddr(0));
         batch.report = crate::migrate::Report::default();
         Ok(Self(Work(batch)))
     }
@@ -78,6 +80,26 @@ impl<M: Machine> Collecting<M> {
     fn skip(&mut self, cause: Cause, pages: u32) {
         self.batch().report.fail(cause, pages);
         M::count(Event::MigrateFail, 1);
+    }
+
+    /// Locks a folio that the entry at `addr` maps, unless it is one that was busy a page before: its pages stay together.
+    #[inline(always)]
+    fn try_lock(&mut self, folio: &'static Folio, addr: Vaddr) -> Option<LockedFolio<M>> {
+        if self.batch().busy == (folio.slab_index(), addr) {
+            return None;
+        }
+        LockedFolio::try_lock_mapped(folio)
+    }
+
+    /// Notes that a folio is busy, with its pages at `range`. One that goes on after the end of a table is counted as one unit.
+    fn leave_busy(&mut self, folio: &Folio, range: VaRange) {
+        let key = folio.slab_index();
+        let batch = self.batch();
+        batch.report.fail(Cause::Busy, range.nr_pages() as u32);
+        if batch.busy != (key, range.start) {
+            M::count(Event::MigrateFail, 1);
+        }
+        batch.busy = (key, range.end);
     }
 
     /// Takes a folio that is wholly mapped from `addr`: its entries become migration entries.
@@ -416,12 +438,10 @@ impl<M: Machine> Space<M> {
         collecting: &mut Collecting<M>,
     ) -> Result<Vaddr, (LockedFolio<M>, u32)> {
         let addr = cursor.addr();
-        let next = addr.add(PAGE_SIZE);
-        let Some(frame) = self.wanted(vma, cursor, collecting) else { return Ok(next) };
+        let Some(frame) = self.wanted(vma, cursor, collecting) else { return Ok(addr.add(PAGE_SIZE)) };
         let folio = M::mm().mapped_folio(frame);
-        let Some(locked) = LockedFolio::try_lock_mapped(folio) else {
-            collecting.skip(Cause::Busy, 1);
-            return Ok(next);
+        let Some(locked) = collecting.try_lock(folio, addr) else {
+            return Ok(self.leave_busy(cursor, folio, part, collecting));
         };
         match extent(cursor, &locked, frame, Some(part)) {
             Extent::Whole(start) => {
@@ -431,6 +451,36 @@ impl<M: Machine> Space<M> {
             }
             Extent::Cut(at) => Err((locked.with_reference(), at)),
         }
+    }
+
+    /// A folio that somebody else has locked stays, with all of its pages that are mapped from here on, so that none of them is
+    /// looked at again when the lock may be free; the address after them.
+    #[cold]
+    fn leave_busy(
+        &'static self,
+        cursor: &mut Cursor<M>,
+        folio: &'static Folio,
+        part: VaRange,
+        collecting: &mut Collecting<M>,
+    ) -> Vaddr {
+        let start = cursor.addr();
+        let mut next = start;
+        loop {
+            next = next.add(PAGE_SIZE);
+            if next >= part.end || !cursor.next() {
+                break;
+            }
+            let (Entry::Leaf(Leaf { frame, special: false, .. })
+            | Entry::NonPresent(SoftLeaf { kind: SoftKind::DevicePrivate, frame, .. })) = cursor.entry()
+            else {
+                break;
+            };
+            if !folio.covers(frame) {
+                break;
+            }
+        }
+        collecting.leave_busy(folio, VaRange::between(start, next));
+        next
     }
 
     /// A whole PMD entry.

@@ -183,7 +183,8 @@ impl<M: Machine> Migration<M, Collected> {
     /// All remaining phases, for a fault: the pages come to RAM.
     ///
     /// # Errors
-    /// [`FaultError::Oom`] without a free page; [`FaultError::Device`] when the copy failed or the page is held.
+    /// [`FaultError::Oom`] without a free page; [`FaultError::Held`] when somebody holds the page; [`FaultError::Device`] when
+    /// the copy failed.
     pub fn back_to_ram(self) -> Result<(), FaultError> {
         let addr = self.fault_addr();
         let report = self.unmap().copy().commit().finalize();
@@ -191,6 +192,8 @@ impl<M: Machine> Migration<M, Collected> {
             Ok(())
         } else if report.failed[Cause::NoMemory as usize] != 0 {
             Err(FaultError::Oom(addr))
+        } else if report.failed[Cause::Pinned as usize] != 0 {
+            Err(FaultError::Held(addr))
         } else {
             Err(FaultError::Device(addr))
         }

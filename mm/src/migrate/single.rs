@@ -20,6 +20,9 @@ use crate::tlb::TlbGather;
 use crate::types::{Frame, Level, Place, Vaddr};
 use crate::zone::Need;
 
+/// How often a fault looks whether it is alone with its folio, before it lets go of the folio and begins again.
+const ALONE_LOOKS: u32 = 64;
+
 /// A faulting folio, locked, with migration entries in its place. Dropping it puts it back.
 #[must_use = "dropping a migration puts everything back"]
 pub struct FaultMigration<M: Machine> {
@@ -88,14 +91,37 @@ impl<M: Machine> FaultMigration<M> {
     /// # Errors
     /// [`FaultError::Oom`] without memory for the batch; the folio is put back.
     pub fn batch(self) -> Result<Migration<M, Collected>, FaultError> {
-        let mut collecting =
-            Collecting::new(Place::RAM, Need::Reserve).map_err(|_| FaultError::Oom(self.fault))?;
+        let Ok(mut collecting) = Collecting::new(Place::RAM, Need::Reserve) else {
+            M::count(Event::AllocFail, 1);
+            return Err(self.failed(FaultError::Oom(self.fault)));
+        };
         if !collecting.reserve() {
-            return Err(FaultError::Oom(self.fault));
+            M::count(Event::AllocFail, 1);
+            return Err(self.failed(FaultError::Oom(self.fault)));
         }
         let (space, addr, fault) = (self.space, self.addr, self.fault);
         collecting.push_taken(space, self.into_source(), addr);
         Ok(collecting.collected(fault))
+    }
+
+    /// Counts a migration that failed, as a batch does.
+    #[cold]
+    fn failed(&self, error: FaultError) -> FaultError {
+        M::count(Event::MigrateFail, 1);
+        error
+    }
+
+    /// Somebody has got a reference since the folio was unmapped. Waits a little for it to go, so that the fault does not copy
+    /// for nothing when it looks again; with the folio locked, so not for long.
+    #[cold]
+    fn wait_alone(&self) -> FaultError {
+        for _ in 0..ALONE_LOOKS {
+            if self.source.refs() == 1 {
+                break;
+            }
+            M::relax();
+        }
+        FaultError::Held(self.fault)
     }
 
     /// The folio, with its migration entries left where they are.
@@ -108,8 +134,8 @@ impl<M: Machine> FaultMigration<M> {
     /// All phases: the folio comes to RAM.
     ///
     /// # Errors
-    /// [`FaultError::Oom`] without a free page; [`FaultError::Device`] when the copy failed or the folio is held by somebody
-    /// else. It is put back then.
+    /// [`FaultError::Oom`] without a free page; [`FaultError::Held`] when somebody else holds the folio; [`FaultError::Device`]
+    /// when the copy failed. It is put back then.
     #[inline]
     pub fn back_to_ram(self) -> Result<(), FaultError> {
         let source = &self.source;
@@ -124,8 +150,11 @@ impl<M: Machine> FaultMigration<M> {
         };
         // Copied.
         let op = CopyOp::Copy { src: source.frame(), dst: to.first(), order };
-        if !self.device.engine().run(&op) || !source.freeze(1) {
-            return Err(FaultError::Device(self.fault));
+        if !self.device.engine().run(&op) {
+            return Err(self.failed(FaultError::Device(self.fault)));
+        }
+        if !source.freeze(1) {
+            return Err(self.failed(self.wait_alone()));
         }
         // Committed.
         let old = source.relocate(&M::mm().ram, order, to);

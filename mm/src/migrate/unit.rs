@@ -6,7 +6,7 @@ use crate::frames::Frames;
 use crate::machine::{FlushReason, Machine};
 use crate::migrate::Report;
 use crate::mm::Mm;
-use crate::slab::{Pool, PoolBox, Pooled};
+use crate::slab::{NIL, Pool, PoolBox, Pooled};
 use crate::space::Space;
 use crate::table::SpareTable;
 use crate::tlb::TlbGather;
@@ -275,6 +275,8 @@ pub(crate) struct Batch<M: Machine> {
     pub(crate) pages: u32,
     /// Some folio is mapped elsewhere too.
     pub(crate) shared: bool,
+    /// The folio that was last found busy, by its key, and the address after those of its pages that were left.
+    pub(crate) busy: (u32, Vaddr),
     pub(crate) gather: TlbGather<M>,
     pub(crate) units: Units<M>,
     pub(crate) report: Report,
@@ -288,6 +290,7 @@ impl<M: Machine> Default for Batch<M> {
             fault: Vaddr(0),
             pages: 0,
             shared: false,
+            busy: (NIL, Vaddr(0)),
             gather: TlbGather::new(FlushReason::Migrate),
             units: Units::new(),
             report: Report::default(),

@@ -95,6 +95,8 @@ pub(crate) struct State {
     /// ... so many fail.
     fail_times: Cell<u64>,
     late: RefCell<Vec<CopyOp>>,
+    /// What somebody else does when a loop waits for something short; once.
+    pub(crate) on_relax: RefCell<Option<Box<dyn FnMut()>>>,
     /// Calls of `folio_free` (pages) and of `folio_split` (with a tail).
     pub(crate) freed_pages: Cell<u64>,
     pub(crate) split_tails: Cell<u64>,
@@ -171,6 +173,7 @@ impl Soft {
             fail_after: Cell::new(0),
             fail_times: Cell::new(0),
             late: RefCell::default(),
+            on_relax: RefCell::default(),
             freed_pages: Cell::new(0),
             split_tails: Cell::new(0),
             failure: RefCell::new(None),
@@ -398,6 +401,17 @@ impl Machine for Soft {
     }
 
     fn wake(_key: WaitKey) {}
+
+    fn relax() {
+        let state = state();
+        assert_eq!(state.preempt.get(), 0, "others cannot run while a spin lock is held");
+        // Taken out while it runs: it may drop what relaxes again.
+        let let_go = state.on_relax.take();
+        if let Some(mut let_go) = let_go {
+            let_go();
+        }
+        state.disturb();
+    }
 
     fn count(event: Event, n: u64) {
         let state = state();

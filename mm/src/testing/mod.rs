@@ -15,6 +15,7 @@ mod host;
 mod kinds;
 mod kit;
 mod machine;
+mod migrate_gaps;
 mod mmu;
 mod mutations;
 mod parts;
