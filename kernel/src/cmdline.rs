@@ -55,6 +55,10 @@ pub struct CommandLine<'a> {
     pub wall: bool,
     /// `sizes=2M,64M`: sizes for the benchmark, separated by commas; empty takes the usual ones.
     pub sizes: &'a str,
+    /// `actions=N`: length of the tests that run lists of actions; none is the usual length.
+    pub actions: Option<u64>,
+    /// `seed=N`: the first seed of those lists.
+    pub seed: u64,
 }
 
 /// What is wrong with a word.
@@ -83,7 +87,8 @@ impl fmt::Display for CommandLineError<'_> {
             Self::NoValue(word) => write!(f, "command line: \"{word}\" is not of the form key=value"),
             Self::UnknownKey(key) => write!(
                 f,
-                "command line: there is no \"{key}\"; known are run, log, filter, exact, icount, wall and sizes"
+                "command line: there is no \"{key}\"; known are run, log, filter, exact, icount, wall, sizes, actions \
+                 and seed"
             ),
             Self::BadValue { key, value, expected } => {
                 write!(f, "command line: {key} cannot be \"{value}\"; it is one of {expected}")
@@ -150,6 +155,8 @@ impl<'a> CommandLine<'a> {
             "icount" => self.icount = flag("icount", value)?,
             "wall" => self.wall = flag("wall", value)?,
             "sizes" => self.sizes = value,
+            "actions" => self.actions = Some(number("actions", value)?),
+            "seed" => self.seed = number("seed", value)?,
             _ => return Err(CommandLineError::UnknownKey(key)),
         }
         Ok(())
@@ -162,6 +169,10 @@ fn flag<'a>(key: &'static str, value: &'a str) -> Result<bool, CommandLineError<
         "1" => Ok(true),
         _ => Err(bad(key, value, "0, 1")),
     }
+}
+
+fn number<'a>(key: &'static str, value: &'a str) -> Result<u64, CommandLineError<'a>> {
+    value.parse().map_err(|_| bad(key, value, "0, 1, 2, ..."))
 }
 
 fn bad<'a>(key: &'static str, value: &'a str, expected: &'static str) -> CommandLineError<'a> {
@@ -196,6 +207,15 @@ mod tests {
             assert!(line.takes("a::b") && !line.takes("a::bc"));
         }
         assert_eq!(CommandLine::parse("exact=1"), Err(CommandLineError::ExactWithoutName));
+    }
+
+    #[test]
+    fn lists_of_actions_have_a_length_and_a_seed() {
+        let line = CommandLine::parse("run=test actions=200000 seed=7").expect("good words");
+        assert_eq!((line.actions, line.seed), (Some(200_000), 7));
+        assert_eq!(CommandLine::parse("run=test").map(|line| line.actions), Ok(None));
+        let error = CommandLine::parse("actions=many").expect_err("a bad value");
+        assert_eq!(error.to_string(), "command line: actions cannot be \"many\"; it is one of 0, 1, 2, ...");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Each builds an address space, loads it, and looks at the state of the machine afterwards: entries, frames, counters, and
 //! every word of memory. The runner audits all of it once more after each test.
 
+mod actions;
 mod devices;
 mod faults;
 mod injected;

@@ -15,6 +15,7 @@ use farpage_mm::{
 use kernel_logic::ranges::OutOfFrames;
 use spin::Once;
 
+use super::rig::Rigged;
 use super::{Machine, count_bulk, map_storage, mm, ram, words_of};
 use crate::arch::x86_64::device_map::{MapDeviceError, map_device};
 use crate::arch::x86_64::memtype::MemoryType;
@@ -33,6 +34,7 @@ pub(crate) struct Device {
 }
 
 static DEVICES: [Once<Device>; MAX_DEVICES] = [const { Once::new() }; MAX_DEVICES];
+static RIGGED: [Once<Rigged>; MAX_DEVICES] = [const { Once::new() }; MAX_DEVICES];
 
 /// Why a device cannot be used.
 #[derive(Debug)]
@@ -120,8 +122,9 @@ fn register(number: usize, function: Ivshmem, config: &'static str) -> Result<()
     let memory = unsafe { DeviceMemory::new(base, bar.size) };
     let splits = core::sync::atomic::AtomicU64::new(0);
     let device = DEVICES[number].call_once(|| Device { function, config, memory, splits });
-    mm().register_device(number, pages, DeviceKind::Private, storage, device)
-        .map_err(DeviceError::Refused)?;
+    let ops: &'static dyn PagemapOps<Machine> =
+        if number == 0 { device } else { RIGGED[number].call_once(|| Rigged(device)) };
+    mm().register_device(number, pages, DeviceKind::Private, storage, ops).map_err(DeviceError::Refused)?;
     Ok(())
 }
 

@@ -1,12 +1,14 @@
 //! Migrations, whole and parked, and what keeps memory from others.
 
 use alloc::format;
+use alloc::vec::Vec;
 
 use crate::entry::Entry;
 use crate::error::RangeError;
 use crate::exercise::actions::Action;
 use crate::exercise::runner::Runner;
 use crate::exercise::world::World;
+use crate::folio::FolioRef;
 use crate::migrate::{Cause, Migration, Report};
 use crate::types::{Order, PAGE_SHIFT, PAGE_SIZE, Place, Prot, VaRange, Vaddr};
 use crate::zone::Need;
@@ -140,8 +142,29 @@ impl<W: World> Runner<'_, W> {
     }
 
     pub(super) fn release(&mut self) {
-        self.held.clear();
+        self.held.0.clear();
         self.pinned = false;
+    }
+}
+
+/// Folios in chunks: a kernel's small heap cannot double a long list.
+pub(super) struct Held<M: crate::Machine>(pub(super) Vec<Vec<FolioRef<M>>>);
+
+impl<M: crate::Machine> Held<M> {
+    const CHUNK: usize = 256;
+
+    pub(super) fn push(&mut self, folio: FolioRef<M>) {
+        match self.0.last_mut() {
+            Some(chunk) if chunk.len() < Self::CHUNK => chunk.push(folio),
+            _ => {
+                let mut chunk = Vec::with_capacity(Self::CHUNK);
+                chunk.push(folio);
+                self.0.push(chunk);
+            }
+        }
+    }
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 }
 

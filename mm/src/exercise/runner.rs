@@ -9,9 +9,9 @@ use core::mem::{ManuallyDrop, take};
 
 use crate::exercise::actions::{Action, Step, range};
 use crate::exercise::model::{ModelSpace, pages};
+use crate::exercise::moves::Held;
 use crate::exercise::rng::{Rng, mix};
 use crate::exercise::world::World;
-use crate::folio::FolioRef;
 use crate::machine::Machine;
 use crate::mm::Mm;
 use crate::space::{AddressSpace, Space};
@@ -19,9 +19,6 @@ use crate::types::{PAGE_SHIFT, Place, VaRange};
 
 /// Address spaces of a run.
 pub const SPACES: usize = 3;
-/// Steps between two full checks.
-const CHECK_EVERY: usize = 8;
-
 /// What went wrong, and at which step.
 #[derive(Clone, Debug)]
 pub struct Failure {
@@ -44,7 +41,7 @@ pub fn run<W: World>(world: &W, steps: &[Step], progress: &Progress, tidy: bool)
     for (i, step) in steps.iter().enumerate() {
         progress.set(i);
         runner.step(*step);
-        if i % CHECK_EVERY == CHECK_EVERY - 1 {
+        if i % W::BATCH == W::BATCH - 1 {
             runner.check();
         }
         if world.failure().is_some() {
@@ -71,7 +68,7 @@ pub struct Runner<'w, W: World> {
     pub(super) world: &'w W,
     pub(super) spaces: ManuallyDrop<Vec<Rc<AddressSpace<W::Machine>>>>,
     /// What holds memory back.
-    pub(super) held: ManuallyDrop<Vec<FolioRef<W::Machine>>>,
+    pub(super) held: ManuallyDrop<Held<W::Machine>>,
     /// Folios of mapped pages are among those.
     pub(super) pinned: bool,
     /// Failures are planned for the step under way.
@@ -90,7 +87,7 @@ impl<'w, W: World> Runner<'w, W> {
         let mut runner = Self {
             world,
             spaces: ManuallyDrop::default(),
-            held: ManuallyDrop::default(),
+            held: ManuallyDrop::new(Held(Vec::new())),
             pinned: false,
             failing: false,
             failing_copies: false,
@@ -158,8 +155,9 @@ impl<'w, W: World> Runner<'w, W> {
     }
 
     /// One step, and what must hold after it.
-    pub fn step(&mut self, Step(seed, action): Step) {
-        self.world.begin(u64::from(seed));
+    pub fn step(&mut self, step: Step) {
+        let Step(seed, action) = step;
+        self.world.begin(&step);
         let mut rng = Rng::new(mix(u64::from(seed)));
         self.act(action, &mut rng);
         if !matches!(action, Action::FailAlloc { .. } | Action::FailCopy { .. }) {

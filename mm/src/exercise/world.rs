@@ -5,6 +5,7 @@ use alloc::string::String;
 use core::cell::RefCell;
 
 use crate::error::{FaultError, OutOfMemory};
+use crate::exercise::actions::Step;
 use crate::exercise::model::Model;
 use crate::machine::Machine;
 use crate::space::{AddressSpace, Space};
@@ -14,6 +15,8 @@ use crate::types::{Frame, VaRange, Vaddr};
 pub trait World {
     /// The machine below it.
     type Machine: Machine;
+    /// Steps between two audits with a look at every page: as many as the place can pay for.
+    const BATCH: usize;
 
     /// CPUs that programs run on.
     fn cpus(&self) -> usize;
@@ -27,8 +30,8 @@ pub trait World {
     /// The first note.
     fn failure(&self) -> Option<String>;
 
-    /// A step begins; all chance in it comes from `seed`.
-    fn begin(&self, seed: u64);
+    /// A step begins; all chance in it comes from its seed.
+    fn begin(&self, step: &Step);
     /// A step has ended: nothing may be half done or held. Notes what is.
     fn rest(&self);
 

@@ -85,6 +85,7 @@ impl Host {
 
 impl World for Host {
     type Machine = Soft;
+    const BATCH: usize = 8;
 
     fn cpus(&self) -> usize {
         self.state.config.cpus
@@ -103,8 +104,8 @@ impl World for Host {
         self.state.failure()
     }
 
-    fn begin(&self, seed: u64) {
-        self.state.mmu.borrow_mut().rng = Rng::new(seed);
+    fn begin(&self, step: &Step) {
+        self.state.mmu.borrow_mut().rng = Rng::new(u64::from(step.0));
     }
     fn rest(&self) {
         if !self.state.at_rest() {
