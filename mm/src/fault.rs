@@ -23,10 +23,11 @@ use crate::error::FaultError;
 use crate::folio::{Folio, FolioRef, LockedFolio, RmapLink};
 use crate::machine::{FlushReason, Machine};
 use crate::migrate::{Extent, FaultMigration, large_extent};
+use crate::notifier::NotifyEvent;
 use crate::space::Space;
 use crate::split::split_pmd_at;
 use crate::table::Table;
-use crate::types::{Access, Frame, Level, Order, PMD_SIZE, Place, Prot, Vaddr};
+use crate::types::{Access, Frame, Level, Order, PMD_SIZE, Place, Prot, VaRange, Vaddr};
 use crate::vma::Vma;
 use crate::zone::Need;
 
@@ -164,9 +165,10 @@ impl<M: Machine> Space<M> {
         if let Some(table) = self.last_pte_table(fault.addr) {
             let word = table.words()[fault.addr.index(Level::Pte)].load(Relaxed);
             let seen = Seen { table, level: Level::Pte, word };
-            // The hot path knows what it is looking for.
+            // The hot path knows what it is looking for, and that there is nobody to be told: a space with notifiers has no
+            // table that was used last.
             if let Some(frame) = word::device_private(word) {
-                return self.fault_device(fault, &seen, frame);
+                return self.fault_device::<false>(fault, &seen, frame);
             }
             return match Entry::decode(word, Level::Pte) {
                 Entry::None => self.fault_pte(vma, fault, table),
@@ -301,7 +303,7 @@ impl<M: Machine> Space<M> {
     ) -> Result<Step, FaultError> {
         match entry {
             Entry::NonPresent(soft) => match soft.kind {
-                SoftKind::DevicePrivate => self.fault_device(fault, seen, soft.frame),
+                SoftKind::DevicePrivate => self.fault_device::<true>(fault, seen, soft.frame),
                 SoftKind::Migration => Ok(self.fault_migration(fault, seen, soft)),
                 SoftKind::DeviceExclusive | SoftKind::ProtNone => Err(FaultError::Device(fault.addr)),
             },
@@ -325,9 +327,9 @@ impl<M: Machine> Space<M> {
     }
 
     /// On a device: the faulting folio's entries become migration entries in the same hold of the table lock in which they
-    /// were looked at again, and the owner gets a migration that is under way.
+    /// were looked at again, and the owner gets a migration that is under way. With `TELL`, the notifiers are told.
     #[inline(always)]
-    fn fault_device(
+    fn fault_device<const TELL: bool>(
         &'static self,
         fault: &FaultInfo,
         seen: &Seen<M>,
@@ -344,6 +346,12 @@ impl<M: Machine> Space<M> {
         }
         let folio = mm.mapped_folio_in(&device.zone, frame);
         let Some(locked) = LockedFolio::try_lock_mapped(folio) else { return Ok(Step::Sleep(folio)) };
+        let _change = TELL.then(|| {
+            // A folio of several entries has them all under one PMD entry.
+            let size = if locked.order() == seen.level.order() { seen.level.size() } else { PMD_SIZE };
+            let range = VaRange::new(fault.addr.align_down(size).0, size);
+            self.invalidate(range, NotifyEvent::Migrate(frame.place()))
+        });
         let migration = if locked.order() == seen.level.order() {
             FaultMigration::take_one(&mut cursor, seen.table, device, locked, fault.addr)
         } else {
@@ -411,6 +419,7 @@ impl<M: Machine> Space<M> {
                 Err(FaultError::Oom(fault.addr))
             };
         };
+        let _change = self.invalidate(VaRange::new(start.0, order.bytes()), NotifyEvent::Clear);
         let mut cursor = self.cursor_in(table, level, fault.addr);
         if !cursor.is_still(seen.word) {
             return Ok(Step::Again);

@@ -66,8 +66,8 @@ pub use machine::{
 };
 pub use migrate::{Cause, FaultMigration, Migration, Report};
 pub use mm::{MapStorage, Mm};
-pub use notifier::NotifyEvent;
-pub use space::{AddressSpace, Space, SpaceStat};
+pub use notifier::{NotifierOps, NotifierRef, NotifyEvent};
+pub use space::{AddressSpace, Space, SpaceStat, SpaceUser};
 pub use types::{
     Access, Frame, FrameRange, Level, MAX_DEVICES, Order, PAGE_SHIFT, PAGE_SIZE, PMD_SHIFT, PMD_SIZE,
     PUD_SIZE, Place, Prot, USER_END, VaRange, Vaddr,

@@ -12,6 +12,7 @@ use crate::framemap::{BLOCK, FrameMap};
 use crate::inject::Inject;
 use crate::machine::Machine;
 use crate::migrate::{Batch, PieceChunk, UnitChunk};
+use crate::notifier::Notifier;
 use crate::rmap::AnonSet;
 use crate::slab::{Pool, Slab};
 use crate::space::Space;
@@ -57,6 +58,7 @@ pub struct Mm<M: Machine> {
     pub(crate) vmas: Slab<M, Vma>,
     pub(crate) anons: Slab<M, AnonSet<M>>,
     pub(crate) spaces: Slab<M, Space<M>>,
+    pub(crate) notifiers: Slab<M, Notifier<M>>,
     pub(crate) batches: Pool<M, Batch<M>>,
     pub(crate) units: Pool<M, UnitChunk<M>>,
     pub(crate) pieces: Pool<M, PieceChunk<M>>,
@@ -85,6 +87,7 @@ impl<M: Machine> Mm<M> {
             vmas: Slab::new(),
             anons: Slab::new(),
             spaces: Slab::new(),
+            notifiers: Slab::new(),
             batches: Pool::new(),
             units: Pool::new(),
             pieces: Pool::new(),

@@ -103,6 +103,11 @@ impl<M: Machine> AnonSet<M> {
         }
     }
 
+    /// Returns when the walks that were under way have ended.
+    pub(crate) fn wait_for_walks(&self) {
+        drop(self.vmas.lock());
+    }
+
     /// Takes a VMA out; true when the set is empty now and can be freed.
     pub(crate) fn detach(&self, mm: &Mm<M>, vma: &Vma) -> bool {
         let mut head = self.vmas.lock();

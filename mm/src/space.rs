@@ -7,6 +7,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::AcqRel, Ordering::Relax
 
 use crate::error::{OutOfMemory, RangeError};
 use crate::machine::{FlushReason, Machine, TableWords};
+use crate::notifier::Notifiers;
 use crate::rmap::{AnonSet, SetOf};
 use crate::slab::{NIL, Slot, SlotHeader};
 use crate::sync::SleepRwLock;
@@ -34,7 +35,10 @@ pub struct Space<M: Machine> {
     root_pfn: AtomicU32,
     /// 1 while it exists.
     live: AtomicU32,
+    /// Those who keep it from ending: its owner and who works with it for a moment (Linux: `mm_users`).
+    users: AtomicU32,
     pub(crate) flush: FlushState,
+    pub(crate) notifiers: Notifiers<M>,
     pub(crate) vmas: SleepRwLock<M, VmaIndex<M>>,
     pub(crate) cache: VmaCache,
     /// The PTE table that was used last: most faults are near the one before. A hint, checked by [`Table::is_hooked_at`].
@@ -50,6 +54,8 @@ impl<M: Machine> Default for Space<M> {
             root: AtomicU32::new(0),
             root_pfn: AtomicU32::new(0),
             live: AtomicU32::new(0),
+            users: AtomicU32::new(0),
+            notifiers: Notifiers::default(),
             flush: FlushState::default(),
             vmas: SleepRwLock::default(),
             cache: VmaCache::default(),
@@ -104,6 +110,7 @@ impl<M: Machine> AddressSpace<M> {
         space.last_pte.store(NIL, Relaxed);
         space.faults.store(0, Relaxed);
         space.flushes.store(0, Relaxed);
+        space.users.store(1, Relaxed);
         space.live.store(1, Relaxed);
         Ok(Self(space))
     }
@@ -118,7 +125,30 @@ impl<M: Machine> AddressSpace<M> {
 
 impl<M: Machine> Drop for AddressSpace<M> {
     fn drop(&mut self) {
-        self.0.exit();
+        self.0.end_use();
+    }
+}
+
+/// Keeps an address space that somebody else owns from ending (Linux: what `mmget` takes). The last one to let go ends it.
+pub struct SpaceUser<M: Machine>(&'static Space<M>);
+
+impl<M: Machine> SpaceUser<M> {
+    /// The space, for as long as this lives.
+    #[must_use]
+    pub const fn space(&self) -> &'static Space<M> {
+        self.0
+    }
+}
+
+impl<M: Machine> fmt::Debug for SpaceUser<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "user of {:?}", self.0)
+    }
+}
+
+impl<M: Machine> Drop for SpaceUser<M> {
+    fn drop(&mut self) {
+        self.0.end_use();
     }
 }
 
@@ -143,9 +173,26 @@ impl<M: Machine> Space<M> {
         let table = M::mm().tables.get(key);
         if table.is_hooked_at(self.slab_index(), Level::Pte, addr) { Some(table) } else { None }
     }
+    /// Only in a space without notifiers: who finds a table by this hint tells nobody of what it changes there.
     #[inline(always)]
     pub(crate) fn set_last_pte_table(&self, table: &Table<M>) {
-        self.last_pte.store(table.slab_index(), Relaxed);
+        if !self.notifiers.any() {
+            self.last_pte.store(table.slab_index(), Relaxed);
+        }
+    }
+    pub(crate) fn forget_last_pte_table(&self) {
+        self.last_pte.store(NIL, Relaxed);
+    }
+
+    /// One more user, unless it is ending.
+    pub(crate) fn try_use(&'static self) -> Option<SpaceUser<M>> {
+        let more = |users| if users == 0 { None } else { Some(users + 1) };
+        self.users.fetch_update(AcqRel, Relaxed, more).ok().map(|_| SpaceUser(self))
+    }
+    fn end_use(&'static self) {
+        if self.users.fetch_sub(1, AcqRel) == 1 {
+            self.exit();
+        }
     }
     pub(crate) fn is_live(&self) -> bool {
         self.live.load(Relaxed) != 0
@@ -303,6 +350,13 @@ impl<M: Machine> Space<M> {
         }
     }
 
+    /// Returns when every walk of the reverse map that could lead to `vma` and began before has ended.
+    pub(crate) fn wait_for_walks(&self, vma: &Vma) {
+        if vma.anon() != NIL {
+            M::mm().anons.get(vma.anon()).wait_for_walks();
+        }
+    }
+
     /// Takes a VMA out of those sets; a set that is empty then is freed.
     pub(crate) fn unlink_vma(&self, vma: &Vma) {
         let mm = M::mm();
@@ -331,6 +385,7 @@ impl<M: Machine> Space<M> {
     fn exit(&'static self) {
         let mm = M::mm();
         let mut vmas = self.vmas.write();
+        self.release_notifiers();
         let mut gather = TlbGather::new(FlushReason::Unmap);
         while let Some(vma) = vmas.first_after(Vaddr(0)) {
             self.zap(vma.range(), &mut gather);

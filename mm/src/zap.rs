@@ -11,6 +11,7 @@ use crate::entry::{Attrs, Entry, SoftKind, SoftLeaf};
 use crate::error::RangeError;
 use crate::folio::{Folio, FolioRef, put_many};
 use crate::machine::{FlushReason, Machine};
+use crate::notifier::NotifyEvent;
 use crate::space::Space;
 use crate::table::SpareTable;
 use crate::tlb::TlbGather;
@@ -64,10 +65,12 @@ impl<M: Machine> Space<M> {
         }
         let mut vmas = self.vmas.write();
         self.cut_at_ends(&mut vmas, range)?;
+        let change = self.invalidate(range, NotifyEvent::Unmap);
         let mut gather = TlbGather::new(FlushReason::Unmap);
         self.zap(range, &mut gather);
         self.drop_vmas_in(&mut vmas, range);
         gather.flush();
+        drop(change);
         let mut gather = TlbGather::new(FlushReason::FreeTables);
         self.free_empty_tables(range, &mut gather);
         gather.flush();

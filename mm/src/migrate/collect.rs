@@ -8,6 +8,7 @@ use crate::folio::{Folio, LockedFolio, put_many};
 use crate::machine::{FlushReason, Machine};
 use crate::migrate::unit::{Batch, Dest, Source, Unit};
 use crate::migrate::{BATCH_PAGES, Cause, Collected, Migration, Work};
+use crate::notifier::NotifyEvent;
 use crate::slab::NIL;
 use crate::space::Space;
 use crate::split::split_pmd;
@@ -278,6 +279,8 @@ impl<M: Machine> Space<M> {
         if !collecting.batch().units.reserve() {
             return None;
         }
+        let under_entry = VaRange::between(addr, next.min(part.end));
+        let _change = self.invalidate(under_entry, NotifyEvent::Migrate(collecting.batch().to));
         match self.peek(addr) {
             // Not to be split for nothing.
             Peek::Pmd(_, Entry::NonPresent(soft)) if !goes(&soft, collecting.batch().to) => {

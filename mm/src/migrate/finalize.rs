@@ -10,6 +10,7 @@ use crate::frames::{FrameBin, Frames};
 use crate::machine::{FlushReason, Machine};
 use crate::migrate::unit::{Batch, Dest, PieceChunk, Source, Unit};
 use crate::migrate::{Cause, Report};
+use crate::notifier::NotifyEvent;
 use crate::space::Space;
 use crate::table::SpareTable;
 use crate::types::{Frame, Level, Order, PAGE_SIZE, PMD_SIZE, Place, VaRange, Vaddr};
@@ -250,7 +251,7 @@ fn move_back<M: Machine>(unit: &mut Unit<M>) {
 }
 
 /// Maps the destination of a hole, if the hole is still one.
-pub(crate) fn fill_hole<M: Machine>(unit: &mut Unit<M>) -> Result<(), Cause> {
+pub(crate) fn fill_hole<M: Machine>(unit: &mut Unit<M>, to: Place) -> Result<(), Cause> {
     let (&Source::Hole { anon }, Some(space)) = (&unit.source, unit.space) else { return Ok(()) };
     let vmas = space.vmas.read();
     let range = VaRange::new(unit.addr.0, unit.order.bytes());
@@ -264,6 +265,7 @@ pub(crate) fn fill_hole<M: Machine>(unit: &mut Unit<M>) -> Result<(), Cause> {
         (Dest::Pieces(first), Order::PMD) => first.table.take(),
         _ => None,
     };
+    let _change = space.invalidate(range, NotifyEvent::Migrate(to));
     let mut cursor = hole_cursor(space, unit.addr, unit.order)?;
     match cursor.entry() {
         Entry::None => {}

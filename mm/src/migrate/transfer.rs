@@ -14,6 +14,7 @@ use crate::migrate::collect::to_migration;
 use crate::migrate::unit::{Batch, Dest, MAX_UNITS, PieceChunk, Source, Unit};
 use crate::migrate::{Cause, Report, finalize};
 use crate::mm::Mm;
+use crate::notifier::NotifyEvent;
 use crate::slab::PoolBox;
 use crate::tlb::TlbGather;
 use crate::types::{Frame, Order, PAGE_SIZE, PMD_SIZE, Place, Vaddr};
@@ -21,13 +22,13 @@ use crate::zone::{Need, Zone};
 
 /// Other mappings, the flush, the pin check.
 pub(crate) fn unmap<M: Machine>(batch: &mut Batch<M>) {
-    let Batch { units, gather, report, shared, .. } = batch;
+    let Batch { to, units, gather, report, shared, .. } = batch;
     if *shared {
         units.for_each(|unit| {
             if let Source::Folio(folio) = &unit.source
                 && folio.map_count() != 0
             {
-                unmap_others(folio, gather);
+                unmap_others(folio, *to, gather);
             }
         });
     }
@@ -44,8 +45,9 @@ pub(crate) fn unmap<M: Machine>(batch: &mut Batch<M>) {
 
 /// Turns what the reverse map still finds into migration entries. A huge mapping of the folio is one entry; a mapping of
 /// another shape than the walk expects is left, and the unit fails the pin check.
-fn unmap_others<M: Machine>(folio: &LockedFolio<M>, gather: &mut TlbGather<M>) {
+fn unmap_others<M: Machine>(folio: &LockedFolio<M>, to: Place, gather: &mut TlbGather<M>) {
     M::mm().for_each_mapping(folio, &mut |place| {
+        let _change = place.space.invalidate(place.range, NotifyEvent::Migrate(to));
         let mut at = place.range.start;
         while at < place.range.end {
             let next = at.align_down(PMD_SIZE).add(PMD_SIZE).min(place.range.end);
@@ -353,7 +355,7 @@ fn fill_pieces<M: Machine>(
 /// memory, or passes its identity on to the pieces. Holes are filled here.
 pub(crate) fn commit<M: Machine>(batch: &mut Batch<M>) {
     let zone = M::mm().zone(batch.to);
-    let Batch { units, report, .. } = batch;
+    let Batch { to, units, report, .. } = batch;
     units.for_each(|unit| {
         let ok = match &unit.source {
             Source::Gone => return,
@@ -370,7 +372,7 @@ pub(crate) fn commit<M: Machine>(batch: &mut Batch<M>) {
                 }
                 Err(Cause::Pinned)
             }
-            Source::Hole { .. } => finalize::fill_hole(unit),
+            Source::Hole { .. } => finalize::fill_hole(unit, *to),
         };
         if let Err(cause) = ok {
             finalize::fail(unit, cause, report);
