@@ -287,7 +287,8 @@ impl<M: Machine> Mm<M> {
             + c(Event::ThpFaultAlloc)
             + c(Event::WriteUpgrade)
             + c(Event::CowCopy)
-            + c(Event::DeviceFault);
+            + c(Event::DeviceFault)
+            + c(Event::ExclusiveFault);
         expect("faults are the sum of their outcomes", at, c(Event::PgFault), outcomes)?;
         let resident: u64 =
             self.devices.iter().filter(|d| d.zone.is_registered()).map(|d| d.stat().resident).sum();

@@ -45,6 +45,8 @@ events! {
     CowCopy = "cow_copy",
     /// Faults on device-private entries that brought the page back.
     DeviceFault = "devmem_fault",
+    /// Faults on pages that were lent to a device for atomic access, and were taken back.
+    ExclusiveFault = "devmem_exclusive_fault",
     /// Faults that slept on a busy folio.
     FaultWait = "pgfault_wait",
     /// Folios moved to a device.

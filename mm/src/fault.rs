@@ -20,6 +20,7 @@ use crate::counters::Event;
 use crate::cursor::Peek;
 use crate::entry::{Attrs, Entry, Leaf, SoftKind, SoftLeaf, word};
 use crate::error::FaultError;
+use crate::exclusive::take_back;
 use crate::folio::{Folio, FolioRef, LockedFolio, RmapLink};
 use crate::machine::{FlushReason, Machine};
 use crate::migrate::{Extent, FaultMigration, large_extent};
@@ -78,6 +79,8 @@ pub enum FaultOutcome {
     Copied(Order),
     /// A page came back from its device.
     Returned,
+    /// A page that was lent to a device for atomic access was taken back.
+    TakenBack,
 }
 
 /// How often a fault looks again at a page that somebody holds.
@@ -305,7 +308,8 @@ impl<M: Machine> Space<M> {
             Entry::NonPresent(soft) => match soft.kind {
                 SoftKind::DevicePrivate => self.fault_device::<true>(fault, seen, soft.frame),
                 SoftKind::Migration => Ok(self.fault_migration(fault, seen, soft)),
-                SoftKind::DeviceExclusive | SoftKind::ProtNone => Err(FaultError::Device(fault.addr)),
+                SoftKind::DeviceExclusive => Ok(self.fault_exclusive(vma, fault, seen, &soft)),
+                SoftKind::ProtNone => Err(FaultError::Device(fault.addr)),
             },
             Entry::Leaf(leaf) if fault.access == Access::Write && !leaf.attrs.contains(Attrs::WRITE) => {
                 self.fault_write(vma, fault, seen, leaf)
@@ -324,6 +328,22 @@ impl<M: Machine> Space<M> {
     fn fault_migration(&'static self, fault: &FaultInfo, seen: &Seen<M>, soft: SoftLeaf) -> Step {
         let cursor = self.cursor_in(seen.table, seen.level, fault.addr);
         if cursor.is_still(seen.word) { Step::Sleep(M::mm().mapped_folio(soft.frame)) } else { Step::Again }
+    }
+
+    /// Lent to a device for atomic access: taken back, once the folio's lock says that it may be.
+    #[cold]
+    fn fault_exclusive(&'static self, vma: &Vma, fault: &FaultInfo, seen: &Seen<M>, soft: &SoftLeaf) -> Step {
+        let mut cursor = self.cursor_in(seen.table, seen.level, fault.addr);
+        if !cursor.is_still(seen.word) {
+            return Step::Again;
+        }
+        let folio = M::mm().mapped_folio(soft.frame);
+        let Ok(_locked) = LockedFolio::<M>::try_lock(FolioRef::get(folio)) else { return Step::Sleep(folio) };
+        let range = VaRange::new(cursor.addr().0, seen.level.size());
+        let _change = self.invalidate(range, NotifyEvent::Clear);
+        take_back(&mut cursor, soft, vma);
+        M::count(Event::ExclusiveFault, 1);
+        Step::Done(FaultOutcome::TakenBack)
     }
 
     /// On a device: the faulting folio's entries become migration entries in the same hold of the table lock in which they

@@ -25,15 +25,18 @@ mod device;
 mod dump;
 mod entry;
 mod error;
+mod exclusive;
 #[cfg(any(test, feature = "exercise"))]
 pub mod exercise;
 mod fault;
 mod folio;
 mod framemap;
 mod frames;
+mod hmm;
 mod inject;
 mod machine;
 pub mod migrate;
+pub mod mirror;
 mod mm;
 mod notifier;
 mod protect;
@@ -58,13 +61,17 @@ pub use device::{COPY_LIST, CopyEngine, CopyOp, Device, DeviceKind, DeviceStat, 
 pub use dump::Run;
 pub use entry::{Attrs, BadEntry, CacheType, Entry, Leaf, NON_PRESENT_CLEAR, SoftKind, SoftLeaf};
 pub use error::{FaultError, OutOfMemory, RangeError};
+pub use exclusive::ExclusiveGuard;
 pub use fault::{FaultBits, FaultInfo, FaultOutcome};
 pub use folio::{Folio, FolioRef, LockedFolio};
+pub use hmm::{HmmError, HmmPfn, HmmWant, RangeFault};
 pub use inject::{Inject, Site};
 pub use machine::{
     FlushReason, FlushRequest, FlushScope, FreshFrame, MAX_CPUS, Machine, TableWords, WaitKey,
 };
 pub use migrate::{Cause, FaultMigration, Migration, Report};
+pub use mirror::dmirror::{self, Dmirror, DmirrorError};
+pub use mirror::{MirrorAttrs, MirrorEntry, MirrorRef};
 pub use mm::{MapStorage, Mm};
 pub use notifier::{NotifierOps, NotifierRef, NotifyEvent};
 pub use space::{AddressSpace, Space, SpaceStat, SpaceUser};

@@ -69,6 +69,8 @@ pub enum FlushReason {
     FreeTables,
     /// Pages are mapped elsewhere from now on.
     Remap,
+    /// A page is about to be lent to a device for atomic access.
+    Exclusive,
     /// Somebody else's flush is still owed, and an entry that it concerns is about to change.
     Owed,
 }
@@ -84,6 +86,7 @@ impl FlushReason {
         Self::Unmap,
         Self::FreeTables,
         Self::Remap,
+        Self::Exclusive,
         Self::Owed,
     ];
 }
@@ -133,6 +136,13 @@ pub trait Machine: Sized + Send + Sync + 'static {
 
     /// Copies RAM to RAM.
     fn copy(src: Frame, dst: Frame, order: Order);
+
+    /// Reads words of a page of RAM or of device memory, from word `word` of it on; they end inside the page. Programs and devices
+    /// may write it meanwhile: a word is read whole, no more is promised.
+    fn read_frame(frame: Frame, word: usize, to: &mut [u64]);
+
+    /// Writes words of such a page. They are there for every other reader on return.
+    fn write_frame(frame: Frame, word: usize, from: &[u64]);
 
     /// The number of the CPU that runs this, below [`MAX_CPUS`]. Stable only while preemption is off.
     fn cpu() -> usize;

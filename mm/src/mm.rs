@@ -12,6 +12,7 @@ use crate::framemap::{BLOCK, FrameMap};
 use crate::inject::Inject;
 use crate::machine::Machine;
 use crate::migrate::{Batch, PieceChunk, UnitChunk};
+use crate::mirror::{Mirror, MirrorNode};
 use crate::notifier::Notifier;
 use crate::rmap::AnonSet;
 use crate::slab::{Pool, Slab};
@@ -59,6 +60,8 @@ pub struct Mm<M: Machine> {
     pub(crate) anons: Slab<M, AnonSet<M>>,
     pub(crate) spaces: Slab<M, Space<M>>,
     pub(crate) notifiers: Slab<M, Notifier<M>>,
+    pub(crate) mirrors: Slab<M, Mirror<M>>,
+    pub(crate) mirror_nodes: Slab<M, MirrorNode>,
     pub(crate) batches: Pool<M, Batch<M>>,
     pub(crate) units: Pool<M, UnitChunk<M>>,
     pub(crate) pieces: Pool<M, PieceChunk<M>>,
@@ -88,6 +91,8 @@ impl<M: Machine> Mm<M> {
             anons: Slab::new(),
             spaces: Slab::new(),
             notifiers: Slab::new(),
+            mirrors: Slab::new(),
+            mirror_nodes: Slab::new(),
             batches: Pool::new(),
             units: Pool::new(),
             pieces: Pool::new(),

@@ -297,6 +297,13 @@ impl<M: Machine> Space<M> {
         vmas.find(addr).map(|vma| (vma.range(), vma.prot(), vma.advice()))
     }
 
+    /// The first VMA's addresses from `addr` on.
+    pub(crate) fn next_mapping(&self, addr: Vaddr) -> Option<VaRange> {
+        let vmas = self.vmas.read();
+        let range = vmas.first_after(addr)?.range();
+        Some(VaRange::between(range.start.max(addr), range.end))
+    }
+
     /// Calls `f` for every VMA, in address order (`/proc/self/maps`).
     pub fn for_each_vma(&self, f: impl FnMut(&Vma)) {
         let vmas = self.vmas.read();

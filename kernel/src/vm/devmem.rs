@@ -138,7 +138,31 @@ pub(crate) fn device(number: usize) -> Option<&'static Device> {
     DEVICES.get(number)?.get()
 }
 
+/// The device that holds a frame.
+///
+/// # Panics
+/// When there is none: frames come from devices that were registered.
+pub(super) fn memory_of(number: usize) -> &'static Device {
+    match device(number) {
+        Some(device) => device,
+        None => panic!("a frame of device {number}, which is not there"),
+    }
+}
+
 impl Device {
+    /// Words of a page of device memory, from word `word` on.
+    pub(super) fn read_words(&self, frame: Frame, word: usize, to: &mut [u64]) {
+        let at = DeviceAddr(device_addr(frame).0 + word as u64 * 8);
+        assert!(self.memory.copy_out(at, to).is_ok(), "{frame} lies on the device");
+    }
+
+    /// Writes them; they are there when this returns.
+    pub(super) fn write_words(&self, frame: Frame, word: usize, from: &[u64]) {
+        let at = DeviceAddr(device_addr(frame).0 + word as u64 * 8);
+        assert!(self.memory.copy_in(at, from).is_ok(), "{frame} lies on the device");
+        store_fence();
+    }
+
     /// Bytes of device memory.
     pub(crate) const fn len_bytes(&self) -> u64 {
         self.memory.len_bytes()

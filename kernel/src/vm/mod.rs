@@ -117,6 +117,33 @@ impl farpage_mm::Machine for Machine {
         unsafe { copy_words(CopyRoutine::RepMovsq, ram(dst.index()), ram(src.index()), words_of(order)) };
     }
 
+    fn read_frame(frame: Frame, word: usize, to: &mut [u64]) {
+        assert!(word + to.len() <= words_of(Order::BASE), "words of one page");
+        match frame.place().device_number() {
+            None => {
+                // SAFETY: the words lie in one frame of RAM, which the direct map shows; the target is an exclusive slice. The
+                // frame belongs to a folio, whose users may write it meanwhile: no reference to it is made.
+                unsafe {
+                    copy_words(CopyRoutine::RepMovsq, to.as_mut_ptr(), ram::<u64>(frame.index()).add(word), to.len());
+                }
+            }
+            Some(number) => devmem::memory_of(number).read_words(frame, word, to),
+        }
+    }
+
+    fn write_frame(frame: Frame, word: usize, from: &[u64]) {
+        assert!(word + from.len() <= words_of(Order::BASE), "words of one page");
+        match frame.place().device_number() {
+            None => {
+                // SAFETY: as in `read_frame`, with the parts exchanged.
+                unsafe {
+                    copy_words(CopyRoutine::RepMovsq, ram::<u64>(frame.index()).add(word), from.as_ptr(), from.len());
+                }
+            }
+            Some(number) => devmem::memory_of(number).write_words(frame, word, from),
+        }
+    }
+
     #[inline(always)]
     fn cpu() -> usize {
         percpu::cpu_id() as usize

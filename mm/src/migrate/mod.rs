@@ -93,7 +93,7 @@ impl Report {
         self.failed[cause as usize] += u64::from(pages);
     }
 
-    fn add(&mut self, other: &Self) {
+    pub(crate) fn add(&mut self, other: &Self) {
         self.units += other.units;
         self.pages += other.pages;
         self.huge_pages += other.huge_pages;

@@ -371,6 +371,21 @@ impl Machine for Soft {
         state.disturb();
     }
 
+    /// A page here has a few words only: the others read as zero, and what is written to them is lost.
+    fn read_frame(frame: Frame, word: usize, to: &mut [u64]) {
+        let page = state().data(frame);
+        for (i, to) in to.iter_mut().enumerate() {
+            *to = page.get(word + i).map_or(0, Cell::get);
+        }
+    }
+
+    fn write_frame(frame: Frame, word: usize, from: &[u64]) {
+        let page = state().data(frame);
+        for (cell, from) in page.iter().skip(word).zip(from) {
+            cell.set(*from);
+        }
+    }
+
     fn cpu() -> usize {
         state().cpu.get()
     }

@@ -1,0 +1,375 @@
+//! The command set of a device that is driven by tests: what Linux's `test_hmm` offers per open file, with the same counts.
+//!
+//! A [`Dmirror`] is one opening of the device for one address space. Its commands are given kernel memory to bring data from or to;
+//! a character device only forwards. Data is moved by words: 512 to a page.
+//!
+//! Two counts come back. `faults` counts *rounds*: the device reads or writes through its page table until an entry is missing,
+//! then faults in all of the rest, and goes on. `cpages` counts pages read or written, also after a migration to the device, where
+//! it is the number of pages that the device finds in its table then; after a migration to RAM it counts what moved, a huge page
+//! as one.
+
+use core::sync::atomic::{AtomicBool, Ordering::AcqRel, Ordering::Relaxed};
+
+use crate::error::{OutOfMemory, RangeError};
+use crate::hmm::{HmmError, HmmPfn, HmmWant, RangeFault};
+use crate::inject::Site;
+use crate::machine::Machine;
+use crate::migrate::Report;
+use crate::mirror::{MirrorAttrs, MirrorRef};
+use crate::space::{AddressSpace, SpaceUser};
+use crate::types::{Access, Order, PAGE_SIZE, PMD_SIZE, Place, VaRange, Vaddr};
+
+/// Words of a page.
+pub const PAGE_WORDS: usize = (PAGE_SIZE / 8) as usize;
+
+/// What a command did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Done {
+    /// Pages (see the module).
+    pub cpages: u64,
+    /// Rounds of faults.
+    pub faults: u64,
+}
+
+/// Why a command failed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DmirrorError {
+    /// A page is not in the device's page table (ENOENT).
+    NotThere,
+    /// A page may not be written, or is still lent for atomic access (EPERM).
+    Perm,
+    /// A page cannot be had (EFAULT).
+    Fault,
+    /// The range does not come to rest (EBUSY).
+    Busy,
+    /// A range that is not mapped, or not to be read; or the address space has ended (EINVAL).
+    Invalid,
+    /// Out of memory (ENOMEM).
+    NoMemory,
+}
+
+impl DmirrorError {
+    /// The number that Linux has for it.
+    #[must_use]
+    pub const fn errno(self) -> i32 {
+        match self {
+            Self::Perm => 1,
+            Self::NotThere => 2,
+            Self::NoMemory => 12,
+            Self::Fault => 14,
+            Self::Busy => 16,
+            Self::Invalid => 22,
+        }
+    }
+}
+
+impl From<HmmError> for DmirrorError {
+    fn from(error: HmmError) -> Self {
+        match error {
+            HmmError::Perm(_) => Self::Perm,
+            HmmError::Fault(_) => Self::Fault,
+            HmmError::Busy => Self::Busy,
+            HmmError::Oom(_) => Self::NoMemory,
+        }
+    }
+}
+
+impl From<RangeError> for DmirrorError {
+    fn from(error: RangeError) -> Self {
+        match error {
+            RangeError::Oom(_) => Self::NoMemory,
+            RangeError::Busy(_) => Self::Busy,
+            _ => Self::Invalid,
+        }
+    }
+}
+
+impl From<OutOfMemory> for DmirrorError {
+    fn from(_: OutOfMemory) -> Self {
+        Self::NoMemory
+    }
+}
+
+bitflags::bitflags! {
+    /// A byte of a snapshot. The device kinds are numbers, not bits: compare the upper half as a whole.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+    pub struct Snap: u8 {
+        /// Readable.
+        const READ = 0x01;
+        /// Writable.
+        const WRITE = 0x02;
+        /// Part of a 2 MiB mapping.
+        const PMD = 0x04;
+        /// The shared zero page.
+        const ZERO = 0x10;
+        /// In this device's private memory.
+        const DEV_PRIVATE_LOCAL = 0x20;
+        /// In this device's coherent memory.
+        const DEV_COHERENT_LOCAL = 0x40;
+        /// In another device's coherent memory.
+        const DEV_COHERENT_REMOTE = 0x50;
+        /// Nobody may have it.
+        const ERROR = 0xff;
+    }
+}
+
+impl Snap {
+    fn of(pfn: HmmPfn, here: Place) -> Self {
+        if pfn.is_error() {
+            return Self::ERROR;
+        }
+        let Some(frame) = pfn.frame() else { return Self::empty() };
+        let place = frame.place();
+        let kind = if place.is_coherent() {
+            if place.device_number() == here.device_number() {
+                Self::DEV_COHERENT_LOCAL
+            } else {
+                Self::DEV_COHERENT_REMOTE
+            }
+        } else if !place.is_ram() {
+            Self::DEV_PRIVATE_LOCAL
+        } else if pfn.is_zero() {
+            Self::ZERO
+        } else {
+            Self::empty()
+        };
+        let access = if pfn.is_writable() { Self::WRITE } else { Self::READ };
+        let size = if pfn.map_order() == Order::PMD { Self::PMD } else { Self::empty() };
+        kind | access | size
+    }
+}
+
+/// One opening of a device, for one address space. Dropping it ends the mirroring; pages that lie on the device stay there.
+#[derive(Debug)]
+pub struct Dmirror<M: Machine> {
+    mirror: MirrorRef<M>,
+    device: Place,
+    fail_alloc: AtomicBool,
+}
+
+impl<M: Machine> Dmirror<M> {
+    /// Opens the device whose memory is `device` for `space`.
+    ///
+    /// # Errors
+    /// [`DmirrorError::Invalid`] when there is no such device; [`DmirrorError::NoMemory`].
+    pub fn open(device: Place, space: &AddressSpace<M>) -> Result<Self, DmirrorError> {
+        let number = device.device_number().ok_or(DmirrorError::Invalid)?;
+        if !M::mm().device(number).zone.is_registered() {
+            return Err(DmirrorError::Invalid);
+        }
+        let mirror = MirrorRef::new(space.space(), device)?;
+        Ok(Self { mirror, device, fail_alloc: AtomicBool::new(false) })
+    }
+
+    /// Its view of the space.
+    #[must_use]
+    pub const fn mirror(&self) -> &MirrorRef<M> {
+        &self.mirror
+    }
+
+    fn space(&self) -> Result<SpaceUser<M>, DmirrorError> {
+        self.mirror.space().ok_or(DmirrorError::Invalid)
+    }
+
+    /// Makes the next allocation of a 2 MiB page fail, in a migration either way: single pages are taken for it (the flag
+    /// `FAIL_ALLOC`). Once.
+    pub fn fail_next_huge(&self) {
+        self.fail_alloc.store(true, Relaxed);
+    }
+
+    /// READ: the device reads as many pages from `addr` on as `to` has room for.
+    ///
+    /// # Errors
+    /// [`DmirrorError`]; what `to` holds then is undefined.
+    pub fn read(&self, addr: Vaddr, to: &mut [u64]) -> Result<Done, DmirrorError> {
+        let range = range_of(addr, to.len())?;
+        let mut done = Done::default();
+        while !self.try_read(range, to, &mut done.cpages) {
+            self.mirror.fault(rest(range, done.cpages), HmmWant::FAULT)?;
+            done.faults += 1;
+        }
+        Ok(done)
+    }
+
+    /// WRITE: the device writes the pages of `from` from `addr` on.
+    ///
+    /// # Errors
+    /// [`DmirrorError`]; pages before the one that failed are written.
+    pub fn write(&self, addr: Vaddr, from: &[u64]) -> Result<Done, DmirrorError> {
+        let range = range_of(addr, from.len())?;
+        let mut done = Done::default();
+        while !self.try_write(range, from, &mut done.cpages) {
+            self.mirror.fault(rest(range, done.cpages), HmmWant::FAULT | HmmWant::WRITE)?;
+            done.faults += 1;
+        }
+        Ok(done)
+    }
+
+    /// Reads through the device's page table from page `cpages` on; false at the first page that is not there.
+    fn try_read(&self, range: VaRange, to: &mut [u64], cpages: &mut u64) -> bool {
+        for page in to.chunks_exact_mut(PAGE_WORDS).skip(*cpages as usize) {
+            let addr = range.start.add(*cpages * PAGE_SIZE);
+            if self.mirror.access(addr, Access::Read, |frame| M::read_frame(frame, 0, page)).is_none() {
+                return false;
+            }
+            *cpages += 1;
+        }
+        true
+    }
+
+    fn try_write(&self, range: VaRange, from: &[u64], cpages: &mut u64) -> bool {
+        for page in from.chunks_exact(PAGE_WORDS).skip(*cpages as usize) {
+            let addr = range.start.add(*cpages * PAGE_SIZE);
+            if self.mirror.access(addr, Access::Write, |frame| M::write_frame(frame, 0, page)).is_none() {
+                return false;
+            }
+            *cpages += 1;
+        }
+        true
+    }
+
+    /// Reads back what a command has put into the device's page table.
+    fn read_back(&self, range: VaRange, to: &mut [u64]) -> Result<Done, DmirrorError> {
+        let mut done = Done::default();
+        if self.try_read(range, to, &mut done.cpages) { Ok(done) } else { Err(DmirrorError::NotThere) }
+    }
+
+    /// `MIGRATE_TO_DEV`: moves the pages to the device, enters those that are there then in its page table, and reads all of
+    /// them through it.
+    ///
+    /// # Errors
+    /// [`DmirrorError::NotThere`] when a page did not move; [`DmirrorError::Invalid`] when part of the range is not mapped or
+    /// not to be read.
+    pub fn migrate_to_device(&self, addr: Vaddr, to: &mut [u64]) -> Result<Done, DmirrorError> {
+        let range = range_of(addr, to.len())?;
+        self.migrate(range, self.device)?;
+        self.enter_own(range)?;
+        self.read_back(range, to)
+    }
+
+    /// `MIGRATE_TO_SYS`: moves the pages of the range that lie on a device to RAM. `cpages` counts what moved, a huge page that
+    /// stayed one as one.
+    ///
+    /// # Errors
+    /// [`DmirrorError::Invalid`] as above.
+    pub fn migrate_to_system(&self, range: VaRange) -> Result<Done, DmirrorError> {
+        let report = self.migrate(range, Place::RAM)?;
+        let torn_units = report.torn / u64::from(Order::PMD.pages());
+        Ok(Done { cpages: report.units - torn_units + report.torn, faults: 0 })
+    }
+
+    fn migrate(&self, range: VaRange, to: Place) -> Result<Report, DmirrorError> {
+        let user = self.space()?;
+        let space = user.space();
+        if !self.fail_alloc.swap(false, AcqRel) {
+            return Ok(space.migrate(range, to)?);
+        }
+        // The first huge page gets single pages, the rest what there is.
+        let inject = &M::mm().inject;
+        let first = VaRange::new(range.start.0, PMD_SIZE).intersect(range);
+        let site = if to.is_ram() { Site::RamFolio } else { Site::DeviceFolio };
+        inject.arm(site as u32, 1, 0, u64::MAX);
+        let report = space.migrate(first, to);
+        inject.disarm();
+        let mut report = report?;
+        if first.end < range.end {
+            report.add(&space.migrate(VaRange::between(first.end, range.end), to)?);
+        }
+        Ok(report)
+    }
+
+    /// Enters the pages of the range that lie in the device's own memory.
+    fn enter_own(&self, range: VaRange) -> Result<(), DmirrorError> {
+        Ok(self.mirror.enter_own(range)?)
+    }
+
+    /// SNAPSHOT: what the device would find, without faults; one byte for each page from `addr` on.
+    ///
+    /// # Errors
+    /// [`DmirrorError`].
+    pub fn snapshot(&self, addr: Vaddr, out: &mut [u8]) -> Result<Done, DmirrorError> {
+        let range = range_of(addr, out.len() * PAGE_WORDS)?;
+        let user = self.space()?;
+        let mut pfns = [HmmPfn::NONE; 32];
+        let mut at = range.start;
+        for bytes in out.chunks_mut(pfns.len()) {
+            let range = VaRange::new(at.0, bytes.len() as u64 * PAGE_SIZE);
+            let request = RangeFault {
+                range,
+                want: HmmWant::empty(),
+                per_page: false,
+                owner: Some(self.device),
+                under: None,
+            };
+            let pfns = &mut pfns[..bytes.len()];
+            user.space().range_fault(&request, pfns)?;
+            for (byte, pfn) in bytes.iter_mut().zip(pfns) {
+                *byte = Snap::of(*pfn, self.device).bits();
+            }
+            at = range.end;
+        }
+        Ok(Done { cpages: range.nr_pages(), faults: 0 })
+    }
+
+    /// EXCLUSIVE: borrows the pages for atomic access, and reads them through the device's page table.
+    ///
+    /// # Errors
+    /// [`DmirrorError`]; [`DmirrorError::NotThere`] when one was taken back before it could be read.
+    pub fn exclusive(&self, addr: Vaddr, to: &mut [u64]) -> Result<Done, DmirrorError> {
+        let range = range_of(addr, to.len())?;
+        let user = self.space()?;
+        let mut at = range.start;
+        while at < range.end {
+            let lent = user.space().make_exclusive(at, self.device)?;
+            if self.mirror.enter_exclusive(&lent)? {
+                at = lent.range().end;
+            }
+        }
+        self.read_back(range, to)
+    }
+
+    /// `CHECK_EXCLUSIVE`: makes sure that no page of the range is lent to the device any more.
+    ///
+    /// # Errors
+    /// [`DmirrorError::Perm`] when one is.
+    pub fn check_exclusive(&self, range: VaRange) -> Result<(), DmirrorError> {
+        let mut at = range.start;
+        while at < range.end {
+            if self.mirror.entry(at).is_some_and(|entry| entry.attrs.contains(MirrorAttrs::ATOMIC)) {
+                return Err(DmirrorError::Perm);
+            }
+            at = at.add(PAGE_SIZE);
+        }
+        Ok(())
+    }
+
+    /// RELEASE: brings everything that lies on the device back to RAM.
+    ///
+    /// # Errors
+    /// [`DmirrorError::Busy`] when pages stayed.
+    pub fn release(&self) -> Result<Report, DmirrorError> {
+        let user = self.space()?;
+        let mut all = Report::default();
+        let mut at = Vaddr(0);
+        while let Some(range) = user.space().next_mapping(at) {
+            match user.space().migrate(range, Place::RAM) {
+                Ok(report) => all.add(&report),
+                Err(RangeError::NotMigratable(_) | RangeError::NotMapped(_)) => {}
+                Err(error) => return Err(error.into()),
+            }
+            at = range.end;
+        }
+        if all.failed_pages() == 0 { Ok(all) } else { Err(DmirrorError::Busy) }
+    }
+}
+
+/// The pages from `addr` on that so many words fill.
+fn range_of(addr: Vaddr, words: usize) -> Result<VaRange, DmirrorError> {
+    let range = VaRange::new(addr.0, words as u64 * 8);
+    if range.is_user_pages() { Ok(range) } else { Err(DmirrorError::Invalid) }
+}
+
+/// What is left of a range after so many pages.
+fn rest(range: VaRange, pages: u64) -> VaRange {
+    VaRange::between(range.start.add(pages * PAGE_SIZE), range.end)
+}

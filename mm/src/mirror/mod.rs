@@ -1,0 +1,254 @@
+//! A device's view of an address space: one secondary MMU.
+//!
+//! The device has a page table of its own ([`table`]) for the space. It is filled from [range faults](crate::hmm) and emptied by
+//! an interval notifier, with the sequence protocol of [`crate::notifier`] in between: an entry is entered only under the
+//! mirror's lock, after `read_retry` has said under the same lock that what was found still stands. A device's access goes
+//! through an entry with that lock held, so when a callback returns, no access is under way.
+//!
+//! [`dmirror`] is the command set of a device that is driven by tests.
+
+pub mod dmirror;
+mod table;
+
+use core::fmt;
+use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+use crate::error::OutOfMemory;
+use crate::exclusive::ExclusiveGuard;
+use crate::hmm::{HmmError, HmmPfn, HmmWant, RangeFault};
+use crate::machine::Machine;
+use crate::notifier::{NotifierOps, NotifierRef, NotifyEvent};
+use crate::slab::{Slot, SlotHeader};
+use crate::space::{Space, SpaceUser};
+use crate::sync::SpinLock;
+use crate::types::{Access, Frame, Level, Order, PAGE_SIZE, Place, USER_END, VaRange, Vaddr};
+
+pub(crate) use table::MirrorNode;
+use table::MirrorTable;
+pub use table::{MirrorAttrs, MirrorEntry};
+
+/// The shared part of a mirror: what the notifier's callback reaches.
+#[repr(align(64))]
+pub(crate) struct Mirror<M: Machine> {
+    header: SlotHeader,
+    /// The space while it is mirrored, for the audit; the key of its slot.
+    space: AtomicU32,
+    table: SpinLock<M, MirrorTable>,
+}
+
+impl<M: Machine> Default for Mirror<M> {
+    fn default() -> Self {
+        Self {
+            header: SlotHeader::default(),
+            space: AtomicU32::new(crate::slab::NIL),
+            table: SpinLock::default(),
+        }
+    }
+}
+
+impl<M: Machine> Slot for Mirror<M> {
+    const KIND: u8 = 9;
+    fn header(&self) -> &SlotHeader {
+        &self.header
+    }
+}
+
+impl<M: Machine> NotifierOps<M> for Mirror<M> {
+    /// Whoever caused the change, the copies go: they are found again when they are needed.
+    fn invalidate(&self, range: VaRange, event: NotifyEvent) {
+        self.table.lock().clear::<M>(range);
+        if event == NotifyEvent::Release {
+            self.space.store(crate::slab::NIL, Relaxed);
+        }
+    }
+}
+
+impl<M: Machine> Mirror<M> {
+    /// The key of the space that is mirrored, and its entries.
+    pub(crate) fn for_each(&self, f: &mut dyn FnMut(u32, Vaddr, MirrorEntry)) {
+        let space = self.space.load(Relaxed);
+        self.table.lock().for_each::<M>(&mut |addr, entry| f(space, addr, entry));
+    }
+}
+
+/// Pages of one range fault: as few as fit on the stack.
+const WINDOW: usize = 32;
+/// Rounds after which a range that does not come to rest is given up.
+const ROUNDS: u32 = 10_000;
+
+/// A mirror of an address space; dropping it ends the mirroring.
+pub struct MirrorRef<M: Machine> {
+    notifier: Option<NotifierRef<M>>,
+    mirror: &'static Mirror<M>,
+    owner: Place,
+}
+
+impl<M: Machine> fmt::Debug for MirrorRef<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "mirror of {:?} on {}", self.notifier, self.owner)
+    }
+}
+
+impl<M: Machine> MirrorRef<M> {
+    /// Begins to mirror `space` for the device whose private memory is `owner`. The table is empty at first.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub fn new(space: &'static Space<M>, owner: Place) -> Result<Self, OutOfMemory> {
+        let mirror = M::mm().mirrors.alloc(M::mm())?;
+        mirror.space.store(space.slab_index(), Relaxed);
+        // From here on its drop gives the mirror back.
+        let mut made = Self { notifier: None, mirror, owner };
+        made.notifier = Some(space.register_notifier(VaRange::between(Vaddr(0), Vaddr(USER_END)), mirror)?);
+        Ok(made)
+    }
+
+    fn notifier(&self) -> &NotifierRef<M> {
+        match &self.notifier {
+            Some(notifier) => notifier,
+            None => unreachable!("set before the mirror is handed out"),
+        }
+    }
+
+    /// The device's own private memory.
+    #[must_use]
+    pub const fn owner(&self) -> Place {
+        self.owner
+    }
+
+    /// The space, kept from ending; `None` when it has ended.
+    #[must_use]
+    pub fn space(&self) -> Option<SpaceUser<M>> {
+        self.notifier().space_user()
+    }
+
+    /// The entry for the page at `addr`.
+    #[must_use]
+    pub fn entry(&self, addr: Vaddr) -> Option<MirrorEntry> {
+        self.mirror.table.lock().get::<M>(addr)
+    }
+
+    /// An access of the device: calls `f` with the frame of the page at `addr`, with the mirror's lock held, so that the page
+    /// stays while `f` runs. `None` when there is no entry, or one that does not allow it.
+    pub fn access<R>(&self, addr: Vaddr, access: Access, f: impl FnOnce(Frame) -> R) -> Option<R> {
+        let table = self.mirror.table.lock();
+        let entry = table.get::<M>(addr)?;
+        if access == Access::Write && !entry.attrs.contains(MirrorAttrs::WRITE) {
+            return None;
+        }
+        Some(f(entry.frame))
+    }
+
+    /// Makes the pages of `range` accessible: faults in what is missing and enters it. With nothing wanted, enters what is there.
+    ///
+    /// # Errors
+    /// [`HmmError`]; pages before its address are entered.
+    pub fn fault(&self, range: VaRange, want: HmmWant) -> Result<(), HmmError> {
+        self.fault_in(range, want, None)
+    }
+
+    fn fault_in(&self, range: VaRange, want: HmmWant, only: Option<Place>) -> Result<(), HmmError> {
+        let user = self.space().ok_or(HmmError::Fault(range.start))?;
+        let mut pfns = [HmmPfn::NONE; WINDOW];
+        let mut at = range.start;
+        while at < range.end {
+            let window = VaRange::new(at.0, WINDOW as u64 * PAGE_SIZE).intersect(range);
+            let pfns = &mut pfns[..window.nr_pages() as usize];
+            at = self.fault_window(user.space(), window, want, only, pfns)?;
+        }
+        Ok(())
+    }
+
+    /// One window; the address after what was entered.
+    fn fault_window(
+        &self,
+        space: &'static Space<M>,
+        range: VaRange,
+        want: HmmWant,
+        only: Option<Place>,
+        pfns: &mut [HmmPfn],
+    ) -> Result<Vaddr, HmmError> {
+        let notifier = self.notifier();
+        for _ in 0..ROUNDS {
+            let count = notifier.read_begin().ok_or(HmmError::Fault(range.start))?;
+            let owner = Some(self.owner);
+            let request =
+                RangeFault { range, want, per_page: false, owner, under: Some((notifier, count)) };
+            match space.range_fault(&request, pfns) {
+                Ok(()) => {}
+                Err(HmmError::Busy) => continue,
+                Err(error) => return Err(error),
+            }
+            let mut table = self.mirror.table.lock();
+            if !notifier.read_retry(count) {
+                return enter::<M>(&mut table, range, pfns, only);
+            }
+        }
+        Err(HmmError::Busy)
+    }
+
+    /// Enters those pages of `range` that lie in the device's own memory, without faults.
+    ///
+    /// # Errors
+    /// [`HmmError`].
+    pub fn enter_own(&self, range: VaRange) -> Result<(), HmmError> {
+        self.fault_in(range, HmmWant::empty(), Some(self.owner))
+    }
+
+    /// Enters pages that are lent to the device for atomic access. False when they were taken back meanwhile.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub fn enter_exclusive(&self, lent: &ExclusiveGuard<M>) -> Result<bool, OutOfMemory> {
+        let notifier = self.notifier();
+        for _ in 0..ROUNDS {
+            let Some(count) = notifier.read_begin() else { return Ok(false) };
+            if !lent.stands() {
+                return Ok(false);
+            }
+            let mut table = self.mirror.table.lock();
+            if !notifier.read_retry(count) {
+                let attrs = MirrorAttrs::WRITE | MirrorAttrs::ATOMIC;
+                table.put::<M>(lent.addr(), lent.level(), lent.frame(), attrs)?;
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// Enters what a range fault has found, in all places or in one only; the address after it.
+fn enter<M: Machine>(
+    table: &mut MirrorTable,
+    range: VaRange,
+    pfns: &[HmmPfn],
+    only: Option<Place>,
+) -> Result<Vaddr, HmmError> {
+    let mut at = range.start;
+    while at < range.end {
+        let pfn = pfns[((at.0 - range.start.0) / PAGE_SIZE) as usize];
+        let Some(frame) = pfn.frame().filter(|frame| only.is_none_or(|place| frame.place() == place)) else {
+            at = at.add(PAGE_SIZE);
+            continue;
+        };
+        let level = if pfn.map_order() == Order::PMD { Level::Pmd } else { Level::Pte };
+        let start = at.align_down(level.size());
+        let first = Frame::new(frame.place(), frame.index() - ((at.0 - start.0) / PAGE_SIZE) as u32);
+        // A write is noted before it is allowed.
+        let mut attrs = MirrorAttrs::empty();
+        attrs.set(MirrorAttrs::WRITE, pfn.is_writable() && pfn.is_written());
+        table.put::<M>(start, level, first, attrs).map_err(|_| HmmError::Oom(at))?;
+        at = start.add(level.size());
+    }
+    Ok(at)
+}
+
+impl<M: Machine> Drop for MirrorRef<M> {
+    fn drop(&mut self) {
+        // No callback comes after this.
+        self.notifier = None;
+        self.mirror.table.lock().clear::<M>(VaRange::between(Vaddr(0), Vaddr(u64::MAX)));
+        self.mirror.space.store(crate::slab::NIL, Relaxed);
+        M::mm().mirrors.free(self.mirror);
+    }
+}
