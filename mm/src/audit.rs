@@ -10,6 +10,7 @@ use crate::counters::Event;
 use crate::entry::{Attrs, Entry, NON_PRESENT_CLEAR, SoftKind};
 use crate::folio::Folio;
 use crate::machine::Machine;
+use crate::mirror::{MirrorAttrs, MirrorEntry};
 use crate::mm::Mm;
 use crate::slab::NIL;
 use crate::space::Space;
@@ -74,6 +75,7 @@ impl<M: Machine> Mm<M> {
         expect("page tables in use", 0, u64::from(self.tables.live()), tables)?;
         let at_work = self.batches.live() + self.units.live() + self.pieces.live() + self.held.live();
         expect("work records in use at rest", 0, u64::from(at_work), 0)?;
+        self.audit_mirrors()?;
         self.audit_folios()?;
         self.audit_zone(Place::RAM, tables)?;
         for n in 0..self.devices.len() {
@@ -171,6 +173,35 @@ impl<M: Machine> Mm<M> {
                 self.audit_mapping(space, addr, level, soft.frame)
             }
         }
+    }
+
+    /// What a device may do through its own page table, the CPU's table allows too, in the same frame.
+    fn audit_mirrors(&self) -> Audit {
+        let mut result = Ok(());
+        self.mirrors.for_each(self, &mut |mirror| {
+            mirror.for_each(&mut |space, addr, entry| {
+                if result.is_ok() {
+                    result = self.audit_mirror_entry(space, addr, entry);
+                }
+            });
+        });
+        result
+    }
+
+    fn audit_mirror_entry(&self, space: u32, addr: Vaddr, mirrored: MirrorEntry) -> Audit {
+        expect("entry of a mirror without a space", addr.0, u64::from(space == NIL), 0)?;
+        let (level, entry) = self.spaces.get(space).entry_at(addr);
+        let (frame, attrs, lent) = match entry {
+            Entry::Leaf(leaf) => (leaf.frame, leaf.attrs, false),
+            Entry::NonPresent(soft) if soft.kind == SoftKind::DevicePrivate => (soft.frame, soft.attrs, false),
+            Entry::NonPresent(soft) if soft.kind == SoftKind::DeviceExclusive => (soft.frame, soft.attrs, true),
+            _ => (mirrored.frame.offset(1), Attrs::empty(), false),
+        };
+        let page = (addr.0 & (level.size() - 1)) >> crate::types::PAGE_SHIFT;
+        expect("frame of a mirror's entry", addr.0, mirrored.frame.raw(), frame.offset(page as u32).raw())?;
+        let writes = mirrored.attrs.contains(MirrorAttrs::WRITE) && !attrs.contains(Attrs::WRITE);
+        expect("a device may write, a CPU may not", addr.0, u64::from(writes), 0)?;
+        expect("atomic", addr.0, u64::from(mirrored.attrs.contains(MirrorAttrs::ATOMIC)), u64::from(lent))
     }
 
     /// Bits 51:12 of a non-present entry, cut to any number of physical bits that a CPU may have, name no RAM and no device

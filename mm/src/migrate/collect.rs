@@ -231,7 +231,9 @@ pub(crate) fn large_extent<M: Machine>(
     }
     let wanted = |i: u32| match cursor.entry_at(start.add(u64::from(i) * PAGE_SIZE)) {
         Entry::Leaf(leaf) => !leaf.special && leaf.frame == first.offset(i),
-        Entry::NonPresent(soft) => soft.kind == SoftKind::DevicePrivate && soft.frame == first.offset(i),
+        Entry::NonPresent(SoftLeaf {
+            kind: SoftKind::DevicePrivate | SoftKind::DeviceExclusive, frame, ..
+        }) => frame == first.offset(i),
         _ => false,
     };
     let at_start = wanted(0);
@@ -526,7 +528,12 @@ impl<M: Machine> Space<M> {
 /// True when what a non-present entry names is to be moved by a migration to `to`.
 #[inline(always)]
 fn goes(soft: &SoftLeaf, to: Place) -> bool {
-    soft.kind == SoftKind::DevicePrivate && to.is_ram()
+    match soft.kind {
+        SoftKind::DevicePrivate => to.is_ram(),
+        // The notifiers were told: no device works on it any more.
+        SoftKind::DeviceExclusive => soft.frame.place().is_ram() != to.is_ram(),
+        SoftKind::Migration | SoftKind::ProtNone => false,
+    }
 }
 
 /// True when what a present entry maps is to be moved by a migration to `to`: RAM to a device, coherent memory to RAM. Zero

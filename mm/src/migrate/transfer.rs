@@ -5,7 +5,7 @@ use core::marker::PhantomData;
 use crate::counters::Event;
 use crate::cursor::Cursor;
 use crate::device::{COPY_LIST, CopyEngine, CopyOp, Fence};
-use crate::entry::{Entry, Leaf, SoftKind, SoftLeaf};
+use crate::entry::{Entry, Leaf, SoftKind};
 use crate::error::OutOfMemory;
 use crate::folio::{Folio, LockedFolio, RmapLink};
 use crate::frames::FrameSource;
@@ -74,7 +74,7 @@ fn unmap_run<M: Machine>(
     loop {
         let names = match cursor.entry() {
             Entry::Leaf(Leaf { special: false, frame, .. }) => folio.covers(frame),
-            Entry::NonPresent(SoftLeaf { kind: SoftKind::DevicePrivate, frame, .. }) => folio.covers(frame),
+            Entry::NonPresent(soft) if soft.kind != SoftKind::Migration => folio.covers(soft.frame),
             _ => false,
         };
         if names {
