@@ -193,8 +193,12 @@ impl<M: Machine> Mm<M> {
         let (level, entry) = self.spaces.get(space).entry_at(addr);
         let (frame, attrs, lent) = match entry {
             Entry::Leaf(leaf) => (leaf.frame, leaf.attrs, false),
-            Entry::NonPresent(soft) if soft.kind == SoftKind::DevicePrivate => (soft.frame, soft.attrs, false),
-            Entry::NonPresent(soft) if soft.kind == SoftKind::DeviceExclusive => (soft.frame, soft.attrs, true),
+            Entry::NonPresent(soft) if soft.kind == SoftKind::DevicePrivate => {
+                (soft.frame, soft.attrs, false)
+            }
+            Entry::NonPresent(soft) if soft.kind == SoftKind::DeviceExclusive => {
+                (soft.frame, soft.attrs, true)
+            }
             _ => (mirrored.frame.offset(1), Attrs::empty(), false),
         };
         let page = (addr.0 & (level.size() - 1)) >> crate::types::PAGE_SHIFT;

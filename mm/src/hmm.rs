@@ -256,9 +256,9 @@ impl<M: Machine> Space<M> {
             }
             let first = ((addr.0 - range.start.0) / PAGE_SIZE) as usize;
             let pages = &mut out[first..first + VaRange::between(addr, end).nr_pages() as usize];
-            let want = pages.iter().fold(request.want, |want, page| {
-                if request.per_page { want | page.wanted() } else { want }
-            });
+            let want = pages
+                .iter()
+                .fold(request.want, |want, page| if request.per_page { want | page.wanted() } else { want });
             let Some(vma) = vma.filter(|vma| vma.prot().contains(Prot::READ)) else {
                 if !want.is_empty() {
                     return Err(HmmError::Fault(addr));
@@ -314,7 +314,9 @@ impl<M: Machine> Space<M> {
     fn note_written(&'static self, addr: Vaddr, owner: Option<Place>) {
         let marks = Attrs::WRITE | Attrs::DIRTY | Attrs::SOFT_DIRTY;
         let vmas = self.vmas.read();
-        let Some(vma) = self.find_vma(&vmas, addr).filter(|vma| vma.prot().contains(Prot::WRITE)) else { return };
+        let Some(vma) = self.find_vma(&vmas, addr).filter(|vma| vma.prot().contains(Prot::WRITE)) else {
+            return;
+        };
         let Some(mut cursor) = self.cursor(addr) else { return };
         let _ = vma;
         match cursor.entry() {

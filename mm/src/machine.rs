@@ -77,7 +77,7 @@ pub enum FlushReason {
 
 impl FlushReason {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Split,
         Self::Migrate,
         Self::ZeroReplaced,

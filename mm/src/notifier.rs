@@ -234,7 +234,11 @@ impl<M: Machine> Space<M> {
     /// lock held at least, and not beyond that hold (see the module).
     #[inline(always)]
     pub(crate) fn invalidate(&'static self, range: VaRange, event: NotifyEvent) -> Invalidation<M> {
-        if self.notifiers.any() { self.tell_begin(range, event) } else { Invalidation { told: None, range, ticket: 0 } }
+        if self.notifiers.any() {
+            self.tell_begin(range, event)
+        } else {
+            Invalidation { told: None, range, ticket: 0 }
+        }
     }
 
     #[cold]

@@ -124,7 +124,12 @@ impl farpage_mm::Machine for Machine {
                 // SAFETY: the words lie in one frame of RAM, which the direct map shows; the target is an exclusive slice. The
                 // frame belongs to a folio, whose users may write it meanwhile: no reference to it is made.
                 unsafe {
-                    copy_words(CopyRoutine::RepMovsq, to.as_mut_ptr(), ram::<u64>(frame.index()).add(word), to.len());
+                    copy_words(
+                        CopyRoutine::RepMovsq,
+                        to.as_mut_ptr(),
+                        ram::<u64>(frame.index()).add(word),
+                        to.len(),
+                    );
                 }
             }
             Some(number) => devmem::memory_of(number).read_words(frame, word, to),
@@ -137,7 +142,12 @@ impl farpage_mm::Machine for Machine {
             None => {
                 // SAFETY: as in `read_frame`, with the parts exchanged.
                 unsafe {
-                    copy_words(CopyRoutine::RepMovsq, ram::<u64>(frame.index()).add(word), from.as_ptr(), from.len());
+                    copy_words(
+                        CopyRoutine::RepMovsq,
+                        ram::<u64>(frame.index()).add(word),
+                        from.as_ptr(),
+                        from.len(),
+                    );
                 }
             }
             Some(number) => devmem::memory_of(number).write_words(frame, word, from),

@@ -232,7 +232,9 @@ pub(crate) fn large_extent<M: Machine>(
     let wanted = |i: u32| match cursor.entry_at(start.add(u64::from(i) * PAGE_SIZE)) {
         Entry::Leaf(leaf) => !leaf.special && leaf.frame == first.offset(i),
         Entry::NonPresent(SoftLeaf {
-            kind: SoftKind::DevicePrivate | SoftKind::DeviceExclusive, frame, ..
+            kind: SoftKind::DevicePrivate | SoftKind::DeviceExclusive,
+            frame,
+            ..
         }) => frame == first.offset(i),
         _ => false,
     };

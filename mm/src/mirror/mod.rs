@@ -172,8 +172,7 @@ impl<M: Machine> MirrorRef<M> {
         for _ in 0..ROUNDS {
             let count = notifier.read_begin().ok_or(HmmError::Fault(range.start))?;
             let owner = Some(self.owner);
-            let request =
-                RangeFault { range, want, per_page: false, owner, under: Some((notifier, count)) };
+            let request = RangeFault { range, want, per_page: false, owner, under: Some((notifier, count)) };
             match space.range_fault(&request, pfns) {
                 Ok(()) => {}
                 Err(HmmError::Busy) => continue,

@@ -132,7 +132,11 @@ impl MirrorTable {
                 Word::None => return None,
                 Word::Leaf(first, attrs) => {
                     let page = (addr.0 & (level.size() - 1)) >> crate::types::PAGE_SHIFT;
-                    return Some(MirrorEntry { frame: first.offset(page as u32), attrs, order: level.order() });
+                    return Some(MirrorEntry {
+                        frame: first.offset(page as u32),
+                        attrs,
+                        order: level.order(),
+                    });
                 }
                 Word::Table(next) => (key, level) = (next, below(level)),
             }

@@ -51,7 +51,13 @@ fn random_actions_agree_with_the_model() {
     }
     assert!(sum.actions >= wanted(), "all of them");
     // A path that nobody takes is not tested. These need threads, a fork, or a change of protection.
-    let later = [Event::PgFaultSpurious, Event::WriteUpgrade, Event::CowCopy, Event::FaultWait];
+    let later = [
+        Event::PgFaultSpurious,
+        Event::WriteUpgrade,
+        Event::CowCopy,
+        Event::ExclusiveFault,
+        Event::FaultWait,
+    ];
     let never = |event: &Event| sum.events[*event as usize] == 0;
     let missed: Vec<_> = Event::ALL.iter().filter(|e| never(e)).map(|e| e.name()).collect();
     assert_eq!(missed, later.map(Event::name), "events that did not happen");
