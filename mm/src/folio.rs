@@ -18,12 +18,15 @@ use core::sync::atomic::{
     Ordering::{AcqRel, Acquire, Relaxed, Release},
 };
 
+use farpage_lock::BitLock;
+
 use crate::counters::Event;
 use crate::error::OutOfMemory;
 use crate::frames::Frames;
-use crate::machine::{Machine, WaitKey};
+use crate::machine::Machine;
 use crate::mm::Mm;
 use crate::slab::{NIL, Slot, SlotHeader};
+use crate::sync::OnMachine;
 use crate::types::{Frame, Order, Place};
 use crate::zone::{Need, Zone};
 
@@ -35,7 +38,7 @@ pub struct Folio {
     refs: AtomicU32,
     maps: AtomicU32,
     migs: AtomicU32,
-    lock: AtomicU32,
+    lock: BitLock,
     /// First frame.
     frame: AtomicU64,
     /// Order in the low byte, [`DIRTY`] and [`RESIDENT`] above.
@@ -55,8 +58,6 @@ pub struct Folio {
 const DIRTY: u32 = 1 << 8;
 /// Counted as having moved to its device, so its end must be counted too.
 const RESIDENT: u32 = 1 << 9;
-const LOCKED: u32 = 1;
-const WAITERS: u32 = 2;
 
 impl Slot for Folio {
     const KIND: u8 = 1;
@@ -119,7 +120,7 @@ impl Folio {
     /// True while somebody holds its lock.
     #[must_use]
     pub fn is_locked(&self) -> bool {
-        self.lock.load(Relaxed) & LOCKED != 0
+        self.lock.is_locked()
     }
     /// True when its contents changed since they were last written back; kept over migration.
     #[must_use]
@@ -190,8 +191,8 @@ impl Folio {
     pub(crate) fn slab_index(&self) -> u32 {
         self.header.key()
     }
-    pub(crate) fn wait_key(&self) -> WaitKey {
-        WaitKey(ptr::from_ref(self).addr())
+    fn wait_key(&self) -> usize {
+        ptr::from_ref(self).addr()
     }
 
     /// `n` more entries map it; their references are added too.
@@ -271,23 +272,18 @@ impl Folio {
 
     #[inline(always)]
     fn try_lock_raw(&self) -> bool {
-        self.lock.fetch_or(LOCKED, Acquire) & LOCKED == 0
+        self.lock.try_lock()
     }
 
     #[inline(always)]
     fn unlock_raw<M: Machine>(&self) {
-        if self.lock.swap(0, Release) & WAITERS != 0 {
-            M::wake(self.wait_key());
-        }
+        self.lock.unlock::<OnMachine<M>>(|| self.wait_key());
     }
 
     /// Sleeps until the folio is unlocked. The caller holds no spin lock and no reference is needed: descriptors are
     /// type-stable, and a folio that was freed meanwhile is not locked.
     pub(crate) fn wait_unlocked<M: Machine>(&self) {
-        M::wait(self.wait_key(), &|| {
-            let locked = self.lock.load(Acquire) & LOCKED != 0;
-            locked && self.lock.fetch_or(WAITERS, AcqRel) & LOCKED != 0
-        });
+        self.lock.wait_free::<OnMachine<M>>(self.wait_key());
     }
 }
 
@@ -511,7 +507,7 @@ impl<M: Machine> Mm<M> {
     pub(crate) fn init_folio(&self, folio: &Folio, frame: Frame, order: Order, link: RmapLink) {
         folio.maps.store(0, Relaxed);
         folio.migs.store(0, Relaxed);
-        folio.lock.store(0, Relaxed);
+        folio.lock.reset();
         folio.frame.store(frame.raw(), Relaxed);
         folio.meta.store(u32::from(order.get()), Relaxed);
         folio.driver.store(0, Relaxed);

@@ -11,7 +11,8 @@
 
 use core::marker::PhantomData;
 use core::ops::{Deref, DerefMut};
-use core::ptr;
+
+use farpage_lock::Sleeper;
 
 use crate::machine::{Machine, WaitKey};
 
@@ -91,82 +92,18 @@ impl<M: Machine, T> DerefMut for SpinGuard<'_, M, T> {
     }
 }
 
-/// A readers-writer lock whose waiters sleep; for the VMA lock, which is held across allocation and copying.
-pub(crate) struct SleepRwLock<M, T> {
-    inner: spin::RwLock<T>,
-    machine: PhantomData<fn() -> M>,
-}
+/// How the waiters of a [`farpage_lock`] sleep on this machine.
+pub(crate) struct OnMachine<M>(PhantomData<fn() -> M>);
 
-/// A [`SleepRwLock`] held shared.
-pub(crate) struct ReadGuard<'a, M: Machine, T> {
-    inner: spin::RwLockReadGuard<'a, T>,
-    _wake: WakeOnDrop<M>,
-}
-
-/// A [`SleepRwLock`] held alone.
-pub(crate) struct WriteGuard<'a, M: Machine, T> {
-    inner: spin::RwLockWriteGuard<'a, T>,
-    _wake: WakeOnDrop<M>,
-}
-
-/// Wakes sleepers after the guard before it was released.
-struct WakeOnDrop<M: Machine>(WaitKey, PhantomData<fn() -> M>);
-
-impl<M: Machine> Drop for WakeOnDrop<M> {
-    #[inline(always)]
-    fn drop(&mut self) {
-        M::wake(self.0);
+impl<M: Machine> Sleeper for OnMachine<M> {
+    fn wait(key: usize, still: &dyn Fn() -> bool) {
+        M::wait(WaitKey(key), still);
+    }
+    fn wake(key: usize) {
+        M::wake(WaitKey(key));
     }
 }
 
-impl<M, T: Default> Default for SleepRwLock<M, T> {
-    fn default() -> Self {
-        Self { inner: spin::RwLock::new(T::default()), machine: PhantomData }
-    }
-}
-
-impl<M: Machine, T> SleepRwLock<M, T> {
-    fn key(&self) -> WaitKey {
-        WaitKey(ptr::from_ref(self).addr())
-    }
-
-    #[inline(always)]
-    pub(crate) fn read(&self) -> ReadGuard<'_, M, T> {
-        loop {
-            if let Some(inner) = self.inner.try_read() {
-                return ReadGuard { inner, _wake: WakeOnDrop(self.key(), PhantomData) };
-            }
-            M::wait(self.key(), &|| self.inner.writer_count() > 0);
-        }
-    }
-
-    pub(crate) fn write(&self) -> WriteGuard<'_, M, T> {
-        loop {
-            if let Some(inner) = self.inner.try_write() {
-                return WriteGuard { inner, _wake: WakeOnDrop(self.key(), PhantomData) };
-            }
-            M::wait(self.key(), &|| self.inner.writer_count() > 0 || self.inner.reader_count() > 0);
-        }
-    }
-}
-
-impl<M: Machine, T> Deref for ReadGuard<'_, M, T> {
-    type Target = T;
-    #[inline(always)]
-    fn deref(&self) -> &T {
-        &self.inner
-    }
-}
-
-impl<M: Machine, T> Deref for WriteGuard<'_, M, T> {
-    type Target = T;
-    fn deref(&self) -> &T {
-        &self.inner
-    }
-}
-
-impl<M: Machine, T> DerefMut for WriteGuard<'_, M, T> {
-    fn deref_mut(&mut self) -> &mut T {
-        &mut self.inner
-    }
-}
+/// A readers-writer lock whose waiters sleep; for the VMA lock, which is held across allocation and copying. A writer that
+/// waits holds new readers back, so no thread may read-lock what it has read-locked already.
+pub(crate) type SleepRwLock<M, T> = farpage_lock::RwLock<OnMachine<M>, T>;

@@ -25,8 +25,9 @@ struct HostCrate {
     prefix: &'static str,
 }
 
-const CRATES: [HostCrate; 7] = [
+const CRATES: [HostCrate; 8] = [
     HostCrate { package: "farpage-mm", folder: "mm", prefix: "mm" },
+    HostCrate { package: "farpage-lock", folder: "lock", prefix: "lock" },
     HostCrate { package: "farpage-device", folder: "device", prefix: "device" },
     HostCrate { package: "farpage-boot", folder: "boot", prefix: "boot" },
     HostCrate { package: "farpage-kernel", folder: "kernel", prefix: "kernel-logic" },
