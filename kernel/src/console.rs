@@ -9,6 +9,7 @@ use kernel_logic::cmdline::LogLevel;
 use log::{LevelFilter, Log, Metadata, Record};
 use spin::Mutex;
 
+use crate::arch::x86_64::percpu;
 use crate::arch::x86_64::serial::{self, Serial};
 
 /// A serial port that takes text.
@@ -53,7 +54,10 @@ pub(crate) fn emergency() -> Console {
 
 /// Does `body` with the console locked, so that nothing comes in between.
 pub(crate) fn with<T>(body: impl FnOnce(&mut Console) -> T) -> T {
-    body(&mut CONSOLE.lock())
+    percpu::preempt_disable();
+    let result = body(&mut CONSOLE.lock());
+    percpu::preempt_enable();
+    result
 }
 
 #[doc(hidden)]

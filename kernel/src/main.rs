@@ -17,6 +17,7 @@ mod measure;
 mod memory;
 mod mm_tests;
 mod report;
+mod task;
 mod testing;
 mod tour;
 mod vm;

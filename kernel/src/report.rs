@@ -11,7 +11,7 @@ use ktest::exit::Exit;
 
 use crate::arch::x86_64::trap::TrapFrame;
 use crate::arch::x86_64::{entry, percpu, tlb, walk::Walk};
-use crate::{backtrace, console, exit};
+use crate::{backtrace, console, exit, task};
 
 /// The kind of a fatal fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,7 +112,13 @@ fn write_panic(out: &mut console::Console, info: &core::panic::PanicInfo<'_>, rb
     match info.location() {
         Some(at) => {
             ktest::record!(out, "panic", at = at, message = info.message())?;
-            writeln!(out, "panic at {at} on cpu {}: {}", percpu::cpu_id(), info.message())?;
+            writeln!(
+                out,
+                "panic at {at} on cpu {} in {}: {}",
+                percpu::cpu_id(),
+                task::current(),
+                info.message()
+            )?;
         }
         None => ktest::record!(out, "panic", message = info.message())?,
     }
@@ -137,7 +143,7 @@ fn write_fatal(
         )?,
         None => ktest::record!(out, "fault", kind = kind.name(), rip = format_args!("{rip:#x}"))?,
     }
-    write!(out, "fatal fault on cpu {}: ", percpu::cpu_id())?;
+    write!(out, "fatal fault on cpu {} in {}: ", percpu::cpu_id(), task::current())?;
     write_what(out, kind, frame, address)?;
     write_registers(out, frame)?;
     if let Some(address) = address {
@@ -154,7 +160,7 @@ fn write_what(out: &mut dyn Write, kind: Kind, frame: &TrapFrame, address: Optio
         (Kind::StackOverflow, _) => writeln!(
             out,
             "stack overflow: the {} KiB of the thread's stack are used up (RSP {:#x})",
-            crate::arch::x86_64::stacks::THREAD_STACK >> 10,
+            crate::arch::x86_64::stacks::len_of_current() >> 10,
             frame.rsp
         ),
         (Kind::PageFault, Some(address)) => {

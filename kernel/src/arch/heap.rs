@@ -12,6 +12,7 @@ use kernel_logic::ranges::OutOfFrames;
 use linked_list_allocator::Heap;
 use spin::Mutex;
 
+use super::x86_64::percpu;
 use crate::bootmem;
 
 /// The heap's size. It does not grow.
@@ -33,13 +34,18 @@ unsafe impl GlobalAlloc for KernelHeap {
             self.forbidden.store(0, Ordering::Relaxed);
             panic!("{} bytes were allocated from the kernel heap while that was forbidden", layout.size());
         }
-        self.heap.lock().allocate_first_fit(layout).map_or(core::ptr::null_mut(), NonNull::as_ptr)
+        percpu::preempt_disable();
+        let memory = self.heap.lock().allocate_first_fit(layout);
+        percpu::preempt_enable();
+        memory.map_or(core::ptr::null_mut(), NonNull::as_ptr)
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
         if let Some(pointer) = NonNull::new(pointer) {
+            percpu::preempt_disable();
             // SAFETY: the caller gives back what `alloc` gave for this layout.
             unsafe { self.heap.lock().deallocate(pointer, layout) };
+            percpu::preempt_enable();
         }
     }
 }

@@ -10,6 +10,7 @@ pub(crate) mod shared;
 pub(crate) mod skip;
 pub(crate) mod user;
 
+use core::marker::PhantomData;
 use core::mem::size_of;
 use core::ptr;
 use core::sync::atomic::AtomicU64;
@@ -20,11 +21,12 @@ use farpage_mm::{
     Frame, FreshFrame, MapStorage, Mm, Order, PAGE_SIZE, Space, TableWords, Vaddr, WaitKey,
 };
 use kernel_logic::ranges::OutOfFrames;
+use x86_64::instructions::interrupts;
 use x86_64::{PhysAddr, VirtAddr};
 
 use crate::arch::x86_64::fault::{self, FaultRegs};
 use crate::arch::x86_64::{paging, percpu, tlb};
-use crate::bootmem;
+use crate::{bootmem, task};
 
 /// This machine.
 #[derive(Debug)]
@@ -188,11 +190,13 @@ impl farpage_mm::Machine for Machine {
 
     #[cold]
     fn wait(key: WaitKey, still: &dyn Fn() -> bool) {
-        assert!(!still(), "a sleep on {:#x} that nobody is left to end: there is one thread", key.0);
+        task::wait(key.0, still);
     }
 
-    #[inline(always)]
-    fn wake(_key: WaitKey) {}
+    #[cold]
+    fn wake(key: WaitKey) {
+        task::wake(key.0);
+    }
 
     #[inline(always)]
     fn count(event: Event, n: u64) {
@@ -223,29 +227,75 @@ pub(crate) fn map_storage(frames: u32) -> Result<MapStorage, OutOfFrames> {
     Ok(MapStorage::new(unsafe { core::slice::from_raw_parts(first, words) }))
 }
 
-/// An address space is loaded on this CPU while this lives; then the kernel's own table is again.
+/// An address space is loaded for this thread while this lives; then the kernel's own table is again.
 #[derive(Debug)]
-pub(crate) struct Active<'a>(&'a AddressSpace<Machine>);
+pub(crate) struct Active<'a>(PhantomData<&'a AddressSpace<Machine>>, NotSend);
 
-/// Loads an address space on this CPU.
+/// What belongs to one thread.
+type NotSend = PhantomData<*const ()>;
+
+/// Loads an address space for the running thread: whenever it runs, until the guard is dropped. Others may load the same.
 ///
 /// # Panics
-/// When one is loaded already.
+/// When the thread has one already.
 pub(crate) fn activate(space: &AddressSpace<Machine>) -> Active<'_> {
     assert_eq!(percpu::current_space(), 0, "an address space is loaded already");
-    space.loaded_on(percpu::cpu_id() as usize);
-    percpu::set_current_space(ptr::from_ref(space.space()) as u64);
-    // SAFETY: the root was made with `fill_kernel_half`, and the guard's borrow keeps it alive while it is loaded.
-    unsafe { tlb::load_root(frame_of(space.root_pfn())) };
-    Active(space)
+    interrupts::without_interrupts(|| load(Loaded(ptr::from_ref(space.space()) as u64)));
+    Active(PhantomData, PhantomData)
 }
 
 impl Drop for Active<'_> {
     fn drop(&mut self) {
-        // SAFETY: the kernel's own table lives for ever.
-        unsafe { tlb::load_root(paging::kernel_root()) };
-        percpu::set_current_space(0);
-        self.0.unloaded_from(percpu::cpu_id() as usize);
+        interrupts::without_interrupts(|| load(Loaded::NONE));
+    }
+}
+
+/// An address space that a thread has loaded while it runs, for as long as an [`Active`] of that thread lives; or none.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Loaded(u64);
+
+impl Loaded {
+    /// Only the kernel's half.
+    pub(crate) const NONE: Self = Self(0);
+
+    /// What the running thread has loaded.
+    #[inline(always)]
+    pub(crate) fn now() -> Self {
+        Self(percpu::current_space())
+    }
+
+    #[inline(always)]
+    fn space(self) -> Option<&'static Space<Machine>> {
+        if self.0 == 0 {
+            return None;
+        }
+        // SAFETY: `activate` made the word, and its guard takes it away before the space can go. Spaces lie in type-stable
+        // memory of their slab.
+        Some(unsafe { &*(self.0 as *const Space<Machine>) })
+    }
+}
+
+/// Loads what the thread that runs from now on wants. A space is noted as loaded on this CPU exactly while it is, so any
+/// number of threads may have it. With interrupts off.
+pub(crate) fn load(to: Loaded) {
+    let from = Loaded::now();
+    if from == to {
+        return;
+    }
+    let cpu = percpu::cpu_id() as usize;
+    let root = match to.space() {
+        Some(space) => {
+            space.loaded_on(cpu);
+            frame_of(space.root_pfn())
+        }
+        None => paging::kernel_root(),
+    };
+    percpu::set_current_space(to.0);
+    // SAFETY: the kernel's own table lives for ever; a space's root was made with `fill_kernel_half`, and the guard's borrow
+    // keeps the space alive as long as the thread may have it loaded.
+    unsafe { tlb::load_root(root) };
+    if let Some(space) = from.space() {
+        space.unloaded_from(cpu);
     }
 }
 
@@ -288,13 +338,7 @@ pub(crate) fn peek(frame: Frame, word: usize) -> u64 {
 /// Nothing can be done about it: the access fails.
 #[inline(always)]
 pub(crate) fn user_fault(regs: FaultRegs) -> Result<(), ()> {
-    let space = percpu::current_space();
-    if space == 0 {
-        return Err(());
-    }
-    // SAFETY: `activate` put it there, and its guard takes it away before the space can go. Spaces lie in type-stable
-    // memory of their slab.
-    let space: &'static Space<Machine> = unsafe { &*(space as *const Space<Machine>) };
+    let Some(space) = Loaded::now().space() else { return Err(()) };
     match space.handle_fault(&fault_info(&regs)) {
         Ok(FaultOutcome::Spurious) => {
             fault::spurious(&regs);

@@ -3,17 +3,21 @@
 use farpage_mm::FaultError;
 use spin::Mutex;
 
+use crate::arch::x86_64::percpu;
+use crate::arch::x86_64::stacks::MAX_THREADS;
+
 pub(crate) use crate::arch::x86_64::uaccess::{
     UserFault, user_fill, user_find_other, user_read_u64, user_touch_read, user_touch_write, user_write_u64,
 };
 
-static REFUSAL: Mutex<Option<FaultError>> = Mutex::new(None);
+/// The last of each thread.
+static REFUSAL: [Mutex<Option<FaultError>>; MAX_THREADS] = [const { Mutex::new(None) }; MAX_THREADS];
 
 pub(super) fn note_refusal(error: FaultError) {
-    *REFUSAL.lock() = Some(error);
+    *REFUSAL[percpu::current_thread()].lock() = Some(error);
 }
 
-/// Why the last refused fault was refused; asking forgets it.
+/// Why the last refused fault of this thread was refused; asking forgets it.
 pub(crate) fn last_refusal() -> Option<FaultError> {
-    REFUSAL.lock().take()
+    REFUSAL[percpu::current_thread()].lock().take()
 }

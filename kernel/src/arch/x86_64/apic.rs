@@ -107,10 +107,11 @@ pub(crate) fn rates() -> Rates {
     *RATES.call_once(|| interrupts::without_interrupts(measure))
 }
 
-/// The handler.
+/// The handler. May come back much later, after other threads have run.
 pub(super) fn timer_interrupt() {
     percpu::count_tick();
     end_of_interrupt();
+    crate::task::tick();
 }
 
 pub(super) fn end_of_interrupt() {

@@ -18,6 +18,7 @@ pub(crate) mod percpu;
 pub(crate) mod port;
 pub(crate) mod serial;
 pub(crate) mod stacks;
+pub(crate) mod switch;
 pub(crate) mod tlb;
 pub(crate) mod trap;
 mod trap_tests;
@@ -49,7 +50,7 @@ pub(crate) fn enter_own_tables(next: extern "C" fn() -> !) -> Result<core::conve
     let root = paging::build()?;
     device_map::init()?;
     paging::use_own_map();
-    stacks::use_thread_stack();
+    stacks::use_stack_of(0);
     // SAFETY: the new tables map the image and its stacks as they are linked. What else the boot still needs, it has
     // copied into statics of the image or reaches through the direct map.
     unsafe { entry::switch(root, stacks::thread_top(), next) }

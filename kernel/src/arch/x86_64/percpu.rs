@@ -33,6 +33,8 @@ pub(crate) struct PerCpu {
     pub(super) kernel_stack_top: AtomicU64,
     /// A word for whoever manages address spaces: which one is loaded.
     current_space: AtomicU64,
+    /// The number of the running thread.
+    current_thread: AtomicU32,
     /// Page faults taken, to tell what "running" means for spurious ones.
     pub(super) page_faults: AtomicU64,
     /// The last spurious fault: address, instruction, number, and how many times running.
@@ -58,6 +60,7 @@ impl PerCpu {
             stack_room: AtomicU64::new(u64::MAX),
             kernel_stack_top: AtomicU64::new(0),
             current_space: AtomicU64::new(0),
+            current_thread: AtomicU32::new(0),
             page_faults: AtomicU64::new(0),
             spurious: [const { AtomicU64::new(0) }; 4],
             ticks: AtomicU64::new(0),
@@ -154,7 +157,7 @@ pub(crate) fn count_one<const EVENT: usize>() {
 
 /// Counts a page fault on this CPU.
 #[inline(always)]
-pub(super) fn count_page_fault() {
+pub(crate) fn count_page_fault() {
     // SAFETY: adds to a word of this CPU's block.
     unsafe { asm!("inc qword ptr gs:[{}]", const offset_of!(PerCpu, page_faults), options(nostack)) };
 }
@@ -187,6 +190,44 @@ pub(crate) fn current_space() -> u64 {
 #[inline(always)]
 pub(crate) fn set_current_space(space: u64) {
     this().current_space.store(space, Ordering::Relaxed);
+}
+
+/// The number of the thread that runs on this CPU.
+#[inline(always)]
+pub(crate) fn current_thread() -> usize {
+    this().current_thread.load(Ordering::Relaxed) as usize
+}
+
+/// Says which thread runs on this CPU. With interrupts off.
+pub(crate) fn set_current_thread(number: usize) {
+    this().current_thread.store(number as u32, Ordering::Relaxed);
+}
+
+/// What the running thread knows of its last spurious fault; kept for it while others run. See [`super::fault::spurious`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Spurious([u64; 4]);
+
+impl Spurious {
+    /// That of a thread that has had none.
+    pub(crate) const NONE: Self = Self([0; 4]);
+
+    /// Takes the running thread's, with the number of its last fault counted from now.
+    pub(crate) fn take() -> Self {
+        let block = this();
+        let now = block.page_faults.load(Ordering::Relaxed);
+        let [addr, rip, last, running] = block.spurious.each_ref().map(|word| word.load(Ordering::Relaxed));
+        Self([addr, rip, now.wrapping_sub(last), running])
+    }
+
+    /// Makes it that of the thread that runs from now on: faults of others in between do not count.
+    pub(crate) fn put(self) {
+        let block = this();
+        let now = block.page_faults.load(Ordering::Relaxed);
+        let [addr, rip, before, running] = self.0;
+        for (word, value) in block.spurious.iter().zip([addr, rip, now.wrapping_sub(before), running]) {
+            word.store(value, Ordering::Relaxed);
+        }
+    }
 }
 
 crate::ktest! {

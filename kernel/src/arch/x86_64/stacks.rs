@@ -1,4 +1,5 @@
-//! The stacks of the boot CPU: one for the thread that boots, and one for each use of the interrupt stack table.
+//! The stacks: one for the thread that boots, one for each other thread there can be, and one for each use of the interrupt
+//! stack table of the boot CPU.
 //!
 //! Each has a guard page below, which is left out when the kernel's image is mapped, so that running over the end is a
 //! page fault and not a silent write into the next object. The compiler probes large frames page by page, so no frame
@@ -13,7 +14,11 @@ use super::percpu;
 /// Bytes of a guard page.
 const GUARD: usize = 4096;
 /// Bytes of the thread's stack. Nested faults are the deepest use: about 1.3 KiB each.
-pub(crate) const THREAD_STACK: usize = 512 * 1024;
+const THREAD_STACK: usize = 512 * 1024;
+/// Bytes of the stack of another thread.
+const SPAWNED_STACK: usize = 64 * 1024;
+/// How many threads there can be, the boot thread among them.
+pub(crate) const MAX_THREADS: usize = 17;
 /// Bytes of an interrupt stack. The report of a fatal fault runs on it.
 const INTERRUPT_STACK: usize = 24 * 1024;
 
@@ -69,6 +74,7 @@ impl Ist {
 }
 
 static THREAD: Stack<THREAD_STACK> = Stack::new();
+static SPAWNED: [Stack<SPAWNED_STACK>; MAX_THREADS - 1] = [const { Stack::new() }; MAX_THREADS - 1];
 static INTERRUPT: [Stack<INTERRUPT_STACK>; 5] = [const { Stack::new() }; 5];
 
 /// The end of the stack of an IST entry, where the CPU begins to push.
@@ -81,9 +87,17 @@ pub(super) fn thread_top() -> u64 {
     THREAD.bytes().end
 }
 
-/// Tells the trap stub that the boot thread's stack is in use from now on.
-pub(super) fn use_thread_stack() {
-    let stack = THREAD.bytes();
+/// The stack of thread `number`; 0 is the boot thread.
+///
+/// # Panics
+/// There is no such thread.
+pub(super) fn of_thread(number: usize) -> Range<u64> {
+    if number == 0 { THREAD.bytes() } else { SPAWNED[number - 1].bytes() }
+}
+
+/// Tells the trap stub that the stack of thread `number` is in use from now on.
+pub(super) fn use_stack_of(number: usize) {
+    let stack = of_thread(number);
     let block = percpu::this();
     block.stack_floor.store(stack.start + FRAME_RESERVE, Ordering::Relaxed);
     block.stack_room.store(stack.end - stack.start - FRAME_RESERVE, Ordering::Relaxed);
@@ -92,11 +106,18 @@ pub(super) fn use_thread_stack() {
 
 /// The pages that must not be mapped.
 pub(crate) fn guards() -> impl Iterator<Item = Range<u64>> {
-    core::iter::once(THREAD.guard()).chain(INTERRUPT.iter().map(Stack::guard))
+    let threads = core::iter::once(THREAD.guard()).chain(SPAWNED.iter().map(Stack::guard));
+    threads.chain(INTERRUPT.iter().map(Stack::guard))
 }
 
-/// Is this a stack pointer, or an address, at the end of the thread's stack: in its guard page or in the reserve above?
+/// Bytes of the running thread's stack.
+pub(crate) fn len_of_current() -> u64 {
+    percpu::this().stack_room.load(Ordering::Relaxed) + FRAME_RESERVE
+}
+
+/// Is this a stack pointer, or an address, at the end of the running thread's stack: in its guard page or in the reserve
+/// above?
 pub(crate) fn is_overflow(address: u64) -> bool {
-    let (guard, stack) = (THREAD.guard(), THREAD.bytes());
-    (guard.start..stack.start + FRAME_RESERVE).contains(&address)
+    let floor = percpu::this().stack_floor.load(Ordering::Relaxed);
+    (floor.saturating_sub(FRAME_RESERVE + GUARD as u64)..floor).contains(&address)
 }
