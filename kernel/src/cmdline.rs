@@ -59,6 +59,8 @@ pub struct CommandLine<'a> {
     pub actions: Option<u64>,
     /// `seed=N`: the first seed of those lists.
     pub seed: u64,
+    /// `coherent=2,3`: numbers of the devices whose memory CPUs map where it lies; none if empty.
+    pub coherent: &'a str,
 }
 
 /// What is wrong with a word.
@@ -87,8 +89,8 @@ impl fmt::Display for CommandLineError<'_> {
             Self::NoValue(word) => write!(f, "command line: \"{word}\" is not of the form key=value"),
             Self::UnknownKey(key) => write!(
                 f,
-                "command line: there is no \"{key}\"; known are run, log, filter, exact, icount, wall, sizes, actions \
-                 and seed"
+                "command line: there is no \"{key}\"; known are run, log, filter, exact, icount, wall, sizes, actions, \
+                 seed and coherent"
             ),
             Self::BadValue { key, value, expected } => {
                 write!(f, "command line: {key} cannot be \"{value}\"; it is one of {expected}")
@@ -127,6 +129,12 @@ impl<'a> CommandLine<'a> {
         }
     }
 
+    /// Is the device of this number to be coherent?
+    #[must_use]
+    pub fn is_coherent(&self, device: usize) -> bool {
+        self.coherent.split(',').any(|number| number.parse() == Ok(device))
+    }
+
     fn set(&mut self, key: &'a str, value: &'a str) -> Result<(), CommandLineError<'a>> {
         match key {
             "run" => {
@@ -157,6 +165,8 @@ impl<'a> CommandLine<'a> {
             "sizes" => self.sizes = value,
             "actions" => self.actions = Some(number("actions", value)?),
             "seed" => self.seed = number("seed", value)?,
+            "coherent" if value.split(',').all(|n| n.parse::<u8>().is_ok()) => self.coherent = value,
+            "coherent" => return Err(bad("coherent", value, "device numbers, separated by commas")),
             _ => return Err(CommandLineError::UnknownKey(key)),
         }
         Ok(())
@@ -216,6 +226,16 @@ mod tests {
         assert_eq!(CommandLine::parse("run=test").map(|line| line.actions), Ok(None));
         let error = CommandLine::parse("actions=many").expect_err("a bad value");
         assert_eq!(error.to_string(), "command line: actions cannot be \"many\"; it is one of 0, 1, 2, ...");
+    }
+
+    #[test]
+    fn coherent_devices_are_named_by_number() {
+        let line = CommandLine::parse("coherent=2,3").expect("good words");
+        assert_eq!([0, 1, 2, 3].map(|n| line.is_coherent(n)), [false, false, true, true]);
+        assert!(!CommandLine::default().is_coherent(0));
+        for wrong in ["coherent=", "coherent=all", "coherent=1,,2", "coherent=1;2"] {
+            assert!(CommandLine::parse(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -39,9 +39,11 @@ const BLOCK: u64 = 512;
 /// [`InitError`].
 pub(crate) fn init() -> Result<Result<usize, DeviceError>, InitError> {
     let devices = devmem::init();
-    let count = devmem::devices().count() as u32;
-    let first = devmem::device(0).map_or(0, |device| (device.len_bytes() >> 20) as u32);
-    testing::set_devices(count, first);
+    testing::set_devices(testing::Devices {
+        count: devmem::devices().count() as u32,
+        first_mib: devmem::device(0).map_or(0, |device| (device.len_bytes() >> 20) as u32),
+        coherent: devmem::devices().filter(|device| device.place().is_coherent()).count() as u32,
+    });
 
     let frames = |range: &core::ops::Range<u64>| (range.start / PAGE_SIZE)..(range.end / PAGE_SIZE);
     let base = bootmem::ram().map(|r| frames(&r).start).min().unwrap_or(0) / BLOCK * BLOCK;

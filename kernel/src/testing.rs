@@ -68,12 +68,22 @@ pub(crate) fn set_audit(audit: Audit) {
     AUDIT.call_once(|| audit);
 }
 
-/// How many device-memory devices there are, and the MiB of the first.
-static DEVICES: Once<(u32, u32)> = Once::new();
+/// What tests may need of devices.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Devices {
+    /// How many device-memory devices there are.
+    pub(crate) count: u32,
+    /// The MiB of the first.
+    pub(crate) first_mib: u32,
+    /// How many of them are coherent.
+    pub(crate) coherent: u32,
+}
 
-/// Says how many device-memory devices the machine has, and how many MiB the first has; for tests that need some.
-pub(crate) fn set_devices(count: u32, first_mib: u32) {
-    DEVICES.call_once(|| (count, first_mib));
+static DEVICES: Once<Devices> = Once::new();
+
+/// Says what devices the machine has, for tests that need some.
+pub(crate) fn set_devices(devices: Devices) {
+    DEVICES.call_once(|| devices);
 }
 
 impl Test {
@@ -168,11 +178,14 @@ fn missing(needs: &Needs) -> Option<String> {
         return Some(alloc::format!("is for a machine with {memory} MiB of RAM, this one has {found}"));
     }
     let cpus = fwcfg::cpus().unwrap_or(1);
-    let (devices, device_mib) = DEVICES.get().copied().unwrap_or_default();
+    let devices = DEVICES.get().copied().unwrap_or_default();
+    // Who asks for a number of devices and not for coherent ones wants private ones.
+    let coherent = needs.coherent.or(needs.devices.map(|_| 0));
     for (what, asked, found) in [
         ("CPUs", needs.cpus, cpus),
-        ("devices", needs.devices, devices),
-        ("MiB of device memory", needs.device_mib, device_mib),
+        ("devices", needs.devices, devices.count),
+        ("MiB of device memory", needs.device_mib, devices.first_mib),
+        ("coherent devices", coherent, devices.coherent),
     ] {
         if asked.is_some_and(|asked| asked != found) {
             return Some(alloc::format!(

@@ -92,6 +92,13 @@ pub enum BarError {
         /// The raw register.
         raw: u32,
     },
+    /// It was given this address and has another.
+    NotTaken {
+        /// Which.
+        slot: u8,
+        /// What it was given.
+        address: u64,
+    },
     /// The bits that can be written are not one run up to the top.
     Mask {
         /// Which.
@@ -117,6 +124,7 @@ impl fmt::Display for BarError {
             }
             Self::Not64Bit { slot } => write!(f, "BAR{slot} is a 32-bit BAR and a 64-bit one is needed"),
             Self::Type { slot, raw } => write!(f, "BAR{slot} has no valid type, it reads {raw:#010x}"),
+            Self::NotTaken { slot, address } => write!(f, "BAR{slot} cannot be moved to {address:#x}"),
             Self::Mask { slot, mask } => write!(f, "BAR{slot} has no valid size, its mask is {mask:#x}"),
         }
     }
@@ -158,6 +166,29 @@ impl Bar {
         }
         check_place(slot, kind, address, size)?;
         Ok(Self { slot, kind, prefetchable: raw & 0b1000 != 0, address: PhysAddr::new(address), size })
+    }
+
+    /// Gives the BAR another address, where nothing else may answer. Decode is off for a moment: nothing may use the device
+    /// meanwhile, nor a mapping of the old address afterwards.
+    ///
+    /// # Errors
+    /// The address is no place for this BAR ([`BarError::Unassigned`], [`BarError::Unaligned`]), or the device does not keep
+    /// it ([`BarError::NotTaken`]).
+    pub fn move_to(
+        self,
+        config: &impl ConfigAccess,
+        function: PciAddress,
+        address: PhysAddr,
+    ) -> Result<Self, BarError> {
+        let Self { slot, kind, size, .. } = self;
+        let wanted = address.as_u64();
+        check_place(slot, kind, wanted, size)?;
+        let mut place = Sizing::begin(config, function, BAR0 + 4 * u16::from(slot), kind);
+        // What is put when it is dropped, before decode comes on again.
+        place.value = place.value & 0xF | wanted;
+        drop(place);
+        let moved = Self::read(config, function, slot)?;
+        if moved.address == address { Ok(moved) } else { Err(BarError::NotTaken { slot, address: wanted }) }
     }
 
     /// The BAR, if it has at least this size.

@@ -213,3 +213,34 @@ fn the_ecam_region_is_read_from_the_chipset() {
     let other = FakeBus::default().with(0, 0, 0, FakeFunction::new(0x8086, 0x1237).word(0x60, 0xB000_0001));
     assert_eq!(EcamRegion::of_chipset(&other), None, "a chipset without ECAM");
 }
+
+#[test]
+fn a_bar_is_moved_with_decode_off_and_nothing_else_changes() {
+    let bus = one(FakeFunction::ivshmem(0xF000_0000, 64 << 20).command(0x0507));
+    let before = bus.words(at(0, 3, 0));
+    let bar = read(&bus, 2).unwrap();
+    let there = PhysAddr::new(0x40_0000_0000);
+    let moved = bar.move_to(&bus, at(0, 3, 0), there).unwrap();
+    assert_eq!(moved, Bar { address: there, ..bar });
+    assert_eq!(read(&bus, 2), Ok(moved));
+    let mut after = bus.words(at(0, 3, 0));
+    assert_eq!((after[6], after[7]), (0xC, 0x40), "the type bits stay");
+    (after[6], after[7]) = (before[6], before[7]);
+    assert_eq!(after, before, "every other register is as it was");
+    assert_eq!(bus.violations.take(), [""; 0]);
+}
+
+#[test]
+fn a_bar_is_not_moved_to_where_it_cannot_lie() {
+    let bus = one(FakeFunction::ivshmem(0xF000_0000, 64 << 20));
+    let bar = read(&bus, 2).unwrap();
+    let move_to = |to| bar.move_to(&bus, at(0, 3, 0), PhysAddr::new(to));
+    let unaligned = BarError::Unaligned { slot: 2, address: 0x40_0010_0000, size: 64 << 20 };
+    assert_eq!(move_to(0x40_0010_0000), Err(unaligned));
+    assert_eq!(move_to(0), Err(BarError::Unassigned { slot: 2, size: 64 << 20 }));
+    assert_eq!(read(&bus, 2), Ok(bar), "it is where it was");
+    // A device that keeps only the low half of what it is given.
+    let deaf = one(FakeFunction::ivshmem(0xF000_0000, 64 << 20).mask(3, 0));
+    let error = bar.move_to(&deaf, at(0, 3, 0), PhysAddr::new(0x40_F000_0000)).unwrap_err();
+    assert!(matches!(error, BarError::NotTaken { .. } | BarError::Mask { .. }), "{error}");
+}

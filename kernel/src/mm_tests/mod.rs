@@ -4,6 +4,7 @@
 //! every word of memory. The runner audits all of it once more after each test.
 
 mod actions;
+mod coherent;
 mod devices;
 mod faults;
 mod injected;

@@ -67,13 +67,13 @@ fn shapes() -> [(HugeAdvice, u64); 2] {
 }
 
 /// The addresses to look at.
-fn probes(range: VaRange) -> impl Iterator<Item = u64> {
+pub(super) fn probes(range: VaRange) -> impl Iterator<Item = u64> {
     let step = range.len() / PROBES;
     (0..PROBES).map(move |n| range.start.0 + n * step + 8 * n)
 }
 
 /// Writes a word of user memory as another CPU would, which has none of this one's translations.
-fn write_from_elsewhere(space: &Space, addr: u64, value: u64) -> Result<(), Unmet> {
+pub(super) fn write_from_elsewhere(space: &Space, addr: u64, value: u64) -> Result<(), Unmet> {
     let done = space.space().handle_fault(&FaultInfo::new(Vaddr(addr), Access::Write));
     let Some(frame) = frame_at(space, addr).filter(|frame| done.is_ok() && frame.place().is_ram()) else {
         crate::fail!("{addr:#x} is not in RAM: {done:?}");
@@ -84,14 +84,14 @@ fn write_from_elsewhere(space: &Space, addr: u64, value: u64) -> Result<(), Unme
 
 /// A case: prepares `range`, lets `flushing` happen inside the call of its first argument, and counts the probes that saw
 /// what they must not.
-type Case = fn(
+pub(super) type Case = fn(
     &Space,
     VaRange,
     &mut dyn FnMut(&mut dyn FnMut() -> Result<(), Unmet>) -> Result<(), Unmet>,
 ) -> Result<u64, Unmet>;
 
 /// Runs a case with all flushes, and once more without those for `reason`.
-fn with_and_without(reason: FlushReason, case: Case) -> Result<(), Unmet> {
+pub(super) fn with_and_without(reason: FlushReason, case: Case) -> Result<(), Unmet> {
     for (advice, step) in shapes() {
         in_space(|space| {
             let range = map(space, step * PROBES, advice)?;

@@ -15,8 +15,9 @@ use farpage_mm::{
 use kernel_logic::ranges::OutOfFrames;
 use spin::Once;
 
+use super::coherent::NoPlace;
 use super::rig::Rigged;
-use super::{Machine, count_bulk, map_storage, mm, ram, words_of};
+use super::{Machine, coherent, count_bulk, map_storage, mm, ram, words_of};
 use crate::arch::x86_64::device_map::{MapDeviceError, map_device};
 use crate::arch::x86_64::memtype::MemoryType;
 use crate::arch::x86_64::port;
@@ -29,6 +30,9 @@ pub(crate) struct Device {
     /// How configuration space was reached.
     pub(crate) config: &'static str,
     memory: DeviceMemory,
+    place: Place,
+    /// The frame number of its first page.
+    base: u32,
     /// Splits of folios that the memory manager told of; a driver with state per folio would copy it here.
     splits: core::sync::atomic::AtomicU64,
 }
@@ -47,6 +51,8 @@ pub(crate) enum DeviceError {
     NoRam(OutOfFrames),
     /// The memory manager does not take it.
     Refused(RangeError),
+    /// There is no address at which CPUs may cache it.
+    NoPlace(NoPlace),
 }
 
 impl fmt::Display for DeviceError {
@@ -63,6 +69,7 @@ impl fmt::Display for DeviceError {
                 )
             }
             Self::Refused(error) => write!(f, "the device is refused: {error}"),
+            Self::NoPlace(error) => write!(f, "the device's memory cannot be coherent: {error}"),
         }
     }
 }
@@ -103,28 +110,43 @@ fn ecam(ports: &LegacyPorts<Ports>) -> Option<Ecam> {
 fn init_with(config: &impl ConfigAccess, how: &'static str) -> Result<usize, DeviceError> {
     let mut found = 0;
     for device in ivshmem::find(config).take(MAX_DEVICES) {
-        let function = device.map_err(DeviceError::Ivshmem)?;
-        register(found, function, how)?;
+        let mut function = device.map_err(DeviceError::Ivshmem)?;
+        let place = if crate::boot().command.is_coherent(found) {
+            coherent::settle(config, &mut function, found)?;
+            Place::coherent(found)
+        } else {
+            Place::device(found)
+        };
+        register(found, place, function, how)?;
         found += 1;
     }
     if found == 0 { Err(DeviceError::Ivshmem(IvshmemError::Missing)) } else { Ok(found) }
 }
 
-fn register(number: usize, function: Ivshmem, config: &'static str) -> Result<(), DeviceError> {
+fn register(number: usize, place: Place, function: Ivshmem, config: &'static str) -> Result<(), DeviceError> {
     let bar = function.memory;
     let pages = (bar.size / PAGE_SIZE) as u32;
-    let virt =
-        map_device(bar.address.as_u64(), bar.size, MemoryType::WriteCombining).map_err(DeviceError::Map)?;
+    let cached = place.is_coherent();
+    let memory_type = if cached { MemoryType::WriteBack } else { MemoryType::WriteCombining };
+    let virt = map_device(bar.address.as_u64(), bar.size, memory_type).map_err(DeviceError::Map)?;
     let storage = map_storage(pages).map_err(DeviceError::NoRam)?;
-    let Some(base) = NonNull::new(virt.as_mut_ptr()) else { unreachable!("the device window is not at 0") };
+    let Some(start) = NonNull::new(virt.as_mut_ptr()) else { unreachable!("the device window is not at 0") };
     // SAFETY: mapped just now, for ever, page aligned; ivshmem's BAR2 is plain memory, and no Rust reference to it is ever
     // made.
-    let memory = unsafe { DeviceMemory::new(base, bar.size) };
+    let memory = unsafe { DeviceMemory::new(start, bar.size) };
     let splits = core::sync::atomic::AtomicU64::new(0);
-    let device = DEVICES[number].call_once(|| Device { function, config, memory, splits });
-    let ops: &'static dyn PagemapOps<Machine> =
-        if number == 0 { device } else { RIGGED[number].call_once(|| Rigged(device)) };
-    mm().register_device(number, pages, DeviceKind::Private, storage, ops).map_err(DeviceError::Refused)?;
+    // `settle` has seen to it that the frame number of a coherent device has 32 bits.
+    let base = if cached { (bar.address.as_u64() / PAGE_SIZE) as u32 } else { 0 };
+    let device = DEVICES[number].call_once(|| Device { function, config, memory, place, base, splits });
+    let registered = if cached {
+        let owner = coherent::owner(number, device, virt.as_u64());
+        mm().register_device(number, pages, DeviceKind::Coherent { base_pfn: base }, storage, owner)
+    } else {
+        let ops: &'static dyn PagemapOps<Machine> =
+            if number == 0 { device } else { RIGGED[number].call_once(|| Rigged(device)) };
+        mm().register_device(number, pages, DeviceKind::Private, storage, ops)
+    };
+    registered.map_err(DeviceError::Refused)?;
     Ok(())
 }
 
@@ -152,13 +174,13 @@ pub(super) fn memory_of(number: usize) -> &'static Device {
 impl Device {
     /// Words of a page of device memory, from word `word` on.
     pub(super) fn read_words(&self, frame: Frame, word: usize, to: &mut [u64]) {
-        let at = DeviceAddr(device_addr(frame).0 + word as u64 * 8);
+        let at = DeviceAddr(self.address_of(frame).0 + word as u64 * 8);
         assert!(self.memory.copy_out(at, to).is_ok(), "{frame} lies on the device");
     }
 
     /// Writes them; they are there when this returns.
     pub(super) fn write_words(&self, frame: Frame, word: usize, from: &[u64]) {
-        let at = DeviceAddr(device_addr(frame).0 + word as u64 * 8);
+        let at = DeviceAddr(self.address_of(frame).0 + word as u64 * 8);
         assert!(self.memory.copy_in(at, from).is_ok(), "{frame} lies on the device");
         store_fence();
     }
@@ -166,6 +188,21 @@ impl Device {
     /// Bytes of device memory.
     pub(crate) const fn len_bytes(&self) -> u64 {
         self.memory.len_bytes()
+    }
+
+    /// What place it is to the memory manager.
+    pub(crate) const fn place(&self) -> Place {
+        self.place
+    }
+
+    /// The frame number of its first page.
+    pub(crate) const fn base(&self) -> u32 {
+        self.base
+    }
+
+    /// Where one of its frames lies in it.
+    pub(crate) const fn address_of(&self, frame: Frame) -> DeviceAddr {
+        DeviceAddr((frame.index() - self.base) as u64 * PAGE_SIZE)
     }
 
     /// Where the memory lies, physically.

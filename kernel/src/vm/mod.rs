@@ -4,6 +4,7 @@
 //! device memory through the window that its BAR is mapped in. That the memory manager names the right frames is its
 //! promise, not the compiler's; `audit()` and the host tests check it.
 
+mod coherent;
 pub(crate) mod devmem;
 pub(crate) mod rig;
 pub(crate) mod shared;
@@ -56,6 +57,20 @@ pub(crate) fn count_bulk(words: u64) {
 #[inline(always)]
 fn ram<T>(pfn: u32) -> *mut T {
     (paging::DIRECT_MAP + u64::from(pfn) * PAGE_SIZE) as *mut T
+}
+
+/// Where a frame of RAM or of coherent memory is mapped.
+#[inline(always)]
+fn mem<T>(frame: Frame) -> *mut T {
+    match frame.place().device_number() {
+        None => ram(frame.index()),
+        Some(number) => coherent::mem(number, frame.index()),
+    }
+}
+
+/// The kernel's address of a frame of RAM or of coherent memory.
+pub(crate) fn window_of(frame: Frame) -> u64 {
+    mem::<u8>(frame) as u64
 }
 
 #[inline(always)]
@@ -113,10 +128,11 @@ impl farpage_mm::Machine for Machine {
 
     #[inline(always)]
     fn copy(src: Frame, dst: Frame, order: Order) {
-        debug_assert!(src.place().is_ram() && dst.place().is_ram());
+        debug_assert!(src.place().is_mappable() && dst.place().is_mappable());
         count_bulk(words_of(order) as u64);
-        // SAFETY: both are whole folios in the direct map; the destination is not mapped yet and is another one.
-        unsafe { copy_words(CopyRoutine::RepMovsq, ram(dst.index()), ram(src.index()), words_of(order)) };
+        // SAFETY: both are whole folios, mapped for the kernel for ever; the destination is not mapped for users yet and is
+        // another one.
+        unsafe { copy_words(CopyRoutine::RepMovsq, mem(dst), mem(src), words_of(order)) };
     }
 
     fn read_frame(frame: Frame, word: usize, to: &mut [u64]) {
@@ -325,8 +341,11 @@ pub(crate) fn peek(frame: Frame, word: usize) -> u64 {
     let at = word * size_of::<u64>();
     assert!(at < PAGE_SIZE as usize, "a page has 512 words");
     if let Some(n) = frame.place().device_number() {
-        let at = farpage_device::DeviceAddr(u64::from(frame.index()) * PAGE_SIZE + at as u64);
-        return devmem::device(n).and_then(|device| device.read(at)).expect("a word of a device");
+        let word = |device: &devmem::Device| {
+            let page = device.address_of(frame).0;
+            device.read(farpage_device::DeviceAddr(page + at as u64))
+        };
+        return devmem::device(n).and_then(word).expect("a word of a device");
     }
     // SAFETY: a frame of RAM, in the direct map, and a word inside it; whoever writes it does so by whole words.
     unsafe { ram::<u64>(frame.index()).add(word).read_volatile() }

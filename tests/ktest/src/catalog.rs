@@ -28,18 +28,22 @@ pub struct Needs {
     pub devices: Option<u32>,
     /// The size of each device's memory in MiB.
     pub device_mib: Option<u32>,
+    /// How many of the devices, the last ones, are coherent: mapped by CPUs where they lie.
+    pub coherent: Option<u32>,
 }
 
 impl Needs {
     /// Nothing beyond the default machine.
-    pub const NONE: Self = Self { memory_mib: None, cpus: None, devices: None, device_mib: None };
+    pub const NONE: Self =
+        Self { memory_mib: None, cpus: None, devices: None, device_mib: None, coherent: None };
 
-    fn fields(&self) -> [(&'static str, Option<u32>); 4] {
+    fn fields(&self) -> [(&'static str, Option<u32>); 5] {
         [
             ("memory_mib", self.memory_mib),
             ("cpus", self.cpus),
             ("devices", self.devices),
             ("device_mib", self.device_mib),
+            ("coherent", self.coherent),
         ]
     }
 }
@@ -75,5 +79,6 @@ pub fn needs_of(record: &Record<'_>) -> Needs {
         cpus: number("cpus"),
         devices: number("devices"),
         device_mib: number("device_mib"),
+        coherent: number("coherent"),
     }
 }

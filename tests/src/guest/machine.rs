@@ -76,12 +76,18 @@ pub(crate) fn qemu(needs: &Needs, words: &str) -> Qemu {
     let cpus = needs.cpus.unwrap_or(default.cpus);
     // Counting makes a run repeat exactly. With several CPUs that wait for each other it costs twelvefold.
     let icount = cpus == 1;
+    let mut command = GuestCommand::words(&[words.to_owned()]).with("icount", u8::from(icount));
+    if let Some(coherent) = needs.coherent.filter(|&count| count != 0) {
+        let first = devices.saturating_sub(coherent as usize);
+        let numbers: Vec<_> = (first..devices).map(|number| number.to_string()).collect();
+        command = command.with("coherent", numbers.join(","));
+    }
     Qemu {
         memory: needs.memory_mib.map_or(default.memory, mib),
         cpus,
         devices: device.map_or_else(Vec::new, |size| vec![Device::new(size); devices]),
         icount,
-        command: GuestCommand::words(&[words.to_owned()]).with("icount", u8::from(icount)),
+        command,
         timeout: Some(LIMIT),
         ..default
     }
@@ -100,10 +106,19 @@ mod tests {
         let plain = qemu(&Needs::NONE, "run=test");
         assert_eq!((plain.memory, plain.cpus, plain.devices.len()), (Size::mib(256), 1, 1));
         assert_eq!(plain.command.as_str(), "run=test icount=1");
-        let needs = Needs { memory_mib: Some(3072), cpus: Some(2), devices: Some(2), device_mib: Some(1024) };
+        let needs = Needs {
+            memory_mib: Some(3072),
+            cpus: Some(2),
+            devices: Some(2),
+            device_mib: Some(1024),
+            ..Needs::NONE
+        };
         let special = qemu(&needs, "run=test");
         assert_eq!((special.memory, special.cpus, special.icount), (Size::mib(3072), 2, false));
         assert_eq!(special.devices, vec![Device::new(Size::mib(1024)); 2]);
         assert_eq!(qemu(&Needs { devices: Some(0), ..Needs::NONE }, "").devices, []);
+        let pairs = qemu(&Needs { devices: Some(4), coherent: Some(2), ..Needs::NONE }, "run=test");
+        assert_eq!(pairs.devices.len(), 4);
+        assert_eq!(pairs.command.as_str(), "run=test icount=1 coherent=2,3");
     }
 }

@@ -87,7 +87,7 @@ fn write_back_caches() {
 }
 
 /// May `start..end` be cached, as far as the MTRRs are concerned? Asked for device memory, always above 1 MiB.
-pub(super) fn mtrr_allows_caching(start: u64, end: u64) -> bool {
+pub(crate) fn mtrr_allows_caching(start: u64, end: u64) -> bool {
     let default = read(IA32_MTRR_DEF_TYPE);
     if default & (1 << 11) == 0 {
         return false; // MTRRs off: everything is uncached
