@@ -117,18 +117,19 @@ impl<M: Machine> Space<M> {
     #[inline(always)]
     pub(crate) fn cursor(&'static self, addr: Vaddr) -> Option<Cursor<M>> {
         let pmd = self.pmd_table(addr)?;
-        let word = pmd.words()[addr.index(Level::Pmd)].load(Relaxed);
-        if let Entry::Table(pfn) = Entry::decode(word, Level::Pmd) {
-            return Some(self.cursor_in(M::mm().table(pfn), Level::Pte, addr));
-        }
-        let cursor = self.cursor_in(pmd, Level::Pmd, addr);
-        match cursor.entry() {
-            // Split meanwhile; tables do not go away, so this ends here.
-            Entry::Table(pfn) => {
-                drop(cursor);
-                Some(self.cursor_in(M::mm().table(pfn), Level::Pte, addr))
+        loop {
+            let word = pmd.words()[addr.index(Level::Pmd)].load(Relaxed);
+            let Entry::Table(pfn) = Entry::decode(word, Level::Pmd) else {
+                let cursor = self.cursor_in(pmd, Level::Pmd, addr);
+                if matches!(cursor.entry(), Entry::Table(_)) {
+                    continue; // split meanwhile
+                }
+                return Some(cursor);
+            };
+            // A remap may have given the table to other addresses meanwhile.
+            if let Some(cursor) = self.cursor_hint(M::mm().table(pfn), Level::Pte, addr) {
+                return Some(cursor);
             }
-            _ => Some(cursor),
         }
     }
 }
@@ -353,6 +354,14 @@ impl<M: Machine> Cursor<M> {
         assert_eq!(self.level, Level::Pmd);
         let table = table.into_table(self.space.slab_index());
         self.replace_soft(Entry::Table(table.pfn()));
+    }
+
+    /// Empties the PMD entry of a PTE table that is hooked in elsewhere from now on. The caller owes what
+    /// [`crate::tlb::TlbGather::moved_table`] pays.
+    pub(crate) fn clear_table(&mut self) {
+        debug_assert!(self.level == Level::Pmd && matches!(self.entry(), Entry::Table(_)));
+        self.store(Entry::None);
+        *self.locked.live -= 1;
     }
 
     /// Unhooks the empty PTE table under a PMD entry. The caller gives it to its gather.

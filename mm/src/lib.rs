@@ -40,6 +40,7 @@ pub mod mirror;
 mod mm;
 mod notifier;
 mod protect;
+mod remap;
 mod rmap;
 mod slab;
 mod space;
@@ -74,6 +75,7 @@ pub use mirror::dmirror::{self, Dmirror, DmirrorError};
 pub use mirror::{MirrorAttrs, MirrorEntry, MirrorRef};
 pub use mm::{MapStorage, Mm};
 pub use notifier::{NotifierOps, NotifierRef, NotifyEvent};
+pub use remap::{RemapFlags, RemapTarget};
 pub use space::{AddressSpace, Space, SpaceStat, SpaceUser};
 pub use types::{
     Access, Frame, FrameRange, Level, MAX_DEVICES, Order, PAGE_SHIFT, PAGE_SIZE, PMD_SHIFT, PMD_SIZE,

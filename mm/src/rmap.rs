@@ -13,7 +13,7 @@ use crate::machine::Machine;
 use crate::mm::Mm;
 use crate::slab::{NIL, Slot, SlotHeader};
 use crate::space::Space;
-use crate::sync::SpinLock;
+use crate::sync::{SpinGuard, SpinLock};
 use crate::types::{PAGE_SHIFT, VaRange, Vaddr};
 use crate::vma::Vma;
 
@@ -80,6 +80,11 @@ impl<M: Machine> AnonSet<M> {
 
     pub(crate) fn slab_index(&self) -> u32 {
         self.header.key()
+    }
+
+    /// Keeps walks of the reverse map out while entries move from one of its VMAs to another.
+    pub(crate) fn hold(&self) -> SpinGuard<'_, M, u32> {
+        self.vmas.lock()
     }
 
     /// The link of `vma` in this set's list.

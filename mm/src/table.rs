@@ -4,6 +4,7 @@
 //! are read without a lock and written once under the table's own. A PTE table is unhooked only by an unmap that covers all
 //! of it, with the VMA lock held alone, and freed only through the gather.
 
+use core::marker::PhantomData;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use crate::counters::Event;
@@ -85,6 +86,10 @@ impl<M: Machine> Table<M> {
     }
     pub(crate) fn slab_index(&self) -> u32 {
         self.header.key()
+    }
+    /// Says that the table maps addresses from `base` on. With its lock held: who waits for that looks again.
+    pub(crate) fn set_place(&self, level: Level, base: Vaddr) {
+        self.place.store(place(level, base), Relaxed);
     }
     pub(crate) fn base(&self) -> Vaddr {
         Vaddr(self.place.load(Relaxed) & !7)
@@ -170,6 +175,46 @@ impl<M: Machine> Drop for SpareTable<M> {
             mm.ram.free_table(table.pfn());
             mm.tables.free(table);
             M::count(Event::TableFree, 1);
+        }
+    }
+}
+
+/// Empty PTE tables that are set aside for an operation that needs as many as there are mappings to split. They wait in a list
+/// through their descriptors.
+pub(crate) struct TableStash<M: Machine> {
+    head: u32,
+    machine: PhantomData<fn() -> M>,
+}
+
+impl<M: Machine> TableStash<M> {
+    pub(crate) const fn new() -> Self {
+        Self { head: NIL, machine: PhantomData }
+    }
+
+    /// Sets one more aside.
+    pub(crate) fn add(&mut self, need: Need) -> Result<(), OutOfMemory> {
+        let table = SpareTable::<M>::alloc(M::mm(), Level::Pte, Vaddr(0), need)?.into_table(NIL);
+        table.header.link.store(self.head, Relaxed);
+        self.head = table.slab_index();
+        Ok(())
+    }
+
+    /// Takes one out, to map the 2 MiB around `addr`.
+    pub(crate) fn take(&mut self, addr: Vaddr) -> Option<SpareTable<M>> {
+        if self.head == NIL {
+            return None;
+        }
+        let table = M::mm().tables.get(self.head);
+        self.head = table.header.link.load(Relaxed);
+        table.set_place(Level::Pte, addr);
+        Some(SpareTable::unhooked(table))
+    }
+}
+
+impl<M: Machine> Drop for TableStash<M> {
+    fn drop(&mut self) {
+        while let Some(table) = self.take(Vaddr(0)) {
+            drop(table);
         }
     }
 }

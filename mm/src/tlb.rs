@@ -292,6 +292,13 @@ impl<M: Machine> TlbGather<M> {
         self.push(Held::Table(table));
     }
 
+    /// Owes what it takes to forget that a table of `space` mapped addresses from `base` on. It maps others now.
+    pub(crate) fn moved_table(&mut self, space: &'static Space<M>, base: Vaddr) {
+        let owed = Unflushed::new(space, base, Level::Pmd, ());
+        self.defer(owed);
+        self.tables = true; // after what is owed was noted, as above
+    }
+
     fn push(&mut self, item: Held<M>) {
         if self.held.as_ref().is_none_or(|held| held.len == HELD) && !self.add_chunk() {
             self.pay();

@@ -64,11 +64,26 @@ impl<M: Machine> Space<M> {
             return Err(RangeError::Invalid(range));
         }
         let mut vmas = self.vmas.write();
-        self.cut_at_ends(&mut vmas, range)?;
+        self.unmap_locked(&mut vmas, range)
+    }
+
+    /// As [`Space::unmap`], with the VMA lock held alone.
+    pub(crate) fn unmap_locked(
+        &'static self,
+        vmas: &mut VmaIndex<M>,
+        range: VaRange,
+    ) -> Result<(), RangeError> {
+        self.cut_at_ends(vmas, range)?;
+        self.unmap_cut(vmas, range);
+        Ok(())
+    }
+
+    /// Unmaps a range whose ends cut no VMA and no huge mapping. Cannot fail.
+    pub(crate) fn unmap_cut(&'static self, vmas: &mut VmaIndex<M>, range: VaRange) {
         let change = self.invalidate(range, NotifyEvent::Unmap);
         let mut gather = TlbGather::new(FlushReason::Unmap);
         self.zap(range, &mut gather);
-        self.drop_vmas_in(&mut vmas, range);
+        self.drop_vmas_in(vmas, range);
         gather.flush();
         drop(change);
         let mut gather = TlbGather::new(FlushReason::FreeTables);
@@ -77,7 +92,6 @@ impl<M: Machine> Space<M> {
         // Only now, with no reference held by the gather, can a cut folio be split and its dead part freed.
         self.split_cut_folio(range.start, Vaddr(range.start.0.wrapping_sub(PAGE_SIZE)));
         self.split_cut_folio(range.end, range.end);
-        Ok(())
     }
 
     fn drop_vmas_in(&self, vmas: &mut VmaIndex<M>, range: VaRange) {

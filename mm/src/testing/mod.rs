@@ -22,5 +22,6 @@ mod parts;
 mod protect;
 mod random;
 mod regressions;
+mod remap;
 
 pub(crate) use machine::{Config, Soft};
