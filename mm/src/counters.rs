@@ -57,6 +57,8 @@ events! {
     DeviceOut = "devmem_migrate_out",
     /// Base pages moved from a device to RAM.
     DevicePagesOut = "devmem_pages_out",
+    /// Base pages moved from a device to RAM because the device's memory was wanted.
+    DeviceEvict = "devmem_evict_pages",
     /// Base pages of device memory freed without having moved back.
     DevicePagesDropped = "devmem_pages_dropped",
     /// Units that a migration left where they were.
@@ -69,6 +71,8 @@ events! {
     ThpSplitPage = "thp_split_page",
     /// Folio splits that could not be done.
     ThpSplitPageFailed = "thp_split_page_failed",
+    /// Folios that are mapped only in part and could not be split at once.
+    ThpDeferredSplit = "thp_deferred_split_page",
     /// Base pages unmapped by `unmap` and exit.
     PgUnmapped = "pgunmapped",
     /// TLB flush rounds.

@@ -26,7 +26,7 @@ use crate::machine::{FlushReason, Machine};
 use crate::migrate::{Extent, FaultMigration, large_extent};
 use crate::notifier::NotifyEvent;
 use crate::space::Space;
-use crate::split::split_pmd_at;
+use crate::split::{SplitError, split_pmd_at};
 use crate::table::Table;
 use crate::types::{Access, Frame, Level, Order, PMD_SIZE, Place, Prot, VaRange, Vaddr};
 use crate::vma::Vma;
@@ -392,8 +392,7 @@ impl<M: Machine> Space<M> {
         Ok(Step::Done(FaultOutcome::Returned))
     }
 
-    /// A folio that is mapped only in part: split as far as that goes, then look again at what is left. A folio that cannot be
-    /// split now is somebody else's for a moment.
+    /// A folio that is mapped only in part: split as far as that goes, then look again at what is left.
     #[cold]
     fn fault_cut(
         &'static self,
@@ -401,10 +400,10 @@ impl<M: Machine> Space<M> {
         folio: &LockedFolio<M>,
         at: u32,
     ) -> Result<Step, FaultError> {
-        if self.split_folio(folio, fault.addr, at) {
-            Ok(Step::Again)
-        } else {
-            Err(FaultError::Device(fault.addr))
+        match self.split_folio(folio, fault.addr, at) {
+            Ok(()) => Ok(Step::Again),
+            Err(SplitError::Busy) => Err(FaultError::Held(fault.addr)),
+            Err(SplitError::Oom) => Err(FaultError::Oom(fault.addr)),
         }
     }
 

@@ -41,7 +41,7 @@ pub struct Folio {
     lock: BitLock,
     /// First frame.
     frame: AtomicU64,
-    /// Order in the low byte, [`DIRTY`] and [`RESIDENT`] above.
+    /// Order in the low byte, [`DIRTY`], [`RESIDENT`] and [`PARTIAL`] above.
     meta: AtomicU32,
     /// Reverse map: the index of the set of VMAs that may map it.
     anon: AtomicU32,
@@ -58,6 +58,8 @@ pub struct Folio {
 const DIRTY: u32 = 1 << 8;
 /// Counted as having moved to its device, so its end must be counted too.
 const RESIDENT: u32 = 1 << 9;
+/// Mapped only in part, and to be split when that can be done.
+const PARTIAL: u32 = 1 << 10;
 
 impl Slot for Folio {
     const KIND: u8 = 1;
@@ -176,6 +178,16 @@ impl Folio {
     pub(crate) fn is_resident(&self) -> bool {
         self.meta.load(Relaxed) & RESIDENT != 0
     }
+    /// Notes that it is mapped only in part; true when that was not known.
+    pub(crate) fn set_partial(&self) -> bool {
+        self.meta.fetch_or(PARTIAL, Relaxed) & PARTIAL == 0
+    }
+    pub(crate) fn clear_partial(&self) {
+        self.meta.fetch_and(!PARTIAL, Relaxed);
+    }
+    pub(crate) fn is_partial(&self) -> bool {
+        self.meta.load(Relaxed) & PARTIAL != 0
+    }
     /// A tail of a split takes over what is known of its head.
     pub(crate) fn inherit(&self, head: &Self) {
         self.meta.fetch_or(head.meta.load(Relaxed) & (DIRTY | RESIDENT), Relaxed);
@@ -240,6 +252,11 @@ impl Folio {
         self.migs.fetch_add(n, Relaxed);
     }
 
+    /// The count of migration entries, which is 0 from now on. For a split, at its end.
+    pub(crate) fn take_migs(&self) -> u32 {
+        self.migs.swap(0, AcqRel)
+    }
+
     /// Takes the references from `expected` to none, so that nobody can get a new one; false when there were others.
     #[inline(always)]
     pub(crate) fn freeze(&self, expected: u32) -> bool {
@@ -268,6 +285,13 @@ impl Folio {
             }
         }
         false
+    }
+
+    /// Locks a folio that nobody can find yet.
+    #[inline(always)]
+    pub(crate) fn lock_new(&self) {
+        let locked = self.lock.try_lock();
+        debug_assert!(locked, "nobody can find it");
     }
 
     #[inline(always)]
@@ -432,6 +456,12 @@ impl<M: Machine> LockedFolio<M> {
     pub(crate) fn with_reference(self) -> Self {
         self.folio().refs.fetch_add(1, Relaxed);
         self
+    }
+
+    /// The value for a folio that was born locked ([`Folio::lock_new`]).
+    #[inline(always)]
+    pub(crate) const fn born(folio: FolioRef<M>) -> Self {
+        Self(folio)
     }
 
     /// A second value for the same lock and reference. The caller forgets the first.

@@ -14,7 +14,7 @@ use crate::mm::Mm;
 use crate::slab::{NIL, Slot, SlotHeader};
 use crate::space::Space;
 use crate::sync::{SpinGuard, SpinLock};
-use crate::types::{PAGE_SHIFT, VaRange, Vaddr};
+use crate::types::{Order, PAGE_SHIFT, VaRange, Vaddr};
 use crate::vma::Vma;
 
 /// Whose pages a set is for; which of its two list links a VMA uses there.
@@ -134,7 +134,17 @@ impl<M: Machine> Mm<M> {
     /// Calls `f` for every place where `folio` may be mapped, until it returns false. The set's lock is held: `f` may lock
     /// page tables, nothing else.
     pub(crate) fn for_each_mapping(&self, folio: &Folio, f: &mut dyn FnMut(Mapped<M>) -> bool) {
-        let RmapLink { anon, index } = folio.link();
+        self.for_each_mapping_of(folio.link(), folio.order(), f);
+    }
+
+    /// As [`Mm::for_each_mapping`], for pages that were one folio of this link and order.
+    pub(crate) fn for_each_mapping_of(
+        &self,
+        link: RmapLink,
+        order: Order,
+        f: &mut dyn FnMut(Mapped<M>) -> bool,
+    ) {
+        let RmapLink { anon, index } = link;
         if anon == NIL {
             return;
         }
@@ -144,7 +154,7 @@ impl<M: Machine> Mm<M> {
         let mut at = *head;
         while at != NIL {
             let vma = self.vmas.get(at);
-            if let Some((range, first_page)) = folio_in_vma(vma, index, folio.order().pages()) {
+            if let Some((range, first_page)) = folio_in_vma(vma, index, order.pages()) {
                 let space = self.spaces.get(vma.space());
                 if !f(Mapped { space, range, first_page }) {
                     return;

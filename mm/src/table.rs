@@ -179,16 +179,18 @@ impl<M: Machine> Drop for SpareTable<M> {
     }
 }
 
-/// Empty PTE tables that are set aside for an operation that needs as many as there are mappings to split. They wait in a list
-/// through their descriptors.
+/// Empty PTE tables that are set aside for an operation that needs as many as there are mappings to split, wherever those turn
+/// out to be. They wait in a list through their descriptors.
 pub(crate) struct TableStash<M: Machine> {
     head: u32,
+    len: u32,
     machine: PhantomData<fn() -> M>,
 }
 
 impl<M: Machine> TableStash<M> {
+    #[inline(always)]
     pub(crate) const fn new() -> Self {
-        Self { head: NIL, machine: PhantomData }
+        Self { head: NIL, len: 0, machine: PhantomData }
     }
 
     /// Sets one more aside.
@@ -196,6 +198,15 @@ impl<M: Machine> TableStash<M> {
         let table = SpareTable::<M>::alloc(M::mm(), Level::Pte, Vaddr(0), need)?.into_table(NIL);
         table.header.link.store(self.head, Relaxed);
         self.head = table.slab_index();
+        self.len += 1;
+        Ok(())
+    }
+
+    /// Sets more aside until there are `n`.
+    pub(crate) fn fill(&mut self, n: u32, need: Need) -> Result<(), OutOfMemory> {
+        while self.len < n {
+            self.add(need)?;
+        }
         Ok(())
     }
 
@@ -206,12 +217,14 @@ impl<M: Machine> TableStash<M> {
         }
         let table = M::mm().tables.get(self.head);
         self.head = table.header.link.load(Relaxed);
-        table.set_place(Level::Pte, addr);
-        Some(SpareTable::unhooked(table))
+        self.len -= 1;
+        table.place.store(place(Level::Pte, addr), Relaxed);
+        Some(SpareTable(Some(table)))
     }
 }
 
 impl<M: Machine> Drop for TableStash<M> {
+    #[inline(always)]
     fn drop(&mut self) {
         while let Some(table) = self.take(Vaddr(0)) {
             drop(table);

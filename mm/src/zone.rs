@@ -44,6 +44,8 @@ pub struct Zone<M> {
     low_water: AtomicU32,
     /// Memory is short: no frame goes into a cache that is not asked for at once.
     pressed: AtomicBool,
+    /// Some folio here may be mapped only in part ([`crate::split`]).
+    partial: AtomicBool,
 }
 
 /// Free memory of a zone.
@@ -67,6 +69,7 @@ impl<M: Machine> Zone<M> {
             caches: [const { SpinLock::new(Cache { len: 0, frames: [0; CACHE] }) }; MAX_CPUS],
             low_water: AtomicU32::new(0),
             pressed: AtomicBool::new(false),
+            partial: AtomicBool::new(false),
         }
     }
 
@@ -104,6 +107,17 @@ impl<M: Machine> Zone<M> {
     #[must_use]
     pub fn is_registered(&self) -> bool {
         self.map.is_completed()
+    }
+
+    /// Notes whether there may be folios that are mapped only in part; what was noted before.
+    pub(crate) fn set_partial(&self, partial: bool) -> bool {
+        self.partial.swap(partial, Relaxed)
+    }
+
+    /// The frames that its map covers.
+    pub(crate) fn frames(&self) -> FrameRange {
+        let frames = self.map.get().map_or(0, FrameMap::frames);
+        self.base()..self.base() + frames
     }
 
     #[inline(always)]

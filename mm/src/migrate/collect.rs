@@ -11,7 +11,7 @@ use crate::migrate::{BATCH_PAGES, Cause, Collected, Migration, Work};
 use crate::notifier::NotifyEvent;
 use crate::slab::NIL;
 use crate::space::Space;
-use crate::split::split_pmd;
+use crate::split::{SplitError, split_pmd};
 use crate::tlb::{TlbGather, UnflushedRun};
 use crate::types::{Frame, Level, Order, PAGE_SIZE, PMD_SIZE, PUD_SIZE, Place, VaRange, Vaddr};
 use crate::vma::Vma;
@@ -122,6 +122,27 @@ impl<M: Machine> Collecting<M> {
             dest: Dest::None,
             space: Some(space),
             addr,
+            order,
+            committed: false,
+        });
+    }
+
+    /// Pages collected so far.
+    pub(crate) fn pages(&mut self) -> u32 {
+        self.batch().pages
+    }
+
+    /// Makes a unit of a folio that was found by its frames: the next phase finds its mappings.
+    pub(crate) fn push_found(&mut self, folio: LockedFolio<M>) {
+        let order = folio.order();
+        let batch = self.batch();
+        batch.pages += order.pages();
+        batch.shared = true;
+        batch.units.push(Unit {
+            source: Source::Folio(folio),
+            dest: Dest::None,
+            space: None,
+            addr: Vaddr(0),
             order,
             committed: false,
         });
@@ -426,12 +447,14 @@ impl<M: Machine> Space<M> {
         at: u32,
         collecting: &mut Collecting<M>,
     ) -> Vaddr {
-        if self.split_folio(folio, addr, at) {
-            return addr;
-        }
+        let cause = match self.split_folio(folio, addr, at) {
+            Ok(()) => return addr,
+            Err(SplitError::Busy) => Cause::NotSplit,
+            Err(SplitError::Oom) => Cause::NoMemory,
+        };
         let page = folio_page(self, addr, folio);
         let skip = VaRange::between(addr, end).nr_pages().min(u64::from(folio.order().pages() - page));
-        collecting.skip(Cause::NotSplit, skip as u32);
+        collecting.skip(cause, skip as u32);
         addr.add(skip * PAGE_SIZE)
     }
 

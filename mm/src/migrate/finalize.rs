@@ -12,7 +12,7 @@ use crate::migrate::unit::{Batch, Dest, PieceChunk, Source, Unit};
 use crate::migrate::{Cause, Report};
 use crate::notifier::NotifyEvent;
 use crate::space::Space;
-use crate::table::SpareTable;
+use crate::table::{SpareTable, TableStash};
 use crate::types::{Frame, Level, Order, PAGE_SIZE, PMD_SIZE, Place, VaRange, Vaddr};
 use crate::zone::Need;
 
@@ -64,7 +64,7 @@ impl<M: Machine> Names<'_, M> {
 fn replace_run<M: Machine>(
     cursor: &mut Cursor<M>,
     names: &Names<'_, M>,
-    table: &mut Option<SpareTable<M>>,
+    tables: &mut TableStash<M>,
     end: Vaddr,
 ) -> u32 {
     let (mut n, mut of_folio) = (0, 0);
@@ -74,7 +74,7 @@ fn replace_run<M: Machine>(
             && let Some(page) = names.page(frame)
         {
             if cursor.level() == Level::Pmd && matches!(names.to, To::Pieces(_)) {
-                replace_by_table(cursor, names, table, attrs);
+                replace_by_table(cursor, names, tables, attrs);
                 return 1;
             }
             let (folio, start) = match current {
@@ -108,11 +108,11 @@ fn replace_run<M: Machine>(
 fn replace_by_table<M: Machine>(
     cursor: &mut Cursor<M>,
     names: &Names<'_, M>,
-    table: &mut Option<SpareTable<M>>,
+    tables: &mut TableStash<M>,
     attrs: Attrs,
 ) {
-    let Some(mut spare) = table.take() else {
-        unreachable!("a table was set aside for the unit's PMD entry");
+    let Some(mut spare) = tables.take(cursor.addr()) else {
+        unreachable!("a table was set aside for each of the unit's PMD entries, and those never multiply");
     };
     if let To::Pieces(pieces) = names.to {
         fill_pieces_table(&mut spare, pieces, attrs);
@@ -140,9 +140,9 @@ fn fill_pieces_table<M: Machine>(spare: &mut SpareTable<M>, first: &PieceChunk<M
 #[inline(always)]
 fn replace_all<M: Machine>(unit: &mut Unit<M>) {
     let Source::Folio(source) = &unit.source else { return };
-    let mut table = match &mut unit.dest {
-        Dest::Pieces(first) => first.table.take(),
-        _ => None,
+    let mut tables = match &mut unit.dest {
+        Dest::Pieces(first) => core::mem::replace(&mut first.tables, TableStash::new()),
+        _ => TableStash::new(),
     };
     let (from, to) = match &unit.dest {
         Dest::Frames(old) if unit.committed => (old.first(), To::Source),
@@ -153,10 +153,10 @@ fn replace_all<M: Machine>(unit: &mut Unit<M>) {
     // Without entries to name, the space may be gone, and its tables be somebody's pages.
     if let Some(space) = unit.space.filter(|_| source.migration_entries() != 0) {
         let range = VaRange::new(unit.addr.0, source.order().bytes());
-        replace_in(space, range, &names, &mut table);
+        replace_in(space, range, &names, &mut tables);
     }
     if source.migration_entries() != 0 {
-        replace_elsewhere(&names, &mut table);
+        replace_elsewhere(&names, &mut tables);
     }
     // Its frames are free in a moment: an entry that still names them would be a way into somebody else's memory.
     assert_eq!(source.migration_entries(), 0, "a migration entry was lost");
@@ -164,9 +164,9 @@ fn replace_all<M: Machine>(unit: &mut Unit<M>) {
 
 /// The entries moved (a remap), or there are more than one.
 #[cold]
-fn replace_elsewhere<M: Machine>(names: &Names<'_, M>, table: &mut Option<SpareTable<M>>) {
+fn replace_elsewhere<M: Machine>(names: &Names<'_, M>, tables: &mut TableStash<M>) {
     M::mm().for_each_mapping(names.source, &mut |place| {
-        replace_in(place.space, place.range, names, table);
+        replace_in(place.space, place.range, names, tables);
         names.source.migration_entries() != 0
     });
 }
@@ -176,13 +176,13 @@ fn replace_in<M: Machine>(
     space: &'static Space<M>,
     range: VaRange,
     names: &Names<'_, M>,
-    table: &mut Option<SpareTable<M>>,
+    tables: &mut TableStash<M>,
 ) {
     let mut at = range.start;
     while at < range.end {
         let next = at.align_down(PMD_SIZE).add(PMD_SIZE).min(range.end);
         if let Some(mut cursor) = space.cursor(at) {
-            let n = replace_run(&mut cursor, names, table, next);
+            let n = replace_run(&mut cursor, names, tables, next);
             if n != 0 {
                 names.source.remove_migs(n);
             }
@@ -262,7 +262,7 @@ pub(crate) fn fill_hole<M: Machine>(unit: &mut Unit<M>, to: Place) -> Result<(),
     let attrs = vma.fresh_attrs();
     name_pieces(&unit.dest, link);
     let spare = match (&mut unit.dest, unit.order) {
-        (Dest::Pieces(first), Order::PMD) => first.table.take(),
+        (Dest::Pieces(first), Order::PMD) => first.tables.take(unit.addr),
         _ => None,
     };
     let _change = space.invalidate(range, NotifyEvent::Migrate(to));
@@ -517,16 +517,16 @@ pub(crate) fn note_resident(folio: &Folio) {
 #[cold]
 pub(crate) fn put_back_source<M: Machine>(source: &LockedFolio<M>, space: &'static Space<M>, addr: Vaddr) {
     let names = Names { source, from: source.frame(), to: To::Source };
-    replace_in(space, VaRange::new(addr.0, source.order().bytes()), &names, &mut None);
+    replace_in(space, VaRange::new(addr.0, source.order().bytes()), &names, &mut TableStash::new());
     if source.migration_entries() != 0 {
-        replace_elsewhere(&names, &mut None);
+        replace_elsewhere(&names, &mut TableStash::new());
     }
 }
 
 /// Names the migration entries of `source` that the reverse map finds and that name `from`, where it lay.
 #[cold]
 pub(crate) fn rename_elsewhere<M: Machine>(source: &LockedFolio<M>, from: Frame) {
-    replace_elsewhere(&Names { source, from, to: To::Source }, &mut None);
+    replace_elsewhere(&Names { source, from, to: To::Source }, &mut TableStash::new());
     assert_eq!(source.migration_entries(), 0, "a migration entry was lost");
 }
 

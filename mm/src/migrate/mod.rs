@@ -20,6 +20,7 @@
 //! alone.
 
 mod collect;
+mod evict;
 mod finalize;
 mod single;
 mod transfer;
@@ -34,7 +35,7 @@ use crate::space::Space;
 use crate::types::{Place, Prot, VaRange, Vaddr};
 use crate::zone::Need;
 
-pub(crate) use collect::{Collecting, Extent, large_extent};
+pub(crate) use collect::{Collecting, Extent, large_extent, to_migration};
 pub use single::FaultMigration;
 pub(crate) use unit::{Batch, PieceChunk, UnitChunk};
 

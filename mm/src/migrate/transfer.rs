@@ -16,6 +16,7 @@ use crate::migrate::{Cause, Report, finalize};
 use crate::mm::Mm;
 use crate::notifier::NotifyEvent;
 use crate::slab::PoolBox;
+use crate::table::TableStash;
 use crate::tlb::TlbGather;
 use crate::types::{Frame, Order, PAGE_SIZE, PMD_SIZE, Place, Vaddr};
 use crate::zone::{Need, Zone};
@@ -222,8 +223,7 @@ fn copy_large<M: Machine>(
     list: &mut List<M>,
     report: &mut Report,
 ) {
-    let hole = matches!(unit.source, Source::Hole { .. });
-    match alloc_dest(to, unit.order, need, unit.addr, hole) {
+    match alloc_dest(to, unit.order, need, &unit.source) {
         Ok(dest) => unit.dest = dest,
         Err(OutOfMemory { .. }) => {
             M::count(Event::AllocFail, 1);
@@ -269,18 +269,17 @@ fn piece_op<M: Machine>(unit: &Unit<M>, at: &mut u32) -> Option<CopyOp> {
     }
 }
 
-/// Memory of `order` (as a folio, for a hole); or, where there is none free, smaller folios that fill it, and the table that
-/// its PMD entry becomes.
+/// Memory of `order` (as a folio, for a hole); or, where there is none free, smaller folios that fill it, and the tables that
+/// its PMD entries become.
 #[inline(always)]
 fn alloc_dest<M: Machine>(
     to: Place,
     order: Order,
     need: Need,
-    addr: Vaddr,
-    hole: bool,
+    source: &Source<M>,
 ) -> Result<Dest<M>, OutOfMemory> {
     let mm = M::mm();
-    let whole = if hole {
+    let whole = if matches!(source, Source::Hole { .. }) {
         alloc_locked(mm, to, order, need).map(Dest::Folio)
     } else {
         mm.alloc_frames(to, order, need).map(Dest::Frames)
@@ -288,7 +287,7 @@ fn alloc_dest<M: Machine>(
     match whole {
         Ok(dest) => Ok(dest),
         Err(oom) if order == Order::BASE => Err(oom),
-        Err(_) => alloc_pieces(mm, to, order, need, addr),
+        Err(_) => alloc_pieces(mm, to, order, need, source),
     }
 }
 
@@ -312,13 +311,19 @@ fn alloc_pieces<M: Machine>(
     to: Place,
     order: Order,
     need: Need,
-    addr: Vaddr,
+    source: &Source<M>,
 ) -> Result<Dest<M>, OutOfMemory> {
-    let table = if order == Order::PMD { Some(mm.spare_pte_table(addr, need)?) } else { None };
+    // Nothing maps the source any more, and migration entries of a PMD table never multiply.
+    let entries = match source {
+        Source::Folio(folio) => mm.huge_entries(folio),
+        _ => u32::from(order == Order::PMD),
+    };
+    let mut tables = TableStash::new();
+    tables.fill(entries, need)?;
     let mut first = PieceChunk::alloc(mm)?;
     match fill_pieces(mm, &mut first, to, order, need) {
         Ok(()) => {
-            first.table = table;
+            first.tables = tables;
             Ok(Dest::Pieces(first))
         }
         Err(oom) => {

@@ -8,7 +8,7 @@ use crate::migrate::Report;
 use crate::mm::Mm;
 use crate::slab::{NIL, Pool, PoolBox, Pooled};
 use crate::space::Space;
-use crate::table::SpareTable;
+use crate::table::TableStash;
 use crate::tlb::TlbGather;
 use crate::types::{Order, Place, Vaddr};
 use crate::zone::Need;
@@ -30,7 +30,7 @@ pub(crate) enum Dest<M: Machine> {
     Frames(Frames<M>),
     /// The folio that fills a hole.
     Folio(LockedFolio<M>),
-    /// Smaller folios that fill it, first page to last; the first chunk has the table that a PMD entry becomes.
+    /// Smaller folios that fill it, first page to last; the first chunk has the tables that PMD entries become.
     Pieces(PoolBox<M, PieceChunk<M>>),
 }
 
@@ -64,14 +64,15 @@ const PIECES: usize = 128;
 /// Destinations of a unit that arrives in pieces.
 pub(crate) struct PieceChunk<M: Machine> {
     pub(crate) len: usize,
-    pub(crate) table: Option<SpareTable<M>>,
+    /// What the PMD entries of the unit become, a table for each.
+    pub(crate) tables: TableStash<M>,
     pub(crate) folios: [Option<LockedFolio<M>>; PIECES],
     pub(crate) next: Option<PoolBox<M, Self>>,
 }
 
 impl<M: Machine> Default for PieceChunk<M> {
     fn default() -> Self {
-        Self { len: 0, table: None, folios: [const { None }; PIECES], next: None }
+        Self { len: 0, tables: TableStash::new(), folios: [const { None }; PIECES], next: None }
     }
 }
 
@@ -85,7 +86,7 @@ impl<M: Machine> PieceChunk<M> {
     pub(crate) fn alloc(mm: &Mm<M>) -> Result<PoolBox<M, Self>, OutOfMemory> {
         let mut chunk = mm.pieces.alloc(mm)?;
         chunk.len = 0;
-        chunk.table = None;
+        chunk.tables = TableStash::new();
         chunk.next = None;
         Ok(chunk)
     }
@@ -147,7 +148,7 @@ impl<M: Machine> Dest<M> {
             Self::Folio(folio) => drop::<FolioRef<M>>(folio.unlock()),
             Self::Pieces(mut pieces) => {
                 pieces.release();
-                pieces.table = None;
+                pieces.tables = TableStash::new();
             }
         }
     }

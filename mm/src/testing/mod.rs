@@ -10,6 +10,7 @@
 
 mod coherent;
 mod directed;
+mod evict;
 mod failures;
 mod host;
 mod kinds;
@@ -23,5 +24,7 @@ mod protect;
 mod random;
 mod regressions;
 mod remap;
+mod shared;
+mod splits;
 
 pub(crate) use machine::{Config, Soft};

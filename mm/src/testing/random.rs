@@ -57,6 +57,7 @@ fn random_actions_agree_with_the_model() {
         Event::CowCopy,
         Event::ExclusiveFault,
         Event::FaultWait,
+        Event::DeviceEvict,
     ];
     let never = |event: &Event| sum.events[*event as usize] == 0;
     let missed: Vec<_> = Event::ALL.iter().filter(|e| never(e)).map(|e| e.name()).collect();

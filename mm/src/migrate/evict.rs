@@ -1,0 +1,98 @@
+//! Eviction: device memory is emptied by where it lies, with no address space and no VMA lock.
+//!
+//! A folio is found by its frames, locked (tried, never waited for), and its mappings by the reverse map; from there on it is
+//! a migration like any other. It works where no 2 MiB frame of RAM is free too: the folio then arrives in pieces, with a table
+//! for each of its PMD mappings.
+
+use crate::counters::Event;
+use crate::folio::LockedFolio;
+use crate::machine::Machine;
+use crate::migrate::{BATCH_PAGES, Cause, Collecting, Migration, Report};
+use crate::mm::Mm;
+use crate::types::{Frame, FrameRange, Order, Place, Vaddr};
+use crate::zone::Need;
+
+/// How often folios that could not be had are tried again.
+const TRIES: u32 = 3;
+
+impl<M: Machine> Mm<M> {
+    /// Moves everything in the frames `range` of `place`, the memory of a device, to RAM. A folio that reaches over an end of
+    /// the range goes as a whole. May sleep in the copy engine; the caller holds no lock.
+    ///
+    /// Folios that are locked or referenced are tried a few times; what stays is in the report, with causes: a folio that
+    /// nobody maps but somebody holds is [`Cause::Pinned`].
+    pub fn evict_range(&self, place: Place, range: FrameRange) -> Report {
+        self.evict_for(place, range, Need::User)
+    }
+
+    pub(crate) fn evict_for(&self, place: Place, range: FrameRange, need: Need) -> Report {
+        // Dead parts need not be copied.
+        self.split_deferred(place);
+        let zone = self.zone(place).frames();
+        let range = range.start.max(zone.start)..range.end.min(zone.end);
+        self.evict(&|| range.clone().map(|index| Frame::new(place, index)), need)
+    }
+
+    /// As [`Mm::evict_range`], for the folios of scattered frames. Frames of RAM are passed over.
+    pub fn evict_frames(&self, frames: &[Frame]) -> Report {
+        self.evict(&|| frames.iter().copied().filter(|frame| !frame.place().is_ram()), Need::User)
+    }
+
+    fn evict<I: Iterator<Item = Frame>>(&self, frames: &impl Fn() -> I, need: Need) -> Report {
+        let mut report = Report::default();
+        for _ in 0..TRIES {
+            // What failed counts once: as it failed last.
+            report.failed = [0; Cause::COUNT];
+            evict_once::<M>(frames(), need, &mut report);
+            if report.failed[Cause::Busy as usize] + report.failed[Cause::Pinned as usize] == 0 {
+                break;
+            }
+        }
+        M::count(Event::DeviceEvict, report.pages);
+        report
+    }
+}
+
+/// Tries every folio once, in batches.
+fn evict_once<M: Machine>(frames: impl Iterator<Item = Frame>, need: Need, report: &mut Report) {
+    let mut frames = frames.peekable();
+    while frames.peek().is_some() {
+        let Ok(mut batch) = Migration::begin(Place::RAM, need) else {
+            let left = frames.filter(|&frame| M::mm().try_get_folio(frame).is_some()).count();
+            return report.fail(Cause::NoMemory, left as u32);
+        };
+        fill::<M>(&mut batch, &mut frames, report);
+        report.add(&batch.collected(Vaddr(0)).unmap().copy().commit().finalize());
+    }
+}
+
+/// Locks folios until the batch is full. At least one frame is worked off.
+fn fill<M: Machine>(
+    batch: &mut Collecting<M>,
+    frames: &mut core::iter::Peekable<impl Iterator<Item = Frame>>,
+    report: &mut Report,
+) {
+    let mut last = (Frame::ram(0), Order::BASE);
+    while let Some(&frame) = frames.peek() {
+        if frame.is_within(last.0, last.1) && last.0.place() == frame.place() {
+            frames.next();
+            continue; // of the folio before
+        }
+        if batch.pages() >= BATCH_PAGES {
+            return;
+        }
+        frames.next();
+        let Some(folio) = M::mm().try_get_folio(frame) else { continue };
+        last = (folio.frame(), folio.order());
+        if !batch.reserve() {
+            report.fail(Cause::NoMemory, folio.order().pages());
+            return;
+        }
+        match LockedFolio::try_lock(folio) {
+            // Somebody has freed it just now, all but this handle.
+            Ok(locked) if locked.refs() == 1 => drop(locked),
+            Ok(locked) => batch.push_found(locked),
+            Err(busy) => report.fail(Cause::Busy, busy.order().pages()),
+        }
+    }
+}

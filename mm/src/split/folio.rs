@@ -1,0 +1,156 @@
+//! A folio is split: the short way, when all its entries are in one table, and the choice between that and the general one.
+
+use core::array;
+
+use crate::counters::Event;
+use crate::cursor::{Cursor, Peek};
+use crate::entry::{Entry, Leaf, SoftKind, SoftLeaf};
+use crate::folio::{Folio, FolioRef, LockedFolio};
+use crate::machine::Machine;
+use crate::space::Space;
+use crate::split::{PIECES, Pieces, SplitError, cut, divide, general};
+use crate::types::{Level, PMD_SIZE, Vaddr};
+
+impl<M: Machine> Space<M> {
+    /// Splits `folio` so that a border lies before its page `at`, and frees the pieces that nobody maps. `addr` is an
+    /// address, in the caller's hands, at which one of its pages is mapped. The caller holds no table.
+    ///
+    /// # Errors
+    /// [`SplitError`]. Contents, counts and permissions are as before then.
+    pub(crate) fn split_folio(
+        &'static self,
+        folio: &LockedFolio<M>,
+        addr: Vaddr,
+        at: u32,
+    ) -> Result<(), SplitError> {
+        debug_assert!(at > 0 && at < folio.order().pages(), "a cut goes through a folio");
+        let done = self.try_split_folio(folio, addr, at);
+        M::count(if done.is_ok() { Event::ThpSplitPage } else { Event::ThpSplitPageFailed }, 1);
+        done
+    }
+
+    fn try_split_folio(&'static self, head: &LockedFolio<M>, addr: Vaddr, at: u32) -> Result<(), SplitError> {
+        let mut pieces = Pieces::alloc(M::mm(), head.order(), at)?;
+        if let Peek::Pte(table, _) = self.peek(addr) {
+            let mut cursor = self.cursor_in(table, Level::Pte, addr);
+            // With the table locked nobody can map or unmap what it maps, so the counts are those of this moment.
+            let mut counts = [0; PIECES];
+            if head.migration_entries() == 0
+                && count_entries(&mut cursor, head, at, &mut counts) == head.map_count()
+            {
+                return split_here(head, at, &mut pieces, &counts);
+            }
+        }
+        general::split(head, at, pieces)
+    }
+}
+
+/// Splits a folio all of whose entries are in a table that the caller has locked: `counts` of them for each piece.
+fn split_here<M: Machine>(
+    head: &LockedFolio<M>,
+    at: u32,
+    pieces: &mut Pieces<M>,
+    counts: &[u32; PIECES],
+) -> Result<(), SplitError> {
+    if !head.freeze(counts.iter().sum::<u32>() + 1) {
+        return Err(SplitError::Busy);
+    }
+    let mut dead: [Option<FolioRef<M>>; PIECES] = array::from_fn(|_| None);
+    divide(
+        head,
+        pieces,
+        at,
+        |i| counts[i] == 0,
+        |i, tail| {
+            tail.set_maps(counts[i]);
+            tail.unfreeze(counts[i].max(1));
+            let tail = LockedFolio::born(FolioRef::from_owned(tail)).unlock();
+            if counts[i] == 0 {
+                dead[i] = Some(tail);
+            } else {
+                tail.into_owned(); // the mappings'
+            }
+        },
+    );
+    head.set_maps(counts[0]);
+    head.unfreeze(counts[0] + 1);
+    Ok(())
+}
+
+impl<M: Machine> Space<M> {
+    /// After an unmap that ended at `border`: splits the folio mapped at `beside`, just outside, if it reaches over the
+    /// border. Where that cannot be done now the folio is noted, to be split later.
+    pub(crate) fn split_cut_folio(&'static self, border: Vaddr, beside: Vaddr) {
+        if border.is_aligned(PMD_SIZE) {
+            return;
+        }
+        let Peek::Pte(table, _) = self.peek(beside) else { return };
+        let cursor = self.cursor_in(table, Level::Pte, beside);
+        let Some(frame) = mapped_frame(cursor.entry()) else { return };
+        let folio = FolioRef::get(M::mm().mapped_folio(frame));
+        drop(cursor);
+        let page = frame.index() - folio.frame().index();
+        let at = if beside < border { page + 1 } else { page };
+        if at == 0 || at >= folio.order().pages() {
+            return;
+        }
+        match LockedFolio::try_lock(folio) {
+            Ok(folio) => {
+                if self.split_folio(&folio, beside, at).is_err() {
+                    M::mm().defer_split(folio.folio());
+                }
+            }
+            Err(busy) => {
+                M::count(Event::ThpSplitPageFailed, 1);
+                M::mm().defer_split(busy.folio());
+            }
+        }
+    }
+}
+
+/// The frame that an entry maps, as opposed to what only leads to a folio on its way.
+pub(super) fn mapped_frame(entry: Entry) -> Option<crate::types::Frame> {
+    match entry {
+        Entry::Leaf(Leaf { special: false, frame, .. }) => Some(frame),
+        Entry::NonPresent(SoftLeaf { kind, frame, .. }) if kind != SoftKind::Migration => Some(frame),
+        _ => None,
+    }
+}
+
+/// Counts the entries of the cursor's table that name a frame of `folio`, piece by piece; the sum of all.
+fn count_entries<M: Machine>(
+    cursor: &mut Cursor<M>,
+    folio: &Folio,
+    at: u32,
+    counts: &mut [u32; PIECES],
+) -> u32 {
+    let (first, order) = (folio.frame(), folio.order());
+    let mut ends = [u32::MAX; PIECES];
+    for (end, (page, piece)) in ends.iter_mut().zip(cut(order, at)) {
+        *end = page + piece.pages();
+    }
+    cursor.seek(cursor.addr().align_down(PMD_SIZE));
+    let (mut all, mut piece, mut last) = (0, 0, 0);
+    loop {
+        let frame = match cursor.entry() {
+            Entry::Leaf(leaf) if !leaf.special => Some(leaf.frame),
+            Entry::NonPresent(soft) if soft.kind != SoftKind::Migration => Some(soft.frame),
+            _ => None,
+        };
+        if let Some(frame) = frame.filter(|f| f.is_within(first, order)) {
+            let page = frame.index() - first.index();
+            if page < last {
+                piece = 0; // never in practice: pages of a folio are mapped in order
+            }
+            while page >= ends[piece] {
+                piece += 1;
+            }
+            last = page;
+            counts[piece] += 1;
+            all += 1;
+        }
+        if !cursor.next() {
+            return all;
+        }
+    }
+}

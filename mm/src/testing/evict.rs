@@ -1,0 +1,178 @@
+//! Device memory is emptied without an address space.
+
+use crate::counters::Event;
+use crate::entry::{Entry, SoftKind};
+use crate::folio::{FolioRef, LockedFolio};
+use crate::inject::Site;
+use crate::migrate::Cause;
+use crate::space::Space;
+use crate::testing::kit::{DEV, Kit, at, range};
+use crate::testing::machine::Soft;
+use crate::testing::shared::{check_shared, sharer};
+use crate::types::{Frame, Level, Order, Place};
+use crate::vma::HugeAdvice::{Default as Small, Huge};
+use crate::zone::Need;
+
+/// Two 2 MiB pages and 40 small ones on the device.
+fn on_device() -> Kit {
+    let kit = Kit::new();
+    kit.map(0, 1024, Huge);
+    kit.map(1024, 40, Small);
+    kit.fill(0, 1064);
+    let report = kit.space.space().migrate(range(0, 1064), DEV).expect("all is mapped");
+    assert_eq!(report.pages, 1064);
+    kit
+}
+
+fn resident(space: &Space<Soft>, pages: u64) -> u64 {
+    let on_device = |page: &u64| match space.entry_at(at(*page)).1 {
+        Entry::NonPresent(soft) => soft.kind == SoftKind::DevicePrivate,
+        _ => false,
+    };
+    (0..pages).filter(on_device).count() as u64
+}
+
+#[test]
+fn everything_comes_back_in_one_round_of_entries() {
+    let kit = on_device();
+    let flushes = kit.machine.counted(Event::TlbFlush);
+    let report = kit.machine.mm.evict_range(DEV, 0..8 * 512);
+    assert_eq!((report.pages, report.huge_pages, report.failed_pages()), (1064, 1024, 0), "{report:?}");
+    assert_eq!(kit.machine.counted(Event::TlbFlush), flushes, "a device-private page is in no TLB");
+    assert_eq!(kit.machine.counted(Event::DeviceEvict), 1064);
+    assert_eq!((kit.free(DEV), resident(&kit.space, 1064)), (8 * 512, 0));
+    kit.check_in_place(0, 1064);
+    kit.check(0, 1064);
+    kit.audit();
+}
+
+#[test]
+fn a_folio_over_the_end_of_the_range_goes_as_a_whole_and_its_neighbours_stay() {
+    let kit = on_device();
+    for page in [700, 1023] {
+        let frame = match kit.space.entry_at(at(page)).1 {
+            Entry::NonPresent(soft) => soft.frame.index() & !511,
+            other => panic!("{other:?}"),
+        };
+        let report = kit.machine.mm.evict_range(DEV, frame + 511..frame + 512);
+        assert_eq!(report.pages, if page == 700 { 512 } else { 0 }, "{report:?}");
+        if page == 700 {
+            assert_eq!(resident(&kit.space, 1064), 1064 - 512);
+            break;
+        }
+    }
+    kit.check_in_place(0, 1064);
+    kit.audit();
+}
+
+#[test]
+fn scattered_frames_are_evicted_once_each() {
+    let kit = on_device();
+    let frame = |page| match kit.space.entry_at(at(page)).1 {
+        Entry::NonPresent(soft) => soft.frame,
+        other => panic!("{other:?}"),
+    };
+    let frames = [frame(1030), frame(0).offset(3), frame(1030), Frame::ram(600), frame(0), frame(1063)];
+    let report = kit.machine.mm.evict_frames(&frames);
+    assert_eq!((report.pages, report.failed_pages()), (514, 0), "{report:?}");
+    kit.check_in_place(0, 1064);
+    kit.audit();
+}
+
+#[test]
+fn a_page_of_three_spaces_comes_back_in_pieces_where_no_large_one_is_free() {
+    let kit = on_device();
+    let others = [sharer(&kit), sharer(&kit)];
+    // Every second single page is free, none beside another.
+    let mut held: Vec<FolioRef<Soft>> =
+        core::iter::from_fn(|| kit.machine.mm.alloc_folio(Place::RAM, Order::BASE, Need::Reserve).ok())
+            .collect();
+    held.retain(|folio| folio.frame().index() % 2 == 1);
+    kit.machine.mm.ram.drain();
+    let report = kit.machine.mm.evict_range(DEV, 0..8 * 512);
+    assert_eq!((report.pages, report.torn, report.failed_pages()), (1064, 1024, 0), "{report:?}");
+    drop(held);
+    kit.audit();
+    for space in [kit.space.space(), others[0].space(), others[1].space()] {
+        check_shared(&kit, space, 0, 1064);
+        assert_eq!((space.entry_at(at(0)).0, resident(space, 1064)), (Level::Pte, 0));
+    }
+    assert_eq!(kit.free(DEV), 8 * 512);
+}
+
+#[test]
+fn what_is_locked_or_held_stays_and_the_report_says_why() {
+    let kit = on_device();
+    let get = |page| match kit.space.entry_at(at(page)).1 {
+        Entry::NonPresent(soft) => kit.machine.mm.try_get_folio(soft.frame).expect("a folio"),
+        other => panic!("{other:?}"),
+    };
+    let pinned = get(0);
+    let locked = LockedFolio::try_lock(get(1024)).expect("nobody has it");
+    let nobodys = kit.machine.mm.alloc_folio(DEV, Order::BASE, Need::User).expect("memory");
+    let report = kit.machine.mm.evict_range(DEV, 0..8 * 512);
+    assert_eq!(report.pages, 1064 - 513);
+    assert_eq!(report.failed[Cause::Pinned as usize], 512 + 1, "a folio, and one that nobody maps");
+    assert_eq!(report.failed[Cause::Busy as usize], 1);
+    drop((pinned, nobodys));
+    drop(locked.unlock());
+    kit.audit();
+    let report = kit.machine.mm.evict_range(DEV, 0..8 * 512);
+    assert_eq!((report.pages, report.failed_pages()), (513, 0));
+    kit.check(0, 1064);
+    kit.audit();
+}
+
+#[test]
+fn every_allocation_of_an_eviction_may_fail() {
+    for times in [1, u64::MAX] {
+        for min_order in [0, 9] {
+            let mut n = 0;
+            loop {
+                let kit = on_device();
+                let other = sharer(&kit);
+                kit.machine.mm.inject.arm(Site::ALL, min_order, n, times);
+                let report = kit.machine.mm.evict_range(DEV, 0..8 * 512);
+                let asked = kit.machine.mm.inject.disarm();
+                kit.audit();
+                assert_eq!(report.pages + report.failed_pages(), 1064, "{report:?}");
+                assert_eq!(resident(&kit.space, 1064), report.failed_pages());
+                check_shared(&kit, other.space(), 0, 1064);
+                let report = kit.machine.mm.evict_range(DEV, 0..8 * 512);
+                assert_eq!(report.failed_pages(), 0);
+                check_shared(&kit, kit.space.space(), 0, 1064);
+                kit.audit();
+                if asked <= n {
+                    break;
+                }
+                n += if n < 30 { 1 } else { 37 };
+            }
+        }
+    }
+}
+
+#[test]
+fn a_copy_that_fails_leaves_the_page_where_it_is() {
+    let kit = on_device();
+    let other = sharer(&kit);
+    kit.machine.fail_copies(0, 1);
+    let report = kit.machine.mm.evict_range(DEV, 0..8 * 512);
+    let failed = report.failed[Cause::CopyFailed as usize];
+    assert_eq!((failed, report.pages), (resident(&kit.space, 1064), 1064 - failed), "{report:?}");
+    assert_ne!(failed, 0);
+    kit.audit();
+    check_shared(&kit, other.space(), 0, 1064);
+}
+
+#[test]
+fn a_half_that_nobody_maps_is_not_brought_back() {
+    let kit = on_device();
+    let Entry::NonPresent(soft) = kit.space.entry_at(at(0)).1 else { panic!("it is on the device") };
+    let held = kit.machine.mm.try_get_folio(soft.frame).expect("a folio");
+    kit.space.space().unmap(range(0, 256)).expect("memory");
+    drop(held);
+    let report = kit.machine.mm.evict_range(DEV, 0..8 * 512);
+    assert_eq!(report.pages, 1064 - 256, "{report:?}");
+    kit.check_in_place(256, 1064 - 256);
+    kit.audit();
+}
