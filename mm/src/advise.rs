@@ -48,7 +48,7 @@ impl<M: Machine> Space<M> {
             Advice::Huge => self.set_advice(&mut vmas, range, HugeAdvice::Huge)?,
             Advice::NoHuge => self.set_advice(&mut vmas, range, HugeAdvice::NoHuge)?,
             Advice::DontNeed | Advice::Free | Advice::Cold | Advice::PageOut => {
-                if vmas_in(&vmas, range).any(|vma| vma.kind() == VmaKind::Device) {
+                if vmas.iter_in(range).any(|vma| vma.kind() == VmaKind::Device) {
                     return Err(RangeError::Invalid(range));
                 }
                 self.cut_mappings(self.reserve_cuts(range)?);
@@ -87,7 +87,7 @@ impl<M: Machine> Space<M> {
         let mut spares = VmaSpares::for_cuts(vmas, &ends, 0).map_err(|_| RangeError::Oom(range.start))?;
         self.split_vma(vmas, range.start, &mut spares);
         self.split_vma(vmas, range.end, &mut spares);
-        vmas_in(vmas, range).for_each(|vma| vma.set_advice(advice));
+        vmas.iter_in(range).for_each(|vma| vma.set_advice(advice));
         self.merge_vmas(vmas, range);
         Ok(())
     }
@@ -137,17 +137,4 @@ fn clean_entry<M: Machine>(cursor: &mut Cursor<M>, gather: &mut TlbGather<M>) {
     } else {
         cursor.unmark(Attrs::YOUNG);
     }
-}
-
-/// The VMAs that have an address in `range`.
-fn vmas_in<M: Machine>(
-    vmas: &VmaIndex<M>,
-    range: VaRange,
-) -> impl Iterator<Item = &'static crate::vma::Vma> + '_ {
-    let mut at = range.start;
-    core::iter::from_fn(move || {
-        let vma = vmas.first_after(at).filter(|vma| vma.start() < range.end)?;
-        at = vma.range().end;
-        Some(vma)
-    })
 }

@@ -417,6 +417,10 @@ impl<M: Machine> Space<M> {
         leaf: Leaf,
     ) -> Result<Step, FaultError> {
         let (table, level) = (seen.table, seen.level);
+        if leaf.attrs.contains(Attrs::UFFD_WP) {
+            self.note_tracked_write(table, level, fault.addr, seen.word);
+            return Ok(Step::Again);
+        }
         if !leaf.special && leaf.attrs.contains(Attrs::EXCLUSIVE) {
             let mut cursor = self.cursor_in(table, level, fault.addr);
             if !cursor.is_still(seen.word) {

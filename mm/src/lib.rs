@@ -39,6 +39,7 @@ pub mod migrate;
 pub mod mirror;
 mod mm;
 mod notifier;
+mod pagemap;
 mod protect;
 mod remap;
 mod rmap;
@@ -50,6 +51,7 @@ mod table;
 #[cfg(test)]
 mod testing;
 mod tlb;
+mod track;
 mod types;
 mod vma;
 mod zap;
@@ -75,6 +77,7 @@ pub use mirror::dmirror::{self, Dmirror, DmirrorError};
 pub use mirror::{MirrorAttrs, MirrorEntry, MirrorRef};
 pub use mm::{MapStorage, Mm};
 pub use notifier::{NotifierOps, NotifierRef, NotifyEvent};
+pub use pagemap::PagemapEntry;
 pub use remap::{RemapFlags, RemapTarget};
 pub use space::{AddressSpace, Space, SpaceStat, SpaceUser};
 pub use types::{

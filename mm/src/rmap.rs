@@ -82,6 +82,11 @@ impl<M: Machine> AnonSet<M> {
         self.header.key()
     }
 
+    /// True for the pages of an object.
+    pub(crate) fn is_of_object(&self) -> bool {
+        self.of.load(Relaxed) == SetOf::Object as u32
+    }
+
     /// Keeps walks of the reverse map out while entries move from one of its VMAs to another.
     pub(crate) fn hold(&self) -> SpinGuard<'_, M, u32> {
         self.vmas.lock()
@@ -89,7 +94,7 @@ impl<M: Machine> AnonSet<M> {
 
     /// The link of `vma` in this set's list.
     fn link<'a>(&self, vma: &'a Vma) -> &'a AtomicU32 {
-        if self.of.load(Relaxed) == SetOf::Anon as u32 { vma.list_link() } else { vma.object_link() }
+        if self.is_of_object() { vma.object_link() } else { vma.list_link() }
     }
 
     /// Adds a VMA to the set, after one that is in it, or as the first.

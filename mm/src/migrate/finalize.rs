@@ -259,7 +259,7 @@ pub(crate) fn fill_hole<M: Machine>(unit: &mut Unit<M>, to: Place) -> Result<(),
     // What it allows is asked now: the mapping may be another one than when the hole was found.
     let vma = vma.ok_or(Cause::Raced)?;
     let link = RmapLink { anon, index: vma.page_index(unit.addr) };
-    let attrs = vma.fresh_attrs();
+    let mut attrs = vma.fresh_attrs();
     name_pieces(&unit.dest, link);
     let spare = match (&mut unit.dest, unit.order) {
         (Dest::Pieces(first), Order::PMD) => first.tables.take(unit.addr),
@@ -269,7 +269,10 @@ pub(crate) fn fill_hole<M: Machine>(unit: &mut Unit<M>, to: Place) -> Result<(),
     let mut cursor = hole_cursor(space, unit.addr, unit.order)?;
     match cursor.entry() {
         Entry::None => {}
-        Entry::Leaf(Leaf { special: true, .. }) => {
+        Entry::Leaf(Leaf { special: true, attrs: of_zero, .. }) => {
+            if of_zero.contains(Attrs::UFFD_WP) {
+                attrs = attrs - Attrs::WRITE | Attrs::UFFD_WP; // nobody has written it
+            }
             // The CPU reads zeros through this entry: they must be out of every TLB before the device's page is there.
             cursor.clear_leaf().flush(FlushReason::ZeroReplaced);
         }

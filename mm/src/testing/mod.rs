@@ -8,6 +8,7 @@
 //!               └── a failing list is shrunk and printed as Rust for `regressions.rs`
 //! ```
 
+mod advise;
 mod coherent;
 mod directed;
 mod evict;
@@ -26,5 +27,6 @@ mod regressions;
 mod remap;
 mod shared;
 mod splits;
+mod track;
 
 pub(crate) use machine::{Config, Soft};

@@ -6,7 +6,7 @@ use crate::error::OutOfMemory;
 use crate::machine::Machine;
 use crate::mm::Mm;
 use crate::slab::{Pool, PoolBox, Pooled};
-use crate::types::Vaddr;
+use crate::types::{VaRange, Vaddr};
 use crate::vma::Vma;
 
 const LEAF: usize = 240;
@@ -106,7 +106,17 @@ impl<M: Machine> VmaIndex<M> {
         self.first_after(addr).filter(|vma| vma.start() <= addr)
     }
 
-    /// Calls `f` for every VMA that has an address in `range`, in order.
+    /// The VMAs that have an address in `range`, in order.
+    pub(crate) fn iter_in(&self, range: VaRange) -> impl Iterator<Item = &'static Vma> + '_ {
+        let mut at = range.start;
+        core::iter::from_fn(move || {
+            let vma = self.first_after(at).filter(|vma| vma.start() < range.end)?;
+            at = vma.range().end;
+            Some(vma)
+        })
+    }
+
+    /// All of them, in order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &'static Vma> + '_ {
         (0..self.len).flat_map(|l| {
             let leaf = self.leaf(l);
@@ -254,7 +264,7 @@ mod tests {
     use super::*;
     use crate::slab::NIL;
     use crate::testing::{Config, Soft};
-    use crate::types::{PAGE_SHIFT, Prot, VaRange};
+    use crate::types::{PAGE_SHIFT, Prot};
     use crate::vma::{HugeAdvice, VmaAttrs, VmaFlags, VmaKind};
     use proptest::prelude::*;
     use std::collections::BTreeMap;

@@ -212,11 +212,13 @@ impl Vma {
         self.object.store(attrs.object, Relaxed);
     }
 
-    /// The attributes of an entry for a page of it that is new.
+    /// The attributes of an entry for a page of it that is new. What may be written without a fault counts as soft-dirty: nobody
+    /// would note the write.
     pub(crate) fn fresh_attrs(&self) -> Attrs {
         let mut attrs = Attrs::EXCLUSIVE;
-        attrs.set(Attrs::WRITE, self.prot().contains(Prot::WRITE));
+        attrs.set(Attrs::WRITE | Attrs::SOFT_DIRTY, self.prot().contains(Prot::WRITE));
         attrs.set(Attrs::EXEC, self.prot().contains(Prot::EXEC));
+        attrs.set(Attrs::NO_ACCESS, self.prot().is_empty());
         attrs
     }
 
