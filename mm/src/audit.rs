@@ -16,6 +16,7 @@ use crate::slab::NIL;
 use crate::space::Space;
 use crate::table::Table;
 use crate::types::{Frame, Level, Place, Vaddr};
+use crate::vma::{Vma, VmaKind};
 
 /// An invariant that does not hold, with the numbers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -46,6 +47,9 @@ fn expect(what: &'static str, at: u64, found: u64, expected: u64) -> Audit {
     if found == expected { Ok(()) } else { Err(AuditError { what, at, found, expected }) }
 }
 
+/// One object's hold on a folio, in its scratch word; below it, entries are counted.
+const HELD: u32 = 1 << 24;
+
 /// What the machine's processors cannot tell us: how many physical address bits a speculating CPU uses.
 const MIN_PHYS_BITS: u32 = 36;
 
@@ -72,6 +76,7 @@ impl<M: Machine> Mm<M> {
             }
         });
         let tables = tables?;
+        self.audit_objects()?;
         expect("page tables in use", 0, u64::from(self.tables.live()), tables)?;
         let at_work = self.batches.live() + self.units.live() + self.pieces.live() + self.held.live();
         expect("work records in use at rest", 0, u64::from(at_work), 0)?;
@@ -84,6 +89,38 @@ impl<M: Machine> Mm<M> {
             }
         }
         self.audit_counters()
+    }
+
+    /// What objects hold: counted in the upper bits of their folios' scratch words.
+    fn audit_objects(&self) -> Audit {
+        let (mut live, mut middles, mut leaves) = (0, 0, 0);
+        let mut result = Ok(());
+        self.objects.for_each(self, &mut |object| {
+            if !object.is_live() || result.is_err() {
+                return;
+            }
+            live += 1;
+            let nodes = object.nodes();
+            middles += nodes.0;
+            leaves += nodes.1;
+            let set = object.set();
+            object.for_each_page(&mut |index, page| {
+                page.scratch().fetch_add(HELD, Relaxed);
+                let link = page.link();
+                if result.is_ok() {
+                    let at = page.frame().raw();
+                    result = expect("page of an object", at, u64::from(page.order().get()), 0)
+                        .and_then(|()| {
+                            expect("set of an object's page", at, u64::from(link.anon), set.into())
+                        })
+                        .and_then(|()| expect("index of an object's page", at, link.index, index));
+                }
+            });
+        });
+        result?;
+        expect("objects in use", 0, u64::from(self.objects.live()), live)?;
+        expect("middle nodes of objects", 0, u64::from(self.index_middles.live()), u64::from(middles))?;
+        expect("lowest nodes of objects", 0, u64::from(self.index_leaves.live()), u64::from(leaves))
     }
 
     fn for_each_folio(&self, f: &mut dyn FnMut(&'static Folio) -> Audit) -> Audit {
@@ -139,12 +176,14 @@ impl<M: Machine> Mm<M> {
     fn audit_entry(&self, space: &'static Space<M>, addr: Vaddr, level: Level, word: u64) -> Audit {
         let bad = |what, expected| Err(AuditError { what, at: addr.0, found: word, expected });
         let Ok(entry) = Entry::try_decode(word, level) else { return bad("entry that nobody encoded", 0) };
-        let covered = space.vma_at(addr).is_some();
-        if !covered {
-            return bad("entry outside every VMA", 0);
-        }
+        let Some(vma) = space.vmas.read().find(addr) else { return bad("entry outside every VMA", 0) };
         match entry {
             Entry::None | Entry::Table(_) => Ok(()),
+            Entry::Leaf(leaf) if leaf.special && vma.kind() == VmaKind::Device => {
+                let page = self.objects.get(vma.object()).page(vma.page_index(addr));
+                let named = page.is_some_and(|page| level == Level::Pte && page.frame() == leaf.frame);
+                if named { Ok(()) } else { bad("entry of a driver's mapping", 0) }
+            }
             Entry::Leaf(leaf) if leaf.special => {
                 let zeros = self.zero_frames();
                 let expected = if level == Level::Pmd { zeros[1] } else { zeros[0] };
@@ -156,7 +195,10 @@ impl<M: Machine> Mm<M> {
             Entry::Leaf(leaf) if !leaf.frame.place().is_mappable() => {
                 bad("present entry for private memory", 0)
             }
-            Entry::Leaf(leaf) => self.audit_mapping(space, addr, level, leaf.frame),
+            Entry::Leaf(leaf) => {
+                self.audit_mapping(space, addr, level, leaf.frame)?;
+                self.audit_sharing(vma, addr, level, leaf.frame, leaf.attrs)
+            }
             Entry::NonPresent(soft) => {
                 if word & NON_PRESENT_CLEAR != 0 {
                     return bad("bits that must be clear in a non-present entry", 0);
@@ -170,7 +212,8 @@ impl<M: Machine> Mm<M> {
                 {
                     return bad("kind and place of a non-present entry", 0);
                 }
-                self.audit_mapping(space, addr, level, soft.frame)
+                self.audit_mapping(space, addr, level, soft.frame)?;
+                self.audit_sharing(vma, addr, level, soft.frame, soft.attrs)
             }
         }
     }
@@ -256,17 +299,33 @@ impl<M: Machine> Mm<M> {
         expect("mapping that the reverse map does not find", at, u64::from(found), 1)
     }
 
+    /// Who may write need not copy: nobody else maps the page. An object's pages are never anybody's own.
+    fn audit_sharing(&self, vma: &Vma, addr: Vaddr, level: Level, frame: Frame, attrs: Attrs) -> Audit {
+        let folio = self.mapped_folio(frame);
+        let own = attrs.contains(Attrs::EXCLUSIVE);
+        if vma.kind() != VmaKind::Shared {
+            let shared_write = attrs.contains(Attrs::WRITE) && !own;
+            expect("writable entry that is not exclusive", addr.0, u64::from(shared_write), 0)?;
+        }
+        if own && folio.order() == level.order() {
+            expect("mappings of an exclusive page", addr.0, u64::from(folio.map_count()), 1)?;
+        }
+        let foreign = own && folio.link().anon != vma.anon();
+        expect("exclusive page of another family", addr.0, u64::from(foreign), 0)
+    }
+
     fn audit_folios(&self) -> Audit {
         let zeros = self.zero_frames();
         let mut live = 0;
         self.for_each_folio(&mut |folio| {
             let at = folio.frame().raw();
             live += 1;
-            let maps = folio.scratch().load(Relaxed);
+            let counted = folio.scratch().load(Relaxed);
+            let (maps, held) = (counted % HELD, counted / HELD);
             expect("map count of a folio", at, u64::from(folio.map_count()), u64::from(maps))?;
             expect("migration entries of a folio at rest", at, u64::from(folio.migration_entries()), 0)?;
             expect("lock of a folio held at rest", at, u64::from(folio.is_locked()), 0)?;
-            let own = u32::from(zeros.contains(&Some(folio.frame())));
+            let own = u32::from(zeros.contains(&Some(folio.frame()))) + held + folio.pins();
             expect("references of a folio", at, u64::from(folio.refs()), u64::from(maps + own))?;
             let zone = self.zone(folio.place());
             for i in 0..folio.order().pages() {
@@ -322,6 +381,7 @@ impl<M: Machine> Mm<M> {
             + c(Event::ThpFaultAlloc)
             + c(Event::WriteUpgrade)
             + c(Event::CowCopy)
+            + c(Event::ObjectFault)
             + c(Event::DeviceFault)
             + c(Event::ExclusiveFault);
         expect("faults are the sum of their outcomes", at, c(Event::PgFault), outcomes)?;

@@ -43,6 +43,8 @@ events! {
     WriteUpgrade = "pgfault_upgrade",
     /// Write faults that copied a shared page.
     CowCopy = "cow_copy",
+    /// Faults that mapped a page of an object.
+    ObjectFault = "object_fault",
     /// Faults on device-private entries that brought the page back.
     DeviceFault = "devmem_fault",
     /// Faults on pages that were lent to a device for atomic access, and were taken back.

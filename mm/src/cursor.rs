@@ -83,6 +83,30 @@ impl<M: Machine> Space<M> {
         Ok(table)
     }
 
+    /// The PTE table over `addr`, made if need be; `None` where a huge mapping stands. The caller holds the VMA lock.
+    pub(crate) fn pte_table_or_alloc(
+        &'static self,
+        addr: Vaddr,
+        need: Need,
+    ) -> Result<Option<&'static Table<M>>, OutOfMemory> {
+        let pmd = self.pmd_table_or_alloc(addr, need)?;
+        let word = pmd.words()[addr.index(Level::Pmd)].load(Relaxed);
+        if let Entry::Table(pfn) = Entry::decode(word, Level::Pmd) {
+            return Ok(Some(M::mm().table(pfn)));
+        }
+        let spare = M::mm().spare_pte_table(addr, need)?;
+        let mut cursor = self.cursor_in(pmd, Level::Pmd, addr);
+        match cursor.entry() {
+            Entry::None => {
+                let table = spare.table();
+                cursor.hook(spare);
+                Ok(Some(table))
+            }
+            Entry::Table(pfn) => Ok(Some(M::mm().table(pfn))),
+            Entry::Leaf(_) | Entry::NonPresent(_) => Ok(None),
+        }
+    }
+
     /// What stands at `addr`, without a lock: a hint for what to prepare. The caller holds the VMA lock, so no table goes
     /// away.
     #[inline(always)]

@@ -31,6 +31,8 @@ pub enum FaultError {
     /// The page lies on a device and cannot come: somebody has held a reference to it for longer than a fault looks again
     /// (SIGBUS).
     Held(Vaddr),
+    /// The object or device file that is mapped has no page there (SIGBUS).
+    NoPage(Vaddr),
     /// A reserved bit was set in a present entry: the page table is corrupt.
     Reserved(Vaddr),
 }
@@ -43,6 +45,7 @@ impl fmt::Display for FaultError {
             Self::Oom(a) => write!(f, "out of memory at {a}"),
             Self::Device(a) => write!(f, "device could not return the page at {a}"),
             Self::Held(a) => write!(f, "the device page at {a} is held by somebody"),
+            Self::NoPage(a) => write!(f, "what is mapped at {a} has no page there"),
             Self::Reserved(a) => write!(f, "reserved bit set in the entry for {a}"),
         }
     }

@@ -14,6 +14,7 @@ use crate::machine::Machine;
 use crate::migrate::{Batch, PieceChunk, UnitChunk};
 use crate::mirror::{Mirror, MirrorNode};
 use crate::notifier::Notifier;
+use crate::object::{IndexLeaf, IndexMiddle, Object};
 use crate::rmap::AnonSet;
 use crate::slab::{Pool, Slab};
 use crate::space::Space;
@@ -67,6 +68,9 @@ pub struct Mm<M: Machine> {
     pub(crate) pieces: Pool<M, PieceChunk<M>>,
     pub(crate) held: Pool<M, HeldChunk<M>>,
     pub(crate) vma_leaves: Pool<M, VmaLeaf>,
+    pub(crate) objects: Slab<M, Object<M>>,
+    pub(crate) index_leaves: Pool<M, IndexLeaf<M>>,
+    pub(crate) index_middles: Pool<M, IndexMiddle<M>>,
     zero_page: Once<FolioRef<M>>,
     zero_folio: Once<FolioRef<M>>,
 }
@@ -98,6 +102,9 @@ impl<M: Machine> Mm<M> {
             pieces: Pool::new(),
             held: Pool::new(),
             vma_leaves: Pool::new(),
+            objects: Slab::new(),
+            index_leaves: Pool::new(),
+            index_middles: Pool::new(),
             zero_page: Once::new(),
             zero_folio: Once::new(),
         }

@@ -355,6 +355,9 @@ impl<M: Machine> Space<M> {
         if vma.anon() != NIL {
             M::mm().anons.get(vma.anon()).attach(vma, after);
         }
+        if vma.object() != NIL {
+            M::mm().objects.get(vma.object()).attach(vma, after);
+        }
     }
 
     /// Returns when every walk of the reverse map that could lead to `vma` and began before has ended.
@@ -372,6 +375,9 @@ impl<M: Machine> Space<M> {
             if set.detach(mm, vma) {
                 mm.anons.free(set);
             }
+        }
+        if vma.object() != NIL {
+            mm.objects.get(vma.object()).detach(vma);
         }
     }
 
@@ -396,6 +402,9 @@ impl<M: Machine> Space<M> {
         let mut gather = TlbGather::new(FlushReason::Unmap);
         while let Some(vma) = vmas.first_after(Vaddr(0)) {
             self.zap(vma.range(), &mut gather);
+            if vma.kind() == VmaKind::Device {
+                gather.flush(); // its pages are not counted: they may go with the VMA
+            }
             self.drop_vma(&mut vmas, vma);
         }
         vmas.clear();

@@ -83,8 +83,9 @@ impl<M: Machine> Space<M> {
         let change = self.invalidate(range, NotifyEvent::Unmap);
         let mut gather = TlbGather::new(FlushReason::Unmap);
         self.zap(range, &mut gather);
-        self.drop_vmas_in(vmas, range);
         gather.flush();
+        // Only now: a driver's pages are not counted, and may go with the VMAs.
+        self.drop_vmas_in(vmas, range);
         drop(change);
         let mut gather = TlbGather::new(FlushReason::FreeTables);
         self.free_empty_tables(range, &mut gather);

@@ -14,7 +14,7 @@ use crate::space::Space;
 use crate::split::{SplitError, split_pmd};
 use crate::tlb::{TlbGather, UnflushedRun};
 use crate::types::{Frame, Level, Order, PAGE_SIZE, PMD_SIZE, PUD_SIZE, Place, VaRange, Vaddr};
-use crate::vma::Vma;
+use crate::vma::{Vma, VmaKind};
 use crate::zone::Need;
 
 /// A batch that is being filled.
@@ -278,6 +278,13 @@ impl<M: Machine> Space<M> {
                 continue;
             };
             let part = VaRange::between(at, range.end).intersect(vma.range());
+            if matches!(vma.kind(), VmaKind::Shared | VmaKind::Device) {
+                if !collecting.batch().to.is_ram() {
+                    collecting.skip(Cause::NotAnon, part.nr_pages() as u32);
+                }
+                at = part.end;
+                continue;
+            }
             match self.collect_step(vma, part, collecting) {
                 Some(next) => at = next,
                 None if collecting.batch().units.len() == 0 => {
@@ -315,6 +322,10 @@ impl<M: Machine> Space<M> {
             }
             Peek::NoTable if !to_device => Some(addr.align_down(PUD_SIZE).add(PUD_SIZE).min(part.end)),
             Peek::Pmd(_, Entry::None) if !to_device => Some(next.min(part.end)),
+            // Where nothing was written, the pages are the object's.
+            Peek::NoTable | Peek::Pmd(_, Entry::None) if vma.kind() != VmaKind::Anon => {
+                Some(next.min(part.end))
+            }
             Peek::NoTable | Peek::Pmd(_, Entry::None) => Some(self.collect_hole(vma, part, collecting)),
             Peek::Pmd(_, Entry::Leaf(leaf)) if !leaf_goes(&leaf, collecting.batch().to) => {
                 let end = next.min(part.end);
@@ -366,7 +377,10 @@ impl<M: Machine> Space<M> {
         let end = part.start.align_down(PMD_SIZE).add(PMD_SIZE).min(part.end);
         let mut cursor = self.cursor_in(table, Level::Pte, part.start);
         loop {
-            let after = self.collect_single_pages(&mut cursor, end, collecting);
+            let after = match vma.kind() {
+                VmaKind::Anon => self.collect_single_pages(&mut cursor, end, collecting),
+                _ => cursor.addr(),
+            };
             if after >= end {
                 return Some(end);
             }
@@ -532,10 +546,18 @@ impl<M: Machine> Space<M> {
         let to = collecting.batch().to;
         match cursor.entry() {
             Entry::None | Entry::Leaf(Leaf { special: true, .. }) if !to.is_ram() => {
-                collecting.take_hole(self, vma, cursor.addr(), cursor.level().order());
+                if vma.kind() == VmaKind::Anon {
+                    collecting.take_hole(self, vma, cursor.addr(), cursor.level().order());
+                }
                 None
             }
-            Entry::Leaf(leaf) if leaf_goes(&leaf, to) => Some(leaf.frame),
+            Entry::Leaf(leaf) if leaf_goes(&leaf, to) => {
+                if vma.kind() != VmaKind::Anon && M::mm().mapped_folio(leaf.frame).link().anon != vma.anon() {
+                    collecting.skip(Cause::NotAnon, cursor.level().order().pages());
+                    return None;
+                }
+                Some(leaf.frame)
+            }
             Entry::Leaf(leaf) => {
                 collecting.leave_leaf(&leaf, cursor.level().order().pages());
                 None

@@ -57,11 +57,13 @@ pub enum Cause {
     NotSplit,
     /// It lies on a device that the caller did not ask for.
     Foreign,
+    /// It belongs to an object or a driver: only anonymous memory moves to a device.
+    NotAnon,
 }
 
 impl Cause {
     /// Number of causes.
-    pub const COUNT: usize = 7;
+    pub const COUNT: usize = 8;
 }
 
 /// What a migration did. Counts are base pages unless said otherwise.

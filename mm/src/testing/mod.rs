@@ -9,6 +9,7 @@
 //! ```
 
 mod advise;
+mod clone;
 mod coherent;
 mod directed;
 mod evict;
@@ -20,6 +21,7 @@ mod machine;
 mod migrate_gaps;
 mod mmu;
 mod mutations;
+mod objects;
 mod parts;
 mod protect;
 mod random;

@@ -55,6 +55,7 @@ fn random_actions_agree_with_the_model() {
         Event::PgFaultSpurious,
         Event::WriteUpgrade,
         Event::CowCopy,
+        Event::ObjectFault,
         Event::ExclusiveFault,
         Event::FaultWait,
         Event::DeviceEvict,

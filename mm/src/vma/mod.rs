@@ -235,12 +235,16 @@ impl Vma {
         if self.range().contains(addr) { Some(addr) } else { None }
     }
 
-    /// The aligned 2 MiB around `addr`, when all of it is in the VMA and huge pages are wanted.
+    /// The aligned 2 MiB around `addr`, when all of it is in the VMA and huge pages are wanted. Objects have none.
     #[inline(always)]
     pub(crate) fn huge_range(&self, addr: Vaddr) -> Option<Vaddr> {
         let start = addr.align_down(PMD_SIZE);
         let fits = start >= self.start() && start.0 + PMD_SIZE <= self.end.load(Relaxed);
-        if fits && self.advice() == HugeAdvice::Huge { Some(start) } else { None }
+        if fits && self.advice() == HugeAdvice::Huge && self.kind() == VmaKind::Anon {
+            Some(start)
+        } else {
+            None
+        }
     }
 }
 

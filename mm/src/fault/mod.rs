@@ -5,7 +5,7 @@
 //!      │
 //!      ├─ peek the entry, no lock: what will be needed?
 //!      │      None ................. allocate and clear, then lock, look again, install
-//!      │      present, no write .... lock, look again: grant the write, or replace the zero page, or copy
+//!      │      present, no write .... lock, look again: grant the write, or replace the zero page, or copy ([`cow`])
 //!      │      device-private ....... lock, look again, lock the folio, put a migration entry there,
 //!      │                             and hand it all to the owner: migrate_to_ram ([`crate::migrate`])
 //!      │      migration ............ sleep on the folio
@@ -13,6 +13,9 @@
 //! ```
 //!
 //! It never looks at the current CR3 or task: a device, or one day a guest's #NPF, calls it for another space.
+
+mod cow;
+mod object;
 
 use core::sync::atomic::Ordering::Relaxed;
 
@@ -22,14 +25,14 @@ use crate::entry::{Attrs, Entry, Leaf, SoftKind, SoftLeaf, word};
 use crate::error::FaultError;
 use crate::exclusive::take_back;
 use crate::folio::{Folio, FolioRef, LockedFolio, RmapLink};
-use crate::machine::{FlushReason, Machine};
+use crate::machine::Machine;
 use crate::migrate::{Extent, FaultMigration, large_extent};
 use crate::notifier::NotifyEvent;
 use crate::space::Space;
-use crate::split::{SplitError, split_pmd_at};
+use crate::split::SplitError;
 use crate::table::Table;
 use crate::types::{Access, Frame, Level, Order, PMD_SIZE, Place, Prot, VaRange, Vaddr};
-use crate::vma::Vma;
+use crate::vma::{Vma, VmaKind};
 use crate::zone::Need;
 
 bitflags::bitflags! {
@@ -77,6 +80,8 @@ pub enum FaultOutcome {
     Upgraded,
     /// A shared page was copied.
     Copied(Order),
+    /// A page of an object was mapped.
+    Mapped,
     /// A page came back from its device.
     Returned,
     /// A page that was lent to a device for atomic access was taken back.
@@ -267,6 +272,9 @@ impl<M: Machine> Space<M> {
         pte: &'static Table<M>,
     ) -> Result<Step, FaultError> {
         let mm = M::mm();
+        if vma.kind() != VmaKind::Anon {
+            return self.fault_object(vma, fault, pte);
+        }
         if fault.access != Access::Write {
             let mut cursor = self.cursor_in(pte, Level::Pte, fault.addr);
             if !cursor.is_still(0) {
@@ -405,84 +413,6 @@ impl<M: Machine> Space<M> {
             Err(SplitError::Busy) => Err(FaultError::Held(fault.addr)),
             Err(SplitError::Oom) => Err(FaultError::Oom(fault.addr)),
         }
-    }
-
-    /// A write to a present page that does not allow it, in a VMA that does.
-    #[inline(never)]
-    fn fault_write(
-        &'static self,
-        vma: &'static Vma,
-        fault: &FaultInfo,
-        seen: &Seen<M>,
-        leaf: Leaf,
-    ) -> Result<Step, FaultError> {
-        let (table, level) = (seen.table, seen.level);
-        if leaf.attrs.contains(Attrs::UFFD_WP) {
-            self.note_tracked_write(table, level, fault.addr, seen.word);
-            return Ok(Step::Again);
-        }
-        if !leaf.special && leaf.attrs.contains(Attrs::EXCLUSIVE) {
-            let mut cursor = self.cursor_in(table, level, fault.addr);
-            if !cursor.is_still(seen.word) {
-                return Ok(Step::Again);
-            }
-            cursor.upgrade(Attrs::WRITE | Attrs::YOUNG | Attrs::DIRTY | Attrs::SOFT_DIRTY);
-            M::count(Event::WriteUpgrade, 1);
-            return Ok(Step::Done(FaultOutcome::Upgraded));
-        }
-        // The zero page or a shared page: a copy of its own, of the same size if that can be had.
-        let order = level.order();
-        let start = fault.addr.align_down(order.bytes());
-        // A huge mapping may reach over the border of its VMA, or advice may have changed: not with a page of its own.
-        let fits = level == Level::Pte || vma.huge_range(fault.addr).is_some();
-        let Some(copy) = fits.then(|| self.own_copy(vma, start, leaf, order)).flatten() else {
-            return if level == Level::Pmd {
-                self.split_for_write(fault, table)
-            } else {
-                Err(FaultError::Oom(fault.addr))
-            };
-        };
-        let _change = self.invalidate(VaRange::new(start.0, order.bytes()), NotifyEvent::Clear);
-        let mut cursor = self.cursor_in(table, level, fault.addr);
-        if !cursor.is_still(seen.word) {
-            return Ok(Step::Again);
-        }
-        // Another frame: not present, flush, new entry. The old page's reference goes last.
-        let old = cursor.clear_leaf().flush(FlushReason::CopyOnWrite);
-        cursor.install(map_fresh(vma, copy));
-        drop(cursor);
-        if !old.special {
-            let folio = M::mm().mapped_folio(old.frame);
-            folio.remove_maps(1);
-            drop(FolioRef::<M>::from_owned(folio));
-        }
-        M::count(if old.special { alloc_event(order) } else { Event::CowCopy }, 1);
-        Ok(Step::Done(if old.special { FaultOutcome::Allocated(order) } else { FaultOutcome::Copied(order) }))
-    }
-
-    /// A folio with the contents of `leaf`, not mapped yet.
-    fn own_copy(&self, vma: &'static Vma, start: Vaddr, leaf: Leaf, order: Order) -> Option<FolioRef<M>> {
-        if leaf.special {
-            return self.fresh_folio(vma, start, order);
-        }
-        let folio = M::mm().alloc_folio(Place::RAM, order, Need::User).ok()?;
-        M::copy(leaf.frame, folio.frame(), order);
-        folio.set_link(RmapLink { anon: vma.anon(), index: vma.page_index(start) });
-        Some(folio)
-    }
-
-    /// No 2 MiB page for a copy: small pages then.
-    fn split_for_write(
-        &'static self,
-        fault: &FaultInfo,
-        table: &'static Table<M>,
-    ) -> Result<Step, FaultError> {
-        let spare =
-            M::mm().spare_pte_table(fault.addr, Need::Reserve).map_err(|_| FaultError::Oom(fault.addr))?;
-        M::count(Event::ThpFaultFallback, 1);
-        let mut cursor = self.cursor_in(table, Level::Pmd, fault.addr);
-        split_pmd_at(&mut cursor, spare);
-        Ok(Step::Again)
     }
 }
 
