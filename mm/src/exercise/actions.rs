@@ -31,6 +31,10 @@ pub enum Action {
     Unmap { space: u8, start: u16, len: u16 },
     /// Advises huge pages or small ones.
     Advise { space: u8, start: u16, len: u16, huge: bool },
+    /// Advises on contents. `advice`: 0 for `DontNeed`, 1 `Free`, 2 `Cold`, 3 `PageOut`.
+    Contents { space: u8, start: u16, len: u16, advice: u8 },
+    /// Changes what is allowed. `prot`: bits of [`crate::Prot`].
+    Protect { space: u8, start: u16, len: u16, prot: u8 },
     /// Reads a word of a page.
     Read { cpu: u8, space: u8, page: u16 },
     /// Writes a word of a page.
@@ -41,9 +45,10 @@ pub enum Action {
     Check { cpu: u8, space: u8, start: u16, len: u16 },
     /// Migrates. `to`: 0 for RAM, 1 and 2 for the devices.
     Migrate { space: u8, start: u16, len: u16, to: u8 },
-    /// Collects, goes on for `phases` phases, unmaps a range meanwhile (`gone.1` pages from page `gone.0` of the range), and
-    /// then either finishes or drops the migration.
-    Park { space: u8, start: u16, len: u16, to: u8, phases: u8, gone: (u16, u16), finish: bool },
+    /// Collects, goes on for `phases` phases, does something meanwhile to `gone.1` pages from page `gone.0` of the range, and
+    /// then either finishes or drops the migration. `what`: 0 to unmap, 1 to forbid everything, 2 to allow reads alone, 3 to
+    /// allow writes, 4 for `DontNeed`, 5 for `Free`.
+    Park { space: u8, start: u16, len: u16, to: u8, phases: u8, what: u8, gone: (u16, u16), finish: bool },
     /// Takes folios until only `keep` frames are free. `reserve`: those under the low-water mark too.
     Hold { place: u8, order: u8, keep: u16, reserve: bool },
     /// Takes a reference of the folio at a page.
@@ -137,32 +142,25 @@ fn action(rng: &mut Rng, huge: bool) -> Action {
     let swept = if huge { len.min(8) } else { len };
     let page = if rng.one_in(2) { start } else { rng.below(PAGES) as u16 };
     let to = rng.pick(&[0, 0, 0, 1, 1, 1, 1, 2]);
-    match rng.below(100) {
-        0..=13 => {
-            let prot = rng.pick(&[3, 3, 3, 3, 3, 7, 1, 0]);
-            Action::Map { space, start, len, prot, huge: !rng.one_in(if huge { 20 } else { 3 }) }
-        }
-        14..=21 => Action::Unmap { space, start, len },
-        22..=23 => Action::Advise { space, start, len, huge: rng.one_in(2) },
-        24..=31 => Action::Read { cpu, space, page },
-        32..=45 => Action::Write { cpu, space, page },
-        46..=49 => Action::Fill { cpu, space, start, len: swept },
+    let prot = rng.pick(&[3, 3, 3, 3, 3, 7, 1, 0]);
+    match rng.below(108) {
+        0..=13 => Action::Map { space, start, len, prot, huge: !rng.one_in(if huge { 20 } else { 3 }) },
+        14..=20 => Action::Unmap { space, start, len },
+        21..=22 => Action::Advise { space, start, len, huge: rng.one_in(2) },
+        23..=30 => Action::Read { cpu, space, page },
+        31..=44 => Action::Write { cpu, space, page },
+        45..=49 => Action::Fill { cpu, space, start, len: swept },
         50..=53 => Action::Check { cpu, space, start, len: swept },
         54..=73 => Action::Migrate { space, start, len, to },
-        74..=77 => {
-            let gone =
-                if rng.one_in(2) { (0, len) } else { (rng.below(600) as u16, 1 + rng.below(300) as u16) };
-            let gone = if rng.one_in(2) { gone } else { (0, 0) };
-            Action::Park { space, start, len, to, phases: rng.below(4) as u8, gone, finish: rng.one_in(2) }
-        }
-        78..=80 => Action::Hold {
+        74..=78 => park(rng, space, start, len, to),
+        79..=81 => Action::Hold {
             place: rng.pick(&[0, 0, 1, 2]),
             order: rng.pick(&[0, 0, 4, 9, 9]),
             keep: rng.pick(&[0, 0, 1, 40, 300, 520, 1100]),
             reserve: rng.one_in(3),
         },
-        81 => Action::Pin { space, page },
-        82..=87 => Action::FailAlloc {
+        82 => Action::Pin { space, page },
+        83..=87 => Action::FailAlloc {
             sites: 1 + rng.below(15) as u8,
             min_order: rng.pick(&[0, 0, 0, 9]),
             skip: rng.pick(&[0, 0, 1, 2, 3, 5, 8, 20, 100]),
@@ -170,7 +168,16 @@ fn action(rng: &mut Rng, huge: bool) -> Action {
         },
         88..=89 => Action::FailCopy { skip: rng.below(6) as u16, times: rng.pick(&[1, 1, 3, 1000]) },
         90..=92 => Action::Chaos { n: rng.below(60) as u8 },
-        93..=95 => Action::Switch { cpu, space },
-        _ => Action::Exit { space },
+        93..=94 => Action::Switch { cpu, space },
+        95..=96 => Action::Exit { space },
+        97..=103 => Action::Protect { space, start, len, prot: rng.pick(&[3, 3, 1, 1, 7, 5, 0, 0]) },
+        _ => Action::Contents { space, start, len, advice: rng.pick(&[0, 0, 1, 1, 2, 3]) },
     }
+}
+
+fn park(rng: &mut Rng, space: u8, start: u16, len: u16, to: u8) -> Action {
+    let gone = if rng.one_in(2) { (0, len) } else { (rng.below(600) as u16, 1 + rng.below(300) as u16) };
+    let gone = if rng.one_in(3) { (0, 0) } else { gone };
+    let what = rng.pick(&[0, 0, 0, 1, 1, 2, 3, 4, 5]);
+    Action::Park { space, start, len, to, phases: rng.below(4) as u8, what, gone, finish: rng.one_in(2) }
 }

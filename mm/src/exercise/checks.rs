@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use super::WORDS;
 use crate::entry::{Attrs, Entry, SoftKind};
-use crate::exercise::model::{ModelSpace, pages};
+use crate::exercise::model::{ModelSpace, ModelVma, pages};
 use crate::exercise::runner::Runner;
 use crate::exercise::world::World;
 use crate::migrate::Report;
@@ -43,7 +43,7 @@ impl<W: World> Runner<'_, W> {
     pub(super) fn check_contents(&self, n: usize) {
         let model = &self.world.model().borrow().spaces[n];
         let mut written = 0;
-        self.spaces[n].for_each_entry(
+        self.space(n as u8).1.for_each_entry(
             &mut |at, level, word| {
                 let entry = Entry::decode(word, level);
                 for i in 0..u64::from(level.order().pages()) {
@@ -57,7 +57,7 @@ impl<W: World> Runner<'_, W> {
             let lost: Vec<_> = model
                 .content
                 .keys()
-                .filter(|&&page| self.spaces[n].entry_at(Vaddr(page * PAGE_SIZE)).1 == Entry::None)
+                .filter(|&&page| self.space(n as u8).1.entry_at(Vaddr(page * PAGE_SIZE)).1 == Entry::None)
                 .take(3)
                 .collect();
             self.fail(|| format!("space {n}: written pages are gone: {lost:x?}"));
@@ -73,25 +73,48 @@ impl<W: World> Runner<'_, W> {
         };
         let expected = model.content.get(&page);
         let found: [u64; WORDS] = core::array::from_fn(|w| self.world.peek(frame, w));
-        if found != expected.copied().unwrap_or_default() {
+        if found != expected.copied().unwrap_or_default().words {
             self.fail(|| {
                 format!(
                     "space {n}: page {page:#x} in {frame} holds {found:x?}, not {expected:x?} ({entry:?})"
                 )
             });
         }
-        if expected.is_some() && !special {
+        if expected.is_some_and(|page| !page.clean) && !special {
             self.check_dirty(n, page, frame, attrs);
         }
         if let Some(vma) = model.vma(page)
-            && attrs.contains(Attrs::WRITE)
-            && !vma.prot.contains(Prot::WRITE)
+            && !is_allowed(entry, attrs, vma.prot)
         {
             self.fail(|| {
-                format!("space {n}: page {page:#x} is writable in a mapping that is not ({entry:?})")
+                format!("space {n}: page {page:#x} is mapped as {entry:?}, where {:?} is allowed", vma.prot)
             });
         }
         expected.is_some()
+    }
+
+    /// The real mappings are the model's.
+    pub(super) fn check_vmas(&self, n: usize) {
+        let model = &self.world.model().borrow().spaces[n];
+        let mut expected = model.vmas.iter().copied();
+        let mut now: Option<ModelVma> = None;
+        // Real ones may be more: they differ in what the model does not know.
+        self.space(n as u8).1.for_each_vma(|vma| {
+            let pages = pages(vma.range());
+            let next = ModelVma { start: pages.start, end: pages.end, prot: vma.prot() };
+            match &mut now {
+                Some(now) if now.end == next.start && now.prot == next.prot => now.end = next.end,
+                _ => {
+                    if now.is_some() && now != expected.next() {
+                        self.fail(|| format!("space {n} has {now:x?}, not {:x?}", model.vmas));
+                    }
+                    now = Some(next);
+                }
+            }
+        });
+        if now != expected.next() || expected.next().is_some() {
+            self.fail(|| format!("space {n} ends with {now:x?}, not {:x?}", model.vmas));
+        }
     }
 
     /// Nobody forgets that a page was written.
@@ -104,4 +127,15 @@ impl<W: World> Runner<'_, W> {
             });
         }
     }
+}
+
+/// No entry allows more than its mapping, and none is present where nothing is allowed.
+fn is_allowed(entry: Entry, attrs: Attrs, prot: Prot) -> bool {
+    let hidden = match entry {
+        Entry::NonPresent(soft) => attrs.contains(Attrs::NO_ACCESS) || soft.kind == SoftKind::ProtNone,
+        _ => false,
+    };
+    hidden == prot.is_empty()
+        && (!attrs.contains(Attrs::WRITE) || prot.contains(Prot::WRITE))
+        && (!attrs.contains(Attrs::EXEC) || prot.contains(Prot::EXEC))
 }

@@ -3,6 +3,7 @@
 use alloc::format;
 
 use super::WORDS;
+use crate::advise::Advice;
 use crate::error::{FaultError, RangeError};
 use crate::exercise::model::pages;
 use crate::exercise::rng::Rng;
@@ -38,18 +39,55 @@ impl<W: World> Runner<'_, W> {
         }
     }
 
+    /// Holes are passed over, and the first is told of: is that so, or was there a reason that nothing was done?
+    fn is_told(&self, n: usize, range: VaRange, what: &str, result: Result<(), RangeError>) -> bool {
+        let hole = self.world.model().borrow().spaces[n].first(range, |vma| vma.is_none());
+        let (fine, done) = match result {
+            Ok(()) => (hole.is_none(), true),
+            Err(RangeError::NotMapped(at)) => (hole == Some(at), true),
+            Err(RangeError::Oom(_)) => (self.may_be_oom(), false),
+            Err(_) => (false, false),
+        };
+        if !fine {
+            self.fail(|| format!("{what} for {range} in space {n}: {result:?}, first hole {hole:?}"));
+        }
+        fine && done
+    }
+
     pub(super) fn advise(&self, space: u8, range: VaRange, huge: bool) {
         let (n, space) = self.space(space);
         let result = space.advise_huge(range, if huge { HugeAdvice::Huge } else { HugeAdvice::NoHuge });
-        let hole = self.world.model().borrow().spaces[n].first(range, |vma| vma.is_none());
-        let fine = match result {
-            Ok(()) => hole.is_none(),
-            Err(RangeError::NotMapped(at)) => hole == Some(at),
-            Err(RangeError::Oom(_)) => self.may_be_oom(),
-            Err(_) => false,
+        self.is_told(n, range, "advice", result);
+    }
+
+    pub(super) fn contents(&self, space: u8, range: VaRange, advice: u8) {
+        let (n, space) = self.space(space);
+        let advice = match advice {
+            0 => Advice::DontNeed,
+            1 => Advice::Free,
+            2 => Advice::Cold,
+            _ => Advice::PageOut,
         };
-        if !fine {
-            self.fail(|| format!("advice for {range} in space {n}: {result:?}, first hole {hole:?}"));
+        let result = space.advise(range, advice);
+        if self.is_told(n, range, "advice", result) {
+            let model = &mut self.world.model().borrow_mut().spaces[n];
+            match advice {
+                Advice::DontNeed => model.forget(range),
+                Advice::Free => model.clean(range),
+                _ => {}
+            }
+        }
+    }
+
+    /// What lies before the first hole is changed.
+    pub(super) fn protect(&self, space: u8, range: VaRange, prot: u8) {
+        let (n, space) = self.space(space);
+        let prot = Prot::from_bits_truncate(prot);
+        let result = space.protect(range, prot);
+        if self.is_told(n, range, "protection", result) {
+            let model = &mut self.world.model().borrow_mut().spaces[n];
+            let hole = model.first(range, |vma| vma.is_none()).unwrap_or(range.end);
+            model.protect(VaRange::between(range.start, hole), prot);
         }
     }
 

@@ -22,7 +22,7 @@ mod shrink;
 mod world;
 
 pub use actions::{Action, PAGES, Step, about_huge, addr, generate, range};
-pub use model::{Model, ModelSpace, ModelVma, WORDS, pages};
+pub use model::{Model, ModelPage, ModelSpace, ModelVma, WORDS, pages};
 pub use rng::{Rng, mix};
 pub use runner::{Failure, Progress, Runner, SPACES, run};
 pub use shrink::{as_rust, shrink};

@@ -62,7 +62,7 @@ impl<W: World> Runner<'_, W> {
     }
 
     pub(super) fn park(&self, action: Action, range: VaRange) {
-        let Action::Park { space: number, to, phases, gone, finish, .. } = action else { return };
+        let Action::Park { space: number, to, phases, what, gone, finish, .. } = action else { return };
         let (n, space) = self.space(number);
         let to = self.place(to);
         let expected = self.migratable(n, range);
@@ -87,7 +87,14 @@ impl<W: World> Runner<'_, W> {
             if gone.1 != 0 {
                 // Relative to what is on its way.
                 let start = range.start.0 + u64::from(gone.0) % range.nr_pages() * PAGE_SIZE;
-                self.unmap(number, VaRange::new(start, u64::from(gone.1) * PAGE_SIZE));
+                let part = VaRange::new(start, u64::from(gone.1) * PAGE_SIZE);
+                match what {
+                    0 => self.unmap(number, part),
+                    1 => self.protect(number, part, 0),
+                    2 => self.protect(number, part, Prot::READ.bits()),
+                    3 => self.protect(number, part, Prot::RW.bits()),
+                    what => self.contents(number, part, what - 4),
+                }
             }
         };
         match phases {

@@ -19,6 +19,7 @@ use crate::types::{PAGE_SHIFT, Place, VaRange};
 
 /// Address spaces of a run.
 pub const SPACES: usize = 3;
+
 /// What went wrong, and at which step.
 #[derive(Clone, Debug)]
 pub struct Failure {
@@ -66,7 +67,7 @@ pub fn run<W: World>(world: &W, steps: &[Step], progress: &Progress, tidy: bool)
 /// One run under way. Handles are not dropped when a check fails.
 pub struct Runner<'w, W: World> {
     pub(super) world: &'w W,
-    pub(super) spaces: ManuallyDrop<Vec<Rc<AddressSpace<W::Machine>>>>,
+    pub(super) spaces: ManuallyDrop<[Option<Rc<AddressSpace<W::Machine>>>; SPACES]>,
     /// What holds memory back.
     pub(super) held: ManuallyDrop<Held<W::Machine>>,
     /// Folios of mapped pages are among those.
@@ -86,7 +87,7 @@ impl<'w, W: World> Runner<'w, W> {
     pub fn new(world: &'w W) -> Self {
         let mut runner = Self {
             world,
-            spaces: ManuallyDrop::default(),
+            spaces: ManuallyDrop::new([const { None }; SPACES]),
             held: ManuallyDrop::new(Held(Vec::new())),
             pinned: false,
             failing: false,
@@ -94,8 +95,8 @@ impl<'w, W: World> Runner<'w, W> {
             before: W::Machine::mm().folios_in_use(),
         };
         world.model().borrow_mut().spaces = alloc::vec![ModelSpace::default(); SPACES];
-        for _ in 0..SPACES {
-            runner.spaces.push(Rc::new(world.new_space().expect("memory for a space")));
+        for space in &mut *runner.spaces {
+            *space = Some(Rc::new(world.new_space().expect("memory for a space")));
         }
         for cpu in 0..world.cpus() {
             runner.switch(cpu, cpu % SPACES);
@@ -113,7 +114,11 @@ impl<'w, W: World> Runner<'w, W> {
 
     pub(super) fn space(&self, n: u8) -> (usize, &'static Space<W::Machine>) {
         let n = usize::from(n) % SPACES;
-        (n, self.spaces[n].space())
+        (n, self.owner(n).space())
+    }
+
+    fn owner(&self, n: usize) -> &Rc<AddressSpace<W::Machine>> {
+        self.spaces[n].as_ref().expect("a space that ends is replaced")
     }
 
     pub(super) fn cpu(&self, n: u8) -> usize {
@@ -146,7 +151,8 @@ impl<'w, W: World> Runner<'w, W> {
             start = (vma.start & !511) + (start & 511);
         }
         let start = start.clamp(vma.start, vma.end - 1);
-        let end = (start + range.nr_pages()).min(vma.end);
+        let mapped = if rng.one_in(2) { vma.end } else { model.mapped_until(start) };
+        let end = (start + range.nr_pages()).min(mapped);
         VaRange::new(start << PAGE_SHIFT, (end - start) << PAGE_SHIFT)
     }
 
@@ -182,6 +188,12 @@ impl<'w, W: World> Runner<'w, W> {
             }
             Action::Advise { space, start, len, huge } => {
                 self.advise(space, self.aim(space, range(start, len), rng), huge);
+            }
+            Action::Contents { space, start, len, advice } => {
+                self.contents(space, self.aim(space, range(start, len), rng), advice);
+            }
+            Action::Protect { space, start, len, prot } => {
+                self.protect(space, self.aim(space, range(start, len), rng), prot);
             }
             Action::Read { cpu, space, page } => {
                 let addr = self.aim_at(space, page, rng);
@@ -228,26 +240,32 @@ impl<'w, W: World> Runner<'w, W> {
 
     pub(super) fn switch(&self, cpu: usize, n: usize) {
         if self.world.loaded(cpu) != Some(n) {
-            self.world.load(cpu, n, &self.spaces[n]);
+            self.world.load(cpu, n, self.owner(n));
         }
     }
 
     fn exit(&mut self, space: u8) {
-        let (n, _) = self.space(space);
+        Self::mm().inject.disarm();
+        self.end(self.space(space).0);
+        while let Some(n) = (0..SPACES).find(|&n| self.spaces[n].is_none()) {
+            match self.world.new_space() {
+                Ok(new) => self.spaces[n] = Some(Rc::new(new)),
+                // Give way: what is held, and then what the others have, may be all there is.
+                Err(_) if !self.held.is_empty() => self.release(),
+                Err(_) => (0..SPACES).for_each(|n| self.end(n)),
+            }
+        }
+    }
+
+    /// A space ends; CPUs that have it loaded leave it first.
+    fn end(&mut self, n: usize) {
         for cpu in 0..self.world.cpus() {
             if self.world.loaded(cpu) == Some(n) {
                 self.world.unload(cpu);
             }
         }
-        Self::mm().inject.disarm();
-        drop(self.spaces.remove(n));
+        self.spaces[n] = None;
         self.world.model().borrow_mut().spaces[n] = ModelSpace::default();
-        let new = self.world.new_space().unwrap_or_else(|_| {
-            // Give way: what is held may be all there is.
-            self.release();
-            self.world.new_space().expect("memory for a root table")
-        });
-        self.spaces.insert(n, Rc::new(new));
     }
 
     /// The end of a run: everything is read once more by a program, and then everything is freed.
@@ -297,6 +315,7 @@ impl<'w, W: World> Runner<'w, W> {
             return;
         }
         for n in 0..SPACES {
+            self.check_vmas(n);
             self.check_contents(n);
         }
     }

@@ -68,6 +68,11 @@ fn a_missing_copy_on_write_flush_shows_old_zeros() {
 }
 
 #[test]
+fn a_missing_flush_of_a_changed_protection_leaves_memory_writable() {
+    is_noticed(FlushReason::Protect, &ACCESS);
+}
+
+#[test]
 fn a_missing_unmap_flush_leaves_memory_accessible() {
     is_noticed(FlushReason::Unmap, &ACCESS);
 }
@@ -89,7 +94,7 @@ fn unmapping_what_a_parked_migration_has_collected_pays_its_flush() {
     let steps = [
         Step(1, Map { space: 0, start: 0, len: 4, prot: 3, huge: false }),
         Step(2, Fill { cpu: 0, space: 0, start: 0, len: 4 }),
-        Step(3, Park { space: 0, start: 0, len: 4, to: 1, phases: 0, gone: (0, 4), finish: true }),
+        Step(3, Park { space: 0, start: 0, len: 4, to: 1, phases: 0, what: 0, gone: (0, 4), finish: true }),
     ];
     assert!(run(&config, &steps, &Watch { skip: None, no_stale: true }).is_ok());
     let failure = run(&config, &steps, &Watch { skip: Some(FlushReason::Owed), no_stale: false });

@@ -50,17 +50,16 @@ fn random_actions_agree_with_the_model() {
         println!("flushes for {reason:12?} {n}");
     }
     assert!(sum.actions >= wanted(), "all of them");
-    // A path that nobody takes is not tested. These need threads, a fork, or a change of protection.
+    // A path that nobody takes is not tested. These need threads, or an action that there is none for yet.
     let later = [
         Event::PgFaultSpurious,
-        Event::WriteUpgrade,
         Event::CowCopy,
         Event::ObjectFault,
         Event::ExclusiveFault,
         Event::FaultWait,
         Event::DeviceEvict,
     ];
-    let never = |event: &Event| sum.events[*event as usize] == 0;
-    let missed: Vec<_> = Event::ALL.iter().filter(|e| never(e)).map(|e| e.name()).collect();
-    assert_eq!(missed, later.map(Event::name), "events that did not happen");
+    let missed = |event: &&Event| sum.events[**event as usize] == 0 && !later.contains(*event);
+    let missed: Vec<_> = Event::ALL.iter().filter(missed).map(|event| event.name()).collect();
+    assert_eq!(missed, [""; 0], "events that did not happen");
 }

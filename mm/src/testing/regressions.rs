@@ -62,3 +62,16 @@ fn a_write_to_a_zero_folio_that_crosses_vmas_takes_small_pages() {
     ];
     passes(&config(), &steps);
 }
+
+#[test]
+fn a_hole_that_is_forbidden_while_its_page_is_on_the_way_gets_a_hidden_page() {
+    let steps = [
+        Step(2870701853, Map { space: 7, start: 1152, len: 512, prot: 7, huge: false }),
+        Step(
+            934290564,
+            Park { space: 7, start: 1024, len: 512, to: 1, phases: 0, what: 1, gone: (0, 512), finish: true },
+        ),
+        Step(3, Read { cpu: 0, space: 7, page: 1152 }),
+    ];
+    passes(&config(), &steps);
+}
