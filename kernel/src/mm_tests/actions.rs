@@ -10,13 +10,15 @@ use alloc::string::String;
 use core::cell::{Cell, RefCell};
 
 use farpage_mm::exercise::{self, Failure, Model, Step, WORDS, World};
-use farpage_mm::{AddressSpace, FaultError, Frame, OutOfMemory, PAGE_SIZE, Space, VaRange, Vaddr};
+use farpage_mm::{
+    AddressSpace, FaultError, Frame, Machine as _, OutOfMemory, PAGE_SIZE, Space, VaRange, Vaddr,
+};
 
 use crate::arch::x86_64::percpu;
 use crate::testing::Outcome;
 use crate::vm::shared::{self, Loaded};
 use crate::vm::user::{last_refusal, user_read_u64, user_write_u64};
-use crate::vm::{Machine, devmem, mm, new_space, peek, rig};
+use crate::vm::{Machine, devmem, mm, new_space, rig};
 
 /// Actions where the command line does not say how many.
 const ACTIONS: u64 = 20_000;
@@ -102,7 +104,9 @@ impl World for Here {
         })
     }
     fn peek(&self, frame: Frame, word: usize) -> u64 {
-        peek(frame, AT[word])
+        let mut found = [0];
+        Machine::read_frame(frame, AT[word], &mut found);
+        found[0]
     }
 
     fn fail_copies(&self, skip: u64, times: u64) {

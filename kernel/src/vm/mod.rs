@@ -333,24 +333,6 @@ pub(crate) fn mm() -> &'static Mm<Machine> {
     &MM
 }
 
-/// A word of a page, looked at where it lies: RAM through the direct map, device memory through its BAR.
-///
-/// # Panics
-/// When the page has no such word, or the frame is on no device.
-pub(crate) fn peek(frame: Frame, word: usize) -> u64 {
-    let at = word * size_of::<u64>();
-    assert!(at < PAGE_SIZE as usize, "a page has 512 words");
-    if let Some(n) = frame.place().device_number() {
-        let word = |device: &devmem::Device| {
-            let page = device.address_of(frame).0;
-            device.read(farpage_device::DeviceAddr(page + at as u64))
-        };
-        return devmem::device(n).and_then(word).expect("a word of a device");
-    }
-    // SAFETY: a frame of RAM, in the direct map, and a word inside it; whoever writes it does so by whole words.
-    unsafe { ram::<u64>(frame.index()).add(word).read_volatile() }
-}
-
 /// Handles a fault on a user address, taken in ring 3 or in a user-access routine.
 ///
 /// # Errors
