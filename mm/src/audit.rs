@@ -370,6 +370,23 @@ impl<M: Machine> Mm<M> {
         Ok(())
     }
 
+    /// What each device counts adds up by itself, and over the devices to what the machine counts.
+    fn audit_devices(&self) -> Audit {
+        let (mut came, mut left, mut dropped) = (0, 0, 0);
+        for (n, device) in self.devices.iter().enumerate().filter(|(_, d)| d.zone.is_registered()) {
+            let (at, stat) = (n as u64, device.stat());
+            let stays = stat.pages_in.wrapping_sub(stat.out.pages() + stat.pages_dropped);
+            expect("in - out - dropped = resident, of a device", at, stays, stat.resident)?;
+            expect("folios of a device by order", at, device.folios().pages(), stat.resident)?;
+            came += stat.pages_in;
+            left += stat.out.pages();
+            dropped += stat.pages_dropped;
+        }
+        expect("pages that came to devices", 0, came, M::counted(Event::DevicePagesIn))?;
+        expect("pages that left devices", 0, left, M::counted(Event::DevicePagesOut))?;
+        expect("pages dropped on devices", 0, dropped, M::counted(Event::DevicePagesDropped))
+    }
+
     fn audit_counters(&self) -> Audit {
         let at = 0;
         let c = |event| M::counted(event);
@@ -389,6 +406,7 @@ impl<M: Machine> Mm<M> {
             self.devices.iter().filter(|d| d.zone.is_registered()).map(|d| d.stat().resident).sum();
         let came = c(Event::DevicePagesIn);
         let went = c(Event::DevicePagesOut) + c(Event::DevicePagesDropped);
-        expect("to device - from device - dropped = resident", at, came - went, resident)
+        expect("to device - from device - dropped = resident", at, came - went, resident)?;
+        self.audit_devices()
     }
 }

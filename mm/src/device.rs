@@ -1,7 +1,5 @@
 //! Device memory as the memory manager sees it: a zone of frames with an owner and its operations (Linux: `dev_pagemap`).
 
-use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
-
 use spin::Once;
 
 use crate::error::{FaultError, RangeError};
@@ -9,6 +7,7 @@ use crate::folio::Folio;
 use crate::machine::Machine;
 use crate::migrate::FaultMigration;
 use crate::mm::Mm;
+use crate::stats::DeviceCounters;
 use crate::types::{Frame, FrameRange, Order, Place};
 use crate::zone::Zone;
 
@@ -102,37 +101,16 @@ pub enum DeviceKind {
     },
 }
 
-/// What can be counted per device.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct DeviceStat {
-    /// Base pages allocated now.
-    pub resident: u64,
-    /// Folios allocated since boot, by order (fresh ones: not the pieces of a split).
-    pub allocated: [u64; 10],
-    /// Base pages freed since boot.
-    pub freed_pages: u64,
-    /// Folio splits.
-    pub splits: u64,
-}
-
 /// A registered device.
 pub struct Device<M: Machine> {
     pub(crate) zone: Zone<M>,
     ops: Once<(&'static dyn PagemapOps<M>, &'static dyn CopyEngine)>,
-    allocated: [AtomicU64; 10],
-    freed_pages: AtomicU64,
-    splits: AtomicU64,
+    pub(crate) counters: DeviceCounters,
 }
 
 impl<M: Machine> Device<M> {
     pub(crate) const fn new(number: usize) -> Self {
-        Self {
-            zone: Zone::new(Place::device(number)),
-            ops: Once::new(),
-            allocated: [const { AtomicU64::new(0) }; 10],
-            freed_pages: AtomicU64::new(0),
-            splits: AtomicU64::new(0),
-        }
+        Self { zone: Zone::new(Place::device(number)), ops: Once::new(), counters: DeviceCounters::new() }
     }
 
     /// # Panics
@@ -152,38 +130,6 @@ impl<M: Machine> Device<M> {
         match self.ops.get() {
             Some((_, engine)) => *engine,
             None => panic!("device without an owner"),
-        }
-    }
-
-    #[inline(always)]
-    pub(crate) fn allocated(&self, order: Order, n: u64) {
-        self.allocated[order.get() as usize].fetch_add(n, Relaxed);
-    }
-
-    #[inline(always)]
-    pub(crate) fn freed(&self, pages: u32) {
-        self.freed_pages.fetch_add(u64::from(pages), Relaxed);
-    }
-
-    pub(crate) fn split(&self) {
-        self.splits.fetch_add(1, Relaxed);
-    }
-
-    /// Counters.
-    #[must_use]
-    pub fn stat(&self) -> DeviceStat {
-        let mut allocated = [0; 10];
-        let mut pages = 0;
-        for (order, count) in self.allocated.iter().enumerate() {
-            allocated[order] = count.load(Relaxed);
-            pages += allocated[order] << order;
-        }
-        let freed_pages = self.freed_pages.load(Relaxed);
-        DeviceStat {
-            resident: pages - freed_pages,
-            allocated,
-            freed_pages,
-            splits: self.splits.load(Relaxed),
         }
     }
 

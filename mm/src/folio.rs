@@ -392,6 +392,9 @@ fn free<M: Machine>(folio: &'static Folio) {
     debug_assert_eq!(folio.maps.load(Relaxed), 0, "freed while mapped");
     if folio.is_resident() {
         M::count(Event::DevicePagesDropped, u64::from(folio.order().pages()));
+        if let Some(number) = folio.place().device_number() {
+            M::mm().device(number).dropped(folio.order().pages());
+        }
     }
     let frames = Frames::own(folio.frame(), folio.order());
     folio.tell_left::<M>(&frames);

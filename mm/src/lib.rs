@@ -48,6 +48,7 @@ mod rmap;
 mod slab;
 mod space;
 mod split;
+mod stats;
 mod sync;
 mod table;
 #[cfg(test)]
@@ -62,7 +63,7 @@ mod zone;
 pub use advise::Advice;
 pub use audit::AuditError;
 pub use counters::Event;
-pub use device::{COPY_LIST, CopyEngine, CopyOp, Device, DeviceKind, DeviceStat, Fence, PagemapOps};
+pub use device::{COPY_LIST, CopyEngine, CopyOp, Device, DeviceKind, Fence, PagemapOps};
 pub use dump::Run;
 pub use entry::{Attrs, BadEntry, CacheType, Entry, Leaf, NON_PRESENT_CLEAR, SoftKind, SoftLeaf};
 pub use error::{FaultError, OutOfMemory, RangeError};
@@ -82,7 +83,8 @@ pub use notifier::{NotifierOps, NotifierRef, NotifyEvent};
 pub use object::{Object, ObjectKind, ObjectRef};
 pub use pagemap::PagemapEntry;
 pub use remap::{RemapFlags, RemapTarget};
-pub use space::{AddressSpace, Space, SpaceStat, SpaceUser};
+pub use space::{AddressSpace, Space, SpaceUser};
+pub use stats::{DeviceStat, Folios, Resident, SpaceStat};
 pub use types::{
     Access, Frame, FrameRange, Level, MAX_DEVICES, Order, PAGE_SHIFT, PAGE_SIZE, PMD_SHIFT, PMD_SIZE,
     PUD_SIZE, Place, Prot, USER_END, VaRange, Vaddr,

@@ -18,6 +18,7 @@ use crate::object::{IndexLeaf, IndexMiddle, Object};
 use crate::rmap::AnonSet;
 use crate::slab::{Pool, Slab};
 use crate::space::Space;
+use crate::stats::Stayed;
 use crate::table::Table;
 use crate::tlb::HeldChunk;
 use crate::types::{Frame, FrameRange, MAX_DEVICES, Order, Place};
@@ -71,6 +72,8 @@ pub struct Mm<M: Machine> {
     pub(crate) objects: Slab<M, Object<M>>,
     pub(crate) index_leaves: Pool<M, IndexLeaf<M>>,
     pub(crate) index_middles: Pool<M, IndexMiddle<M>>,
+    /// Pages that migrations left where they were.
+    pub(crate) stayed: Stayed,
     zero_page: Once<FolioRef<M>>,
     zero_folio: Once<FolioRef<M>>,
 }
@@ -105,6 +108,7 @@ impl<M: Machine> Mm<M> {
             objects: Slab::new(),
             index_leaves: Pool::new(),
             index_middles: Pool::new(),
+            stayed: Stayed::new(),
             zero_page: Once::new(),
             zero_folio: Once::new(),
         }

@@ -10,21 +10,13 @@ use crate::machine::{FlushReason, Machine, TableWords};
 use crate::notifier::Notifiers;
 use crate::rmap::{AnonSet, SetOf};
 use crate::slab::{NIL, Slot, SlotHeader};
+use crate::stats::{SpaceCounters, SpaceStat};
 use crate::sync::SleepRwLock;
 use crate::table::{SpareTable, Table};
 use crate::tlb::{FlushState, TlbGather};
 use crate::types::{Level, PAGE_SHIFT, Prot, VaRange, Vaddr};
 use crate::vma::{HugeAdvice, Vma, VmaAttrs, VmaCache, VmaFlags, VmaIndex, VmaKind, VmaSpares};
 use crate::zone::Need;
-
-/// What one address space did and owns.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct SpaceStat {
-    /// Faults handled.
-    pub faults: u64,
-    /// Flush rounds.
-    pub flushes: u64,
-}
 
 /// An address space's shared part; reached through its owner, an [`AddressSpace`].
 #[repr(align(64))]
@@ -45,6 +37,7 @@ pub struct Space<M: Machine> {
     last_pte: AtomicU32,
     pub(crate) faults: AtomicU64,
     flushes: AtomicU64,
+    pub(crate) counters: SpaceCounters,
 }
 
 impl<M: Machine> Default for Space<M> {
@@ -62,6 +55,7 @@ impl<M: Machine> Default for Space<M> {
             last_pte: AtomicU32::new(NIL),
             faults: AtomicU64::new(0),
             flushes: AtomicU64::new(0),
+            counters: SpaceCounters::default(),
         }
     }
 }
@@ -110,6 +104,7 @@ impl<M: Machine> AddressSpace<M> {
         space.last_pte.store(NIL, Relaxed);
         space.faults.store(0, Relaxed);
         space.flushes.store(0, Relaxed);
+        space.counters.clear();
         space.users.store(1, Relaxed);
         space.live.store(1, Relaxed);
         Ok(Self(space))
@@ -216,7 +211,7 @@ impl<M: Machine> Space<M> {
     /// What it did.
     #[must_use]
     pub fn stat(&self) -> SpaceStat {
-        SpaceStat { faults: self.faults.load(Relaxed), flushes: self.flushes.load(Relaxed) }
+        self.counters.read(self.faults.load(Relaxed), self.flushes.load(Relaxed))
     }
 
     /// Maps anonymous private memory at exactly `range` (`MAP_FIXED_NOREPLACE`).

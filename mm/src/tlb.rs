@@ -358,6 +358,11 @@ impl<M: Machine> TlbGather<M> {
         self.owed.iter().flatten().find(|o| core::ptr::eq(o.space, space))
     }
 
+    /// True when a flush is owed.
+    pub(crate) const fn owes(&self) -> bool {
+        self.owed[0].is_some()
+    }
+
     /// Flushes every space touched, once, and lets go of what was held.
     #[inline]
     pub(crate) fn flush(&mut self) -> Flushed {

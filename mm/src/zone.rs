@@ -424,6 +424,26 @@ impl<M: Machine> Zone<M> {
         self.buddy.lock().for_each_free(self.map(), &mut |chunk, order| f(chunk + base, order));
     }
 
+    /// Calls `f` with frames and the folios that the map names for them, in the order of the frames; `f` says how many pages it
+    /// is to the next. A slot may name a folio that is gone: freeing writes only the head of a chunk.
+    pub(crate) fn for_each_folio(&self, f: &mut dyn FnMut(Frame, u32) -> u32) {
+        let Some(map) = self.map.get() else { return };
+        let (place, base) = (self.place(), self.base());
+        let mut at = 0;
+        while at < map.frames() {
+            let frame = Frame::new(place, base + at);
+            at += match map.block(at) {
+                Block::Huge(folio) => f(frame, folio),
+                Block::Small => match map.slot(at) {
+                    Slot::Folio(folio) => f(frame, folio),
+                    Slot::FreeHead { order, .. } => 1 << order,
+                    _ => 1,
+                },
+                Block::Free | Block::Reserved => BLOCK - at % BLOCK,
+            };
+        }
+    }
+
     /// Calls `f` for every frame that holds descriptors, with their kind.
     pub(crate) fn for_each_object_frame(&self, f: &mut dyn FnMut(u32, u8)) {
         let map = self.map();

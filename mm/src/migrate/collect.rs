@@ -12,6 +12,7 @@ use crate::notifier::NotifyEvent;
 use crate::slab::NIL;
 use crate::space::Space;
 use crate::split::{SplitError, split_pmd};
+use crate::stats::stayed_on;
 use crate::tlb::{TlbGather, UnflushedRun};
 use crate::types::{Frame, Level, Order, PAGE_SIZE, PMD_SIZE, PUD_SIZE, Place, VaRange, Vaddr};
 use crate::vma::{Vma, VmaKind};
@@ -97,6 +98,7 @@ impl<M: Machine> Collecting<M> {
         let key = folio.slab_index();
         let batch = self.batch();
         batch.report.fail(Cause::Busy, range.nr_pages() as u32);
+        stayed_on::<M>(folio.place(), Cause::Busy, range.nr_pages() as u32);
         if batch.busy != (key, range.start) {
             M::count(Event::MigrateFail, 1);
         }
@@ -469,6 +471,7 @@ impl<M: Machine> Space<M> {
         let page = folio_page(self, addr, folio);
         let skip = VaRange::between(addr, end).nr_pages().min(u64::from(folio.order().pages() - page));
         collecting.skip(cause, skip as u32);
+        stayed_on::<M>(folio.place(), cause, skip as u32);
         addr.add(skip * PAGE_SIZE)
     }
 
@@ -536,7 +539,11 @@ impl<M: Machine> Space<M> {
                 let addr = cursor.addr();
                 collecting.take(cursor, locked, addr);
             }
-            None => collecting.skip(Cause::Busy, cursor.level().order().pages()),
+            None => {
+                let pages = cursor.level().order().pages();
+                collecting.skip(Cause::Busy, pages);
+                stayed_on::<M>(folio.place(), Cause::Busy, pages);
+            }
         }
     }
 

@@ -12,6 +12,7 @@ use crate::migrate::unit::{Batch, Dest, PieceChunk, Source, Unit};
 use crate::migrate::{Cause, Report};
 use crate::notifier::NotifyEvent;
 use crate::space::Space;
+use crate::stats::{batch_fault, batch_moved, batch_stayed, stayed_on};
 use crate::table::{SpareTable, TableStash};
 use crate::types::{Frame, Level, Order, PAGE_SIZE, PMD_SIZE, Place, VaRange, Vaddr};
 use crate::zone::Need;
@@ -195,6 +196,9 @@ fn replace_in<M: Machine>(
 #[cold]
 pub(crate) fn fail<M: Machine>(unit: &mut Unit<M>, cause: Cause, report: &mut Report) {
     report.fail(cause, unit.order.pages());
+    if let Source::Folio(folio) = &unit.source {
+        stayed_on::<M>(folio.place(), cause, unit.order.pages());
+    }
     M::count(Event::MigrateFail, 1);
     unit.dest.release();
     replace_all(unit);
@@ -208,7 +212,8 @@ pub(crate) fn fail<M: Machine>(unit: &mut Unit<M>, cause: Cause, report: &mut Re
 #[cold]
 pub(crate) fn put_back<M: Machine>(batch: &mut Batch<M>) {
     batch.gather.flush();
-    let Batch { units, to, .. } = batch;
+    let space = batch.space();
+    let Batch { units, to, report, .. } = batch;
     let mut unused = Report::default();
     let mut bin = FrameBin::new();
     units.for_each(|unit| {
@@ -227,7 +232,8 @@ pub(crate) fn put_back<M: Machine>(batch: &mut Batch<M>) {
         }
     });
     drop(bin);
-    count_moved::<M>(*to, unused.units, unused.pages);
+    count_moved(*to, space, unused.units, unused.pages);
+    batch_stayed(*to, space, report);
     units.clear();
 }
 
@@ -339,6 +345,7 @@ fn hole_cursor<M: Machine>(space: &'static Space<M>, addr: Vaddr, order: Order) 
 /// The end of a migration that was committed: entries first, then locks and sources.
 pub(crate) fn finalize<M: Machine>(batch: &mut Batch<M>) -> Report {
     let to = batch.to;
+    let (space, fault_of) = (batch.space(), batch.fault_of());
     let Batch { units, report, gather, .. } = batch;
     let before = (report.units, report.pages);
     let mut bin = FrameBin::new();
@@ -355,22 +362,29 @@ pub(crate) fn finalize<M: Machine>(batch: &mut Batch<M>) -> Report {
         units.for_each(|unit| finish(unit, to, report, &mut bin));
     }
     drop(bin);
+    if let Some(device) = fault_of {
+        batch_fault(device);
+    }
     units.clear();
     gather.flush();
-    count_moved::<M>(to, report.units - before.0, report.pages - before.1);
+    count_moved(to, space, report.units - before.0, report.pages - before.1);
+    batch_stayed(to, space, report);
     *report
 }
 
-/// Counts what arrived in `to`.
+/// Counts what arrived in `to`. What left a device is counted there folio by folio.
 #[inline(always)]
-pub(crate) fn count_moved<M: Machine>(to: Place, units: u64, pages: u64) {
-    let (folios, moved) = if to.is_ram() {
-        (Event::DeviceOut, Event::DevicePagesOut)
-    } else {
-        (Event::DeviceIn, Event::DevicePagesIn)
+pub(crate) fn count_moved<M: Machine>(to: Place, space: Option<&Space<M>>, units: u64, pages: u64) {
+    let (folios, moved) = match to.device_number() {
+        None => (Event::DeviceOut, Event::DevicePagesOut),
+        Some(number) => {
+            M::mm().device(number).arrived(units, pages);
+            (Event::DeviceIn, Event::DevicePagesIn)
+        }
     };
     M::count(folios, units);
     M::count(moved, pages);
+    batch_moved(to, space, pages);
 }
 
 /// Replaces the migration entries of the first unit and of as many after it as lie in the same table: they share one hold of
@@ -445,6 +459,9 @@ fn arrive<M: Machine>(
 ) -> FolioRef<M> {
     if to.is_ram() {
         folio.clear_resident();
+        if let Some(number) = old.first().place().device_number() {
+            M::mm().device(number).left(old.order());
+        }
         folio.tell_left(&old);
     } else {
         folio.set_resident();
@@ -472,6 +489,9 @@ fn finish<M: Machine>(unit: &mut Unit<M>, to: Place, report: &mut Report, bin: &
                     return;
                 }
                 pieces => {
+                    if let Some(number) = folio.place().device_number() {
+                        M::mm().device(number).left(folio.order());
+                    }
                     folio.clear_resident();
                     unit.dest = pieces;
                 }

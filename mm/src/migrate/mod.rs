@@ -32,6 +32,7 @@ use crate::error::{FaultError, OutOfMemory, RangeError};
 use crate::machine::Machine;
 use crate::slab::PoolBox;
 use crate::space::Space;
+use crate::stats::batch_stayed;
 use crate::types::{Place, Prot, VaRange, Vaddr};
 use crate::zone::Need;
 
@@ -62,8 +63,34 @@ pub enum Cause {
 }
 
 impl Cause {
+    /// All of them, in order.
+    pub const ALL: [Self; 8] = [
+        Self::Busy,
+        Self::Pinned,
+        Self::NoMemory,
+        Self::CopyFailed,
+        Self::Raced,
+        Self::NotSplit,
+        Self::Foreign,
+        Self::NotAnon,
+    ];
     /// Number of causes.
-    pub const COUNT: usize = 8;
+    pub const COUNT: usize = Self::ALL.len();
+
+    /// The name of the counter of pages that stayed for this cause.
+    #[must_use]
+    pub const fn stat_name(self) -> &'static str {
+        match self {
+            Self::Busy => "pgmigrate_fail_busy",
+            Self::Pinned => "pgmigrate_fail_pinned",
+            Self::NoMemory => "pgmigrate_fail_no_memory",
+            Self::CopyFailed => "pgmigrate_fail_copy",
+            Self::Raced => "pgmigrate_fail_raced",
+            Self::NotSplit => "pgmigrate_fail_not_split",
+            Self::Foreign => "pgmigrate_fail_foreign",
+            Self::NotAnon => "pgmigrate_fail_not_anon",
+        }
+    }
 }
 
 /// What a migration did. Counts are base pages unless said otherwise.
@@ -246,7 +273,10 @@ impl<M: Machine> Space<M> {
         let mut at = range.start;
         while at < range.end {
             let Ok(mut collecting) = Migration::begin(to, Need::User) else {
-                report.fail(Cause::NoMemory, VaRange::between(at, range.end).nr_pages() as u32);
+                let mut rest = Report::default();
+                rest.fail(Cause::NoMemory, VaRange::between(at, range.end).nr_pages() as u32);
+                batch_stayed(to, Some(self), &rest);
+                report.add(&rest);
                 break;
             };
             at = self.collect(VaRange::between(at, range.end), &mut collecting);

@@ -13,8 +13,9 @@ use crate::folio::LockedFolio;
 use crate::machine::Machine;
 use crate::migrate::collect::take_entries;
 use crate::migrate::finalize::{put_back_source, rename_elsewhere};
-use crate::migrate::{Collected, Collecting, Migration};
+use crate::migrate::{Cause, Collected, Collecting, Migration};
 use crate::space::Space;
+use crate::stats::fault_stayed;
 use crate::table::Table;
 use crate::tlb::TlbGather;
 use crate::types::{Frame, Level, Place, Vaddr};
@@ -108,6 +109,12 @@ impl<M: Machine> FaultMigration<M> {
     #[cold]
     fn failed(&self, error: FaultError) -> FaultError {
         M::count(Event::MigrateFail, 1);
+        let cause = match error {
+            FaultError::Oom(_) => Cause::NoMemory,
+            FaultError::Held(_) => Cause::Pinned,
+            _ => Cause::CopyFailed,
+        };
+        fault_stayed(self.space, self.device, cause, self.source.order().pages());
         error
     }
 
@@ -177,7 +184,8 @@ impl<M: Machine> FaultMigration<M> {
         M::count(Event::DevicePagesOut, u64::from(pages));
         let (first, order) = old.into_inner();
         self.device.ops().folio_free(first, order, source.take_driver_word());
-        self.device.freed(pages);
+        self.device.returned(order);
+        self.space.counters.returned(u64::from(pages));
         self.device.zone.free_frames(first, order);
         Ok(())
     }

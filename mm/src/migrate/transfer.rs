@@ -33,6 +33,13 @@ pub(crate) fn unmap<M: Machine>(batch: &mut Batch<M>) {
             }
         });
     }
+    if gather.owes() {
+        // One round for all; it is the device's at the other end.
+        let from = units.first_source().unwrap_or(Place::RAM);
+        if let Some(number) = to.device_number().or(from.device_number()) {
+            M::mm().device(number).flushed();
+        }
+    }
     let _flushed = gather.flush();
     units.for_each(|unit| {
         if let Source::Folio(folio) = &unit.source

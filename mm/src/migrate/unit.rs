@@ -1,5 +1,6 @@
 //! The work record of a migration: units, in a batch that comes from a pool.
 
+use crate::device::Device;
 use crate::error::OutOfMemory;
 use crate::folio::{FolioRef, LockedFolio};
 use crate::frames::Frames;
@@ -242,6 +243,17 @@ impl<M: Machine> Units<M> {
         }
     }
 
+    /// Where the folio of the first unit lies.
+    pub(crate) fn first_source(&mut self) -> Option<Place> {
+        if self.len == 0 {
+            return None;
+        }
+        match &self.get_mut(0).source {
+            Source::Folio(folio) => Some(folio.place()),
+            _ => None,
+        }
+    }
+
     /// Calls `f` for every unit.
     #[inline(always)]
     pub(crate) fn for_each(&mut self, mut f: impl FnMut(&mut Unit<M>)) {
@@ -281,6 +293,27 @@ pub(crate) struct Batch<M: Machine> {
     pub(crate) gather: TlbGather<M>,
     pub(crate) units: Units<M>,
     pub(crate) report: Report,
+}
+
+impl<M: Machine> Batch<M> {
+    /// The space whose pages it moves, while that is there; the first one, where they are of several.
+    pub(crate) fn space(&mut self) -> Option<&'static Space<M>> {
+        if self.units.len() == 0 { None } else { self.units.get_mut(0).space.filter(|space| space.is_live()) }
+    }
+
+    /// The device whose page a fault touched, if that is what began it and the page goes.
+    pub(crate) fn fault_of(&mut self) -> Option<&'static Device<M>> {
+        if self.fault == Vaddr(0) || self.units.len() == 0 {
+            return None;
+        }
+        let unit = self.units.get_mut(0);
+        let left = match (&unit.source, &unit.dest) {
+            (Source::Folio(_), Dest::Frames(old)) => old.first().place(),
+            (Source::Folio(folio), Dest::Pieces(_)) => folio.place(),
+            _ => return None,
+        };
+        left.device_number().map(|number| M::mm().device(number))
+    }
 }
 
 impl<M: Machine> Default for Batch<M> {

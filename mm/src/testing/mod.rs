@@ -29,6 +29,7 @@ mod regressions;
 mod remap;
 mod shared;
 mod splits;
+mod stats;
 mod track;
 
 pub(crate) use machine::{Config, Soft};
