@@ -212,7 +212,6 @@ impl<M: Machine> Device<M> {
         self.counters.merges.fetch_add(1, Relaxed);
     }
     /// A folio was moved away by an eviction.
-    #[allow(dead_code, reason = "for eviction, which counts here")]
     pub(crate) fn evicted(&self, pages: u64) {
         self.counters.pages_evicted.fetch_add(pages, Relaxed);
     }
@@ -341,7 +340,6 @@ impl SpaceCounters {
         self.merges.fetch_add(1, Relaxed);
     }
     /// Pages were moved away by an eviction.
-    #[allow(dead_code, reason = "for eviction, which counts here")]
     pub(crate) fn evicted(&self, pages: u64) {
         self.pages_evicted.fetch_add(pages, Relaxed);
     }

@@ -61,32 +61,38 @@ fn evict_once<M: Machine>(frames: impl Iterator<Item = Frame>, need: Need, repor
             let left = frames.filter(|&frame| M::mm().try_get_folio(frame).is_some()).count();
             return report.fail(Cause::NoMemory, left as u32);
         };
-        fill::<M>(&mut batch, &mut frames, report);
-        report.add(&batch.collected(Vaddr(0)).unmap().copy().commit().finalize());
+        let place = fill::<M>(&mut batch, &mut frames, report);
+        let done = batch.collected(Vaddr(0)).unmap().copy().commit().finalize();
+        if let Some(number) = place.and_then(Place::device_number) {
+            M::mm().device(number).evicted(done.pages);
+        }
+        report.add(&done);
     }
 }
 
-/// Locks folios until the batch is full. At least one frame is worked off.
+/// Locks folios of one place, which is returned, until the batch is full. At least one frame is worked off.
 fn fill<M: Machine>(
     batch: &mut Collecting<M>,
     frames: &mut core::iter::Peekable<impl Iterator<Item = Frame>>,
     report: &mut Report,
-) {
+) -> Option<Place> {
     let mut last = (Frame::ram(0), Order::BASE);
+    let mut of = None;
     while let Some(&frame) = frames.peek() {
         if frame.is_within(last.0, last.1) && last.0.place() == frame.place() {
             frames.next();
             continue; // of the folio before
         }
-        if batch.pages() >= BATCH_PAGES {
-            return;
+        if batch.pages() >= BATCH_PAGES || of.is_some_and(|place| place != frame.place()) {
+            return of;
         }
+        of = Some(frame.place());
         frames.next();
         let Some(folio) = M::mm().try_get_folio(frame) else { continue };
         last = (folio.frame(), folio.order());
         if !batch.reserve() {
             report.fail(Cause::NoMemory, folio.order().pages());
-            return;
+            return of;
         }
         match LockedFolio::try_lock(folio) {
             // Somebody has freed it just now, all but this handle.
@@ -95,4 +101,5 @@ fn fill<M: Machine>(
             Err(busy) => report.fail(Cause::Busy, busy.order().pages()),
         }
     }
+    of
 }

@@ -157,28 +157,40 @@ fn replace_all<M: Machine>(unit: &mut Unit<M>) {
         replace_in(space, range, &names, &mut tables);
     }
     if source.migration_entries() != 0 {
-        replace_elsewhere(&names, &mut tables);
+        // A unit that was found by its frames moves because of an eviction: each space hears of its own pages.
+        let evicted = unit.committed && unit.space.is_none();
+        replace_elsewhere(&names, &mut tables, &mut |space, pages| {
+            if evicted {
+                space.counters.evicted(pages);
+            }
+        });
     }
     // Its frames are free in a moment: an entry that still names them would be a way into somebody else's memory.
     assert_eq!(source.migration_entries(), 0, "a migration entry was lost");
 }
 
-/// The entries moved (a remap), or there are more than one.
+/// The entries moved (a remap), or there are more than one. `note` hears how many pages got a name in which space.
 #[cold]
-fn replace_elsewhere<M: Machine>(names: &Names<'_, M>, tables: &mut TableStash<M>) {
+fn replace_elsewhere<M: Machine>(
+    names: &Names<'_, M>,
+    tables: &mut TableStash<M>,
+    note: &mut dyn FnMut(&Space<M>, u64),
+) {
     M::mm().for_each_mapping(names.source, &mut |place| {
-        replace_in(place.space, place.range, names, tables);
+        note(place.space, replace_in(place.space, place.range, names, tables));
         names.source.migration_entries() != 0
     });
 }
 
+/// Replaces the source's migration entries in `range` of `space`; how many pages they were for.
 #[inline(always)]
 fn replace_in<M: Machine>(
     space: &'static Space<M>,
     range: VaRange,
     names: &Names<'_, M>,
     tables: &mut TableStash<M>,
-) {
+) -> u64 {
+    let mut pages = 0;
     let mut at = range.start;
     while at < range.end {
         let next = at.align_down(PMD_SIZE).add(PMD_SIZE).min(range.end);
@@ -186,10 +198,12 @@ fn replace_in<M: Machine>(
             let n = replace_run(&mut cursor, names, tables, next);
             if n != 0 {
                 names.source.remove_migs(n);
+                pages += u64::from(n) * u64::from(cursor.level().order().pages());
             }
         }
         at = next;
     }
+    pages
 }
 
 /// Puts a unit back that cannot go, and notes why.
@@ -542,14 +556,14 @@ pub(crate) fn put_back_source<M: Machine>(source: &LockedFolio<M>, space: &'stat
     let names = Names { source, from: source.frame(), to: To::Source };
     replace_in(space, VaRange::new(addr.0, source.order().bytes()), &names, &mut TableStash::new());
     if source.migration_entries() != 0 {
-        replace_elsewhere(&names, &mut TableStash::new());
+        replace_elsewhere(&names, &mut TableStash::new(), &mut |_, _| {});
     }
 }
 
 /// Names the migration entries of `source` that the reverse map finds and that name `from`, where it lay.
 #[cold]
 pub(crate) fn rename_elsewhere<M: Machine>(source: &LockedFolio<M>, from: Frame) {
-    replace_elsewhere(&Names { source, from, to: To::Source }, &mut TableStash::new());
+    replace_elsewhere(&Names { source, from, to: To::Source }, &mut TableStash::new(), &mut |_, _| {});
     assert_eq!(source.migration_entries(), 0, "a migration entry was lost");
 }
 

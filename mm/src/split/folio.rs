@@ -26,6 +26,9 @@ impl<M: Machine> Space<M> {
         debug_assert!(at > 0 && at < folio.order().pages(), "a cut goes through a folio");
         let done = self.try_split_folio(folio, addr, at);
         M::count(if done.is_ok() { Event::ThpSplitPage } else { Event::ThpSplitPageFailed }, 1);
+        if done.is_ok() {
+            self.counters.split();
+        }
         done
     }
 

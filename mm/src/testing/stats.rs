@@ -202,3 +202,34 @@ fn a_new_space_begins_at_zero() {
     let space = crate::space::AddressSpace::<crate::testing::Soft>::new(|_| {}).expect("memory for a space");
     assert_eq!(space.stat(), SpaceStat::default());
 }
+
+#[test]
+fn evictions_are_counted_for_the_device_and_the_spaces_that_lose_pages_there() {
+    let kit = kit();
+    kit.map(0, 512, Huge);
+    kit.map(512, 8, Small);
+    kit.fill(0, 520);
+    migrate(&kit, 0, 514, DEV);
+    migrate(&kit, 514, 6, COH);
+    let before = space(&kit);
+    let report = kit.machine.mm.evict_range(DEV, 0..u32::MAX);
+    assert_eq!((report.pages, device(&kit, 0).pages_evicted, device(&kit, 1).pages_evicted), (514, 514, 0));
+    // Frames of two devices in one call.
+    migrate(&kit, 0, 512, DEV);
+    let frames: Vec<_> = [0, 515, 516]
+        .into_iter()
+        .map(|page| match kit.space.entry_at(at(page)).1 {
+            crate::entry::Entry::Leaf(leaf) => leaf.frame,
+            crate::entry::Entry::NonPresent(soft) => soft.frame,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    let report = kit.machine.mm.evict_frames(&frames);
+    assert_eq!((report.pages, device(&kit, 0).pages_evicted, device(&kit, 1).pages_evicted), (514, 1026, 2));
+    let after = space(&kit);
+    assert_eq!(after.pages_evicted - before.pages_evicted, 1028);
+    assert_eq!(after.pages_out, before.pages_out, "that was not its own doing");
+    assert_eq!((device(&kit, 0).out.pages(), device(&kit, 1).out.pages()), (1026, 2));
+    kit.check(0, 520);
+    kit.audit();
+}
