@@ -4,9 +4,12 @@
 //! at once. Every change is a method that says what kind of change it is, and the ones after which a TLB may still hold the
 //! old translation return an [`Unflushed`]. No method overwrites a present leaf by another shape: break before make.
 
-use core::sync::atomic::Ordering::{AcqRel, Relaxed, Release};
+use core::sync::atomic::{
+    AtomicU64,
+    Ordering::{AcqRel, Relaxed, Release},
+};
 
-use crate::entry::{Attrs, Entry, Leaf, SoftKind, SoftLeaf, restrict_bits, upgrade_bits, word};
+use crate::entry::{Attrs, Entry, Leaf, SoftKind, SoftLeaf, restrict_bits, run, upgrade_bits, word};
 use crate::error::OutOfMemory;
 use crate::machine::Machine;
 use crate::mm::Mm;
@@ -237,6 +240,58 @@ impl<M: Machine> Cursor<M> {
         self.locked.words[self.index].store(entry.encode(self.level), Release);
     }
 
+    /// True when this is a PTE table and maps `addr`.
+    #[inline(always)]
+    pub(crate) fn is_in_table(&self, addr: Vaddr) -> bool {
+        self.level == Level::Pte && (addr.0 ^ self.addr.0) < PMD_SIZE
+    }
+
+    /// The words of `n` PTEs from `addr` on, in this table.
+    #[inline(always)]
+    fn run(&self, addr: Vaddr, n: u32) -> &'static [AtomicU64] {
+        debug_assert_eq!(self.level, Level::Pte);
+        let at = addr.index(Level::Pte);
+        &self.locked.words[at..at + n as usize]
+    }
+
+    /// True when the `n` entries from `addr` on, in this table, are device-private ones for the frames from `first` on.
+    #[inline(always)]
+    pub(crate) fn is_device_private_run(&self, addr: Vaddr, n: u32, first: Frame) -> bool {
+        run::is_device_private(self.run(addr, n), first)
+    }
+
+    /// Turns `n` device-private entries from `addr` on into migration entries. After [`crate::tlb::TlbGather::settle`].
+    #[inline(always)]
+    pub(crate) fn device_private_run_to_migration(&mut self, addr: Vaddr, n: u32) {
+        run::device_private_to_migration(self.run(addr, n));
+    }
+
+    /// Gives the `n` migration entries from `addr` on to the frames from `to` on, if they are a run that names those from
+    /// `from` on.
+    #[inline(always)]
+    pub(crate) fn name_run(&mut self, addr: Vaddr, n: u32, from: Frame, to: Frame) -> bool {
+        run::name(self.run(addr, n), from, to)
+    }
+
+    /// Empties `n` non-present entries from the cursor on. After [`crate::tlb::TlbGather::settle`].
+    #[inline(always)]
+    pub(crate) fn clear_soft_run(&mut self, n: u32) {
+        run::fill_with_nothing(self.run(self.addr, n));
+        *self.locked.live -= n;
+    }
+
+    /// Passes over empty entries; false when there are only such from here to the table's end.
+    #[inline(always)]
+    pub(crate) fn skip_empty(&mut self) -> bool {
+        let n = run::empty(&self.locked.words[self.index..]);
+        if self.index + n >= PTRS {
+            return false;
+        }
+        self.index += n;
+        self.addr = self.addr.add(n as u64 * self.level.size());
+        true
+    }
+
     /// Fills an empty entry. No flush: it was not present.
     #[inline(always)]
     pub(crate) fn install(&mut self, entry: Entry) {
@@ -403,18 +458,12 @@ impl<M: Machine> Cursor<M> {
 }
 
 impl<M: Machine> SpareTable<M> {
-    /// Fills a PTE table that is not hooked in yet: entry `i` becomes `make(i)`; `Entry::None` leaves a gap.
-    pub(crate) fn fill(&mut self, make: impl Fn(u32) -> Entry) {
+    /// Fills `n` entries from number `at` on, which are empty, with a run that begins with `first`; for a table that is not
+    /// hooked in yet.
+    pub(crate) fn fill_run(&mut self, at: u32, n: u32, first: Entry) {
         let mut locked = self.table().lock();
-        let mut live = 0;
-        for (i, word) in locked.words.iter().enumerate() {
-            let entry = make(i as u32);
-            if entry != Entry::None {
-                word.store(entry.encode(Level::Pte), Relaxed);
-                live += 1;
-            }
-        }
-        *locked.live = live;
+        run::fill(&locked.words[at as usize..(at + n) as usize], first.encode(Level::Pte));
+        *locked.live += n;
     }
 }
 

@@ -8,9 +8,9 @@ use crate::entry::Entry;
 use crate::error::RangeError;
 use crate::machine::Machine;
 use crate::space::Space;
-use crate::split::split_pmd;
+use crate::split::{split_pmd, split_pmd_without};
 use crate::table::SpareTable;
-use crate::types::{PMD_SIZE, PUD_SIZE, VaRange, Vaddr};
+use crate::types::{PAGE_SIZE, PMD_SIZE, PUD_SIZE, VaRange, Vaddr};
 use crate::vma::{VmaIndex, VmaSpares};
 use crate::zone::Need;
 
@@ -40,19 +40,43 @@ impl<M: Machine> Space<M> {
         }
     }
 
+    /// As [`Space::cut_mappings`], and what lies in the range is not mapped any more, where it was of those mappings: nothing is
+    /// written that would be emptied next.
+    pub(crate) fn cut_mappings_and_drop(&'static self, cuts: Cuts<M>) {
+        let range = cuts.range;
+        for (end, spare) in [range.start, range.end].into_iter().zip(cuts.tables) {
+            if let Some(spare) = spare {
+                let base = end.align_down(PMD_SIZE);
+                let page =
+                    |addr: Vaddr| ((addr.0.clamp(base.0, base.0 + PMD_SIZE) - base.0) / PAGE_SIZE) as u32;
+                split_pmd_without(self, end, spare, page(range.start)..page(range.end));
+            }
+        }
+    }
+
     /// Both at once: VMAs and huge mappings are cut at the ends of `range`. Out of memory changes nothing.
     pub(crate) fn cut_at_ends(
         &'static self,
         vmas: &mut VmaIndex<M>,
         range: VaRange,
     ) -> Result<(), RangeError> {
+        let cuts = self.cut_vmas_at_ends(vmas, range)?;
+        self.cut_mappings(cuts);
+        Ok(())
+    }
+
+    /// Cuts the VMAs at the ends of `range`, and sets aside what cutting the mappings takes. Out of memory changes nothing.
+    pub(crate) fn cut_vmas_at_ends(
+        &'static self,
+        vmas: &mut VmaIndex<M>,
+        range: VaRange,
+    ) -> Result<Cuts<M>, RangeError> {
         let mut spares = VmaSpares::for_cuts(vmas, &[range.start, range.end], 0)
             .map_err(|_| RangeError::Oom(range.start))?;
         let cuts = self.reserve_cuts(range)?;
         self.split_vma(vmas, range.start, &mut spares);
         self.split_vma(vmas, range.end, &mut spares);
-        self.cut_mappings(cuts);
-        Ok(())
+        Ok(cuts)
     }
 
     /// A PTE table, when a cut at `at` goes through a huge mapping.

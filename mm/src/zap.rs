@@ -7,7 +7,7 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use crate::counters::Event;
 use crate::cursor::Cursor;
-use crate::entry::{Attrs, Entry, SoftKind, SoftLeaf};
+use crate::entry::{Attrs, Entry, SoftKind, SoftLeaf, word};
 use crate::error::RangeError;
 use crate::folio::{Folio, FolioRef, put_many};
 use crate::machine::{FlushReason, Machine};
@@ -37,6 +37,12 @@ impl Run {
             *self = Self { folio: Some(folio), present, n: 0 };
         }
         self.n += 1;
+    }
+
+    /// As `n` calls of [`Run::add`], for entries that were not present.
+    fn add_many<M: Machine>(&mut self, folio: &'static Folio, n: u32, gather: &mut TlbGather<M>) {
+        self.add(folio, false, gather);
+        self.n += n - 1;
     }
 
     #[inline(always)]
@@ -73,7 +79,10 @@ impl<M: Machine> Space<M> {
         vmas: &mut VmaIndex<M>,
         range: VaRange,
     ) -> Result<(), RangeError> {
-        self.cut_at_ends(vmas, range)?;
+        let cuts = self.cut_vmas_at_ends(vmas, range)?;
+        let change = self.invalidate(range, NotifyEvent::Unmap);
+        self.cut_mappings_and_drop(cuts);
+        drop(change);
         self.unmap_cut(vmas, range);
         Ok(())
     }
@@ -176,7 +185,15 @@ impl<M: Machine> Space<M> {
 fn zap_run<M: Machine>(cursor: &mut Cursor<M>, end: Vaddr, gather: &mut TlbGather<M>) {
     let mut run = Run::new();
     let mut pages = 0;
-    loop {
+    while cursor.skip_empty() && cursor.addr() < end {
+        let n = zap_device_run(cursor, end, &mut run, gather);
+        if n != 0 {
+            pages += u64::from(n);
+            if !cursor.seek(cursor.addr().add(u64::from(n) * PAGE_SIZE)) {
+                break;
+            }
+            continue;
+        }
         if zap_entry(cursor, &mut run, gather) {
             pages += u64::from(cursor.level().order().pages());
         }
@@ -186,6 +203,32 @@ fn zap_run<M: Machine>(cursor: &mut Cursor<M>, end: Vaddr, gather: &mut TlbGathe
     }
     run.end(gather);
     M::count(Event::PgUnmapped, pages);
+}
+
+/// Empties the PTEs from the cursor on that are device-private and name the pages of one folio one after the other; how many,
+/// and 0 where there is only one or something else.
+#[inline(always)]
+fn zap_device_run<M: Machine>(
+    cursor: &mut Cursor<M>,
+    end: Vaddr,
+    run: &mut Run,
+    gather: &mut TlbGather<M>,
+) -> u32 {
+    if cursor.level() != Level::Pte {
+        return 0;
+    }
+    let Some(frame) = word::device_private(cursor.word()) else { return 0 };
+    let folio = M::mm().mapped_folio(frame);
+    let addr = cursor.addr();
+    let room = (end.0 - addr.0).min(addr.align_down(PMD_SIZE).0 + PMD_SIZE - addr.0) / PAGE_SIZE;
+    let n = (folio.order().pages() - (frame.index() - folio.frame().index())).min(room as u32);
+    if n == 1 || !cursor.is_device_private_run(addr, n, frame) {
+        return 0;
+    }
+    TlbGather::settle(Some(gather), cursor.space());
+    cursor.clear_soft_run(n);
+    run.add_many(folio, n, gather);
+    n
 }
 
 #[inline(always)]

@@ -20,6 +20,7 @@
 //! - the attributes write, execute, exclusive, soft-dirty, uffd-wp, young and dirty are there at *both* levels, so nothing is
 //!   lost over present -> migration -> device -> migration -> present.
 
+pub(crate) mod run;
 pub(crate) mod word;
 
 use crate::types::{Frame, Level, Place};

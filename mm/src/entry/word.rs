@@ -7,7 +7,8 @@ use super::{
 };
 use crate::types::{Frame, Level, Place};
 
-const ATTRS: u64 = SOFT_ATTRS | NO_ACCESS;
+/// Where a non-present entry keeps attributes.
+pub(super) const ATTRS: u64 = SOFT_ATTRS | NO_ACCESS;
 
 /// The frame of a plain PTE leaf: RAM, write-back, not the zero page.
 #[inline(always)]

@@ -190,16 +190,32 @@ pub(crate) fn take_entries<M: Machine>(
 ) {
     let n = if cursor.level() == Level::Pmd { 1 } else { folio.order().pages() };
     cursor.seek(addr);
-    for i in 0..n {
-        to_migration(cursor, folio, gather);
-        if i + 1 < n {
-            cursor.next();
+    if n > 1 && cursor.is_device_private_run(addr, n, folio.frame()) {
+        take_device_run(cursor, addr, n, gather);
+    } else {
+        for i in 0..n {
+            to_migration(cursor, folio, gather);
+            if i + 1 < n {
+                cursor.next();
+            }
         }
     }
     folio.maps_to_migs(n);
     if n > 1 {
         put_many::<M>(folio.folio(), n - 1);
     }
+}
+
+/// As [`take_entries`], when all `n` entries from `addr` on are device-private.
+#[inline(never)]
+fn take_device_run<M: Machine>(
+    cursor: &mut Cursor<M>,
+    addr: Vaddr,
+    n: u32,
+    gather: &mut Option<&mut TlbGather<M>>,
+) {
+    TlbGather::settle(gather.as_deref(), cursor.space());
+    cursor.device_private_run_to_migration(addr, n);
 }
 
 /// Turns the entry under the cursor into a migration entry.
@@ -251,6 +267,9 @@ pub(crate) fn large_extent<M: Machine>(
     }
     if room_after < pages - page {
         return Extent::Cut(page + room_after);
+    }
+    if cursor.is_device_private_run(start, pages, first) {
+        return Extent::Whole(start);
     }
     let wanted = |i: u32| match cursor.entry_at(start.add(u64::from(i) * PAGE_SIZE)) {
         Entry::Leaf(leaf) => !leaf.special && leaf.frame == first.offset(i),

@@ -196,6 +196,9 @@ impl<M: Machine> FaultMigration<M> {
 fn rename_entries<M: Machine>(cursor: &mut Cursor<M>, source: &LockedFolio<M>, from: Frame) {
     let to = source.frame();
     let entries = if cursor.level() == Level::Pmd { 1 } else { source.order().pages() };
+    if entries > 1 && cursor.name_run(cursor.addr(), entries, from, to) {
+        return source.migs_to_maps(entries);
+    }
     let mut n = 0;
     for page in 0..entries {
         if let Entry::NonPresent(SoftLeaf { kind: SoftKind::Migration, frame, attrs }) = cursor.entry()

@@ -4,12 +4,12 @@ use core::array;
 
 use crate::counters::Event;
 use crate::cursor::{Cursor, Peek};
-use crate::entry::{Entry, Leaf, SoftKind, SoftLeaf};
+use crate::entry::{Entry, Leaf, SoftKind, SoftLeaf, word};
 use crate::folio::{Folio, FolioRef, LockedFolio};
 use crate::machine::Machine;
 use crate::space::Space;
 use crate::split::{PIECES, Pieces, SplitError, cut, divide, general};
-use crate::types::{Level, PMD_SIZE, Vaddr};
+use crate::types::{Frame, Level, PAGE_SIZE, PMD_SIZE, PTRS, Vaddr};
 
 impl<M: Machine> Space<M> {
     /// Splits `folio` so that a border lies before its page `at`, and frees the pieces that nobody maps. `addr` is an
@@ -39,7 +39,8 @@ impl<M: Machine> Space<M> {
             // With the table locked nobody can map or unmap what it maps, so the counts are those of this moment.
             let mut counts = [0; PIECES];
             if head.migration_entries() == 0
-                && count_entries(&mut cursor, head, at, &mut counts) == head.map_count()
+                && (count_side(&cursor, head, at, &mut counts)
+                    || count_entries(&mut cursor, head, at, &mut counts) == head.map_count())
             {
                 return split_here(head, at, &mut pieces, &counts);
             }
@@ -112,12 +113,36 @@ impl<M: Machine> Space<M> {
 }
 
 /// The frame that an entry maps, as opposed to what only leads to a folio on its way.
-pub(super) fn mapped_frame(entry: Entry) -> Option<crate::types::Frame> {
+pub(super) fn mapped_frame(entry: Entry) -> Option<Frame> {
     match entry {
         Entry::Leaf(Leaf { special: false, frame, .. }) => Some(frame),
         Entry::NonPresent(SoftLeaf { kind, frame, .. }) if kind != SoftKind::Migration => Some(frame),
         _ => None,
     }
+}
+
+/// The commonest case: all that is mapped is one side of the cut, on a device, and all of that side. Then each piece has an
+/// entry a page there, and none on the other side. False when it is anything else.
+fn count_side<M: Machine>(cursor: &Cursor<M>, head: &Folio, at: u32, counts: &mut [u32; PIECES]) -> bool {
+    let (first, order) = (head.frame(), head.order());
+    let Some(frame) = word::device_private(cursor.word()).filter(|f| f.is_within(first, order)) else {
+        return false;
+    };
+    let page = frame.index() - first.index();
+    let side = if page < at { 0..at } else { at..order.pages() };
+    let start = Vaddr(cursor.addr().0.wrapping_sub(u64::from(page - side.start) * PAGE_SIZE));
+    let pages = side.end - side.start;
+    if head.map_count() != pages
+        || start.index(Level::Pte) + pages as usize > PTRS
+        || !cursor.is_in_table(start)
+        || !cursor.is_device_private_run(start, pages, first.offset(side.start))
+    {
+        return false;
+    }
+    for (count, (page, piece)) in counts.iter_mut().zip(cut(order, at)) {
+        *count = if side.contains(&page) { piece.pages() } else { 0 };
+    }
+    true
 }
 
 /// Counts the entries of the cursor's table that name a frame of `folio`, piece by piece; the sum of all.

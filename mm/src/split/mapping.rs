@@ -1,8 +1,10 @@
 //! A huge mapping becomes a table of 512 entries for the same folio.
 
+use core::ops::Range;
+
 use crate::counters::Event;
 use crate::cursor::Cursor;
-use crate::entry::{Entry, Leaf, SoftKind, SoftLeaf};
+use crate::entry::{Attrs, Entry, Leaf, SoftKind, SoftLeaf};
 use crate::folio::LockedFolio;
 use crate::machine::{FlushReason, Machine};
 use crate::space::Space;
@@ -13,41 +15,76 @@ use crate::types::{Level, Vaddr};
 /// Splits the huge mapping over `addr` into 512 PTEs of the same folio, in the table given. Does nothing where the entry is
 /// no huge mapping (any more). Cannot fail.
 pub(crate) fn split_pmd<M: Machine>(space: &'static Space<M>, addr: Vaddr, spare: SpareTable<M>) {
+    split_pmd_without(space, addr, spare, 0..0);
+}
+
+/// As [`split_pmd`], but the pages `dead` are not mapped any more, as if they were unmapped right after.
+pub(crate) fn split_pmd_without<M: Machine>(
+    space: &'static Space<M>,
+    addr: Vaddr,
+    spare: SpareTable<M>,
+    dead: Range<u32>,
+) {
     let Some(pmd) = space.pmd_table(addr) else { return };
     let mut cursor = space.cursor_in(pmd, Level::Pmd, addr);
-    split_pmd_at(&mut cursor, spare);
+    if split_at(&mut cursor, spare, dead.clone()) && !dead.is_empty() {
+        M::count(Event::PgUnmapped, u64::from(dead.end - dead.start));
+    }
 }
 
 /// As [`split_pmd`], with the PMD table locked already.
-pub(crate) fn split_pmd_at<M: Machine>(cursor: &mut Cursor<M>, mut spare: SpareTable<M>) {
+pub(crate) fn split_pmd_at<M: Machine>(cursor: &mut Cursor<M>, spare: SpareTable<M>) {
+    split_at(cursor, spare, 0..0);
+}
+
+/// True when there was something to split.
+fn split_at<M: Machine>(cursor: &mut Cursor<M>, mut spare: SpareTable<M>, dead: Range<u32>) -> bool {
     let mm = M::mm();
+    let left = 512 - (dead.end - dead.start);
     match cursor.entry() {
         Entry::Leaf(_) => {
             // Break before make: a 2 MiB and a 4 KiB translation of one address must never live side by side (AMD
             // erratum 383), so the entry goes, its translations go, and only then the table is hooked in.
             let leaf = cursor.clear_leaf().flush(FlushReason::Split);
             let zero = mm.zero_page();
-            spare.fill(|i| {
+            fill(&mut spare, dead, |i| {
                 let frame = if leaf.special { zero } else { leaf.frame.offset(i) };
                 Entry::Leaf(Leaf { frame, ..leaf })
             });
             if !leaf.special {
-                mm.mapped_folio(leaf.frame).add_maps(511);
+                let folio = mm.mapped_folio(leaf.frame);
+                folio.add_maps(left - 1);
+                if leaf.attrs.contains(Attrs::DIRTY) {
+                    folio.set_dirty();
+                }
             }
             cursor.hook(spare);
         }
         Entry::NonPresent(soft) => {
-            spare.fill(|i| Entry::NonPresent(SoftLeaf { frame: soft.frame.offset(i), ..soft }));
+            if !dead.is_empty() {
+                TlbGather::settle(None, cursor.space());
+            }
+            fill(&mut spare, dead, |i| Entry::NonPresent(SoftLeaf { frame: soft.frame.offset(i), ..soft }));
             let folio = mm.mapped_folio(soft.frame);
             match soft.kind {
-                SoftKind::Migration => folio.add_migs(511),
-                _ => folio.add_maps(511),
+                SoftKind::Migration => folio.add_migs(left - 1),
+                _ => folio.add_maps(left - 1),
             }
             cursor.hook_over_soft(spare);
         }
-        Entry::None | Entry::Table(_) => return,
+        Entry::None | Entry::Table(_) => return false,
     }
     M::count(Event::ThpSplitPmd, 1);
+    true
+}
+
+/// Fills a table with what `make` says of every page that is not dead: before those, and after.
+fn fill<M: Machine>(spare: &mut SpareTable<M>, dead: Range<u32>, make: impl Fn(u32) -> Entry) {
+    for (from, to) in [(0, dead.start), (dead.end, 512)] {
+        if from < to {
+            spare.fill_run(from, to - from, make(from));
+        }
+    }
 }
 
 /// A huge mapping of `folio` becomes a table of 512 *migration* entries. The flush that a present one owes joins the gather:
@@ -60,7 +97,7 @@ pub(super) fn split_pmd_to_migration<M: Machine>(
 ) {
     crate::migrate::to_migration(cursor, folio, &mut Some(gather));
     let Entry::NonPresent(soft) = cursor.entry() else { unreachable!("a migration entry was put there") };
-    spare.fill(|i| Entry::NonPresent(SoftLeaf { frame: soft.frame.offset(i), ..soft }));
+    spare.fill_run(0, 512, Entry::NonPresent(soft));
     cursor.hook_over_soft(spare);
     folio.add_migs(511);
     M::count(Event::ThpSplitPmd, 1);

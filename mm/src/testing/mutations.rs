@@ -49,7 +49,8 @@ const ACCESS: [&str; 6] =
 
 #[test]
 fn a_missing_split_flush_leaves_two_sizes_alive() {
-    is_noticed(FlushReason::Split, &["two live sizes"]);
+    // What an unmap cuts off a huge mapping goes by this flush too.
+    is_noticed(FlushReason::Split, &["two live sizes", "after it was unmapped", "not allowed"]);
 }
 
 #[test]
