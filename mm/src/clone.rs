@@ -151,7 +151,7 @@ impl<M: Machine> Clone<M> {
         }
         match self.share(vma, &mut from, entry)? {
             Copied::Same(Entry::NonPresent(soft)) if let Some(mut spare) = spare => {
-                spare.fill(|i| Entry::NonPresent(SoftLeaf { frame: soft.frame.offset(i), ..soft }));
+                spare.fill_run(0, 512, Entry::NonPresent(soft));
                 // One was counted for the entry itself.
                 mm.mapped_folio(soft.frame).add_migs(511);
                 to.hook(spare);
