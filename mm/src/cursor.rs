@@ -14,6 +14,7 @@ use crate::error::OutOfMemory;
 use crate::machine::Machine;
 use crate::mm::Mm;
 use crate::space::Space;
+use crate::sync::NoPreempt;
 use crate::table::{LockedTable, SpareTable, Table};
 use crate::tlb::{Unflushed, UnflushedRun};
 use crate::types::{Frame, Level, PAGE_SIZE, PMD_SIZE, PTRS, PUD_SIZE, Vaddr};
@@ -76,10 +77,10 @@ impl<M: Machine> Space<M> {
             table = match locked.entry(index, level) {
                 Entry::Table(pfn) => M::mm().table(pfn),
                 _ => {
-                    let entry = Entry::Table(spare.table().pfn());
-                    locked.words[index].store(entry.encode(level), Release);
+                    let below = spare.into_table(self.slab_index());
+                    locked.words[index].store(Entry::Table(below.pfn()).encode(level), Release);
                     *locked.live += 1;
-                    spare.into_table(self.slab_index())
+                    below
                 }
             };
         }
@@ -140,7 +141,37 @@ impl<M: Machine> Space<M> {
         if table.is_hooked_at(self.slab_index(), level, addr) { Some(cursor) } else { None }
     }
 
-    /// Locks the lowest table over `addr`: the PTE table if there is one, else the PMD table.
+    /// As [`Space::cursor`], without the VMA lock: another thread may unmap, and free tables or the whole space, meanwhile.
+    /// `None` also when the table goes at this moment; the caller then finds what it looks for by the reverse map, if it is
+    /// still there. A key of the space that names another space by now is harmless to a caller who accepts only entries that
+    /// name its folio.
+    ///
+    /// The way down is a lock-free walk, with preemption off: on one CPU nobody frees a table meanwhile. With several, the
+    /// section keeps interrupts off as well, and a table is freed only after the flush that interrupts every CPU. The lock of the
+    /// lowest table is the end of the section: a table is marked as unhooked under its lock, so one that is still hooked stays.
+    #[inline(always)]
+    pub(crate) fn walk(&'static self, addr: Vaddr) -> Option<Cursor<M>> {
+        let _section = NoPreempt::<M>::new();
+        if !self.is_live() {
+            return None;
+        }
+        let pmd = self.pmd_table(addr)?;
+        let word = pmd.words()[addr.index(Level::Pmd)].load(Relaxed);
+        let mut entry = Entry::decode(word, Level::Pmd);
+        if !matches!(entry, Entry::Table(_)) {
+            let cursor = self.cursor_hint(pmd, Level::Pmd, addr)?;
+            entry = cursor.entry();
+            if !matches!(entry, Entry::Table(_)) {
+                return Some(cursor);
+            }
+            // Split before the lock was taken. The table below is there as long as the section lasts.
+        }
+        let Entry::Table(pfn) = entry else { return None };
+        self.cursor_hint(M::mm().table(pfn), Level::Pte, addr)
+    }
+
+    /// Locks the lowest table over `addr`: the PTE table if there is one, else the PMD table. With the VMA lock held, or that of
+    /// a reverse-map set one of whose VMAs holds `addr`, so that no table goes away; otherwise see [`Space::walk`].
     #[inline(always)]
     pub(crate) fn cursor(&'static self, addr: Vaddr) -> Option<Cursor<M>> {
         let pmd = self.pmd_table(addr)?;
@@ -448,9 +479,13 @@ impl<M: Machine> Cursor<M> {
         assert_eq!(self.level, Level::Pmd);
         let Entry::Table(pfn) = self.entry() else { return None };
         let table = M::mm().table(pfn);
-        if *table.lock.lock() != 0 {
+        let live = table.lock.lock();
+        if *live != 0 {
             return None;
         }
+        // A walk that waits for this lock finds that the table is not the one it wanted.
+        table.set_unhooked(&live);
+        drop(live);
         self.store(Entry::None);
         *self.locked.live -= 1;
         Some(SpareTable::unhooked(table))

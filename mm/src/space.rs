@@ -3,7 +3,9 @@
 use core::fmt;
 use core::ops::Deref;
 use core::ptr;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::AcqRel, Ordering::Relaxed};
+use core::sync::atomic::{
+    AtomicU32, AtomicU64, Ordering::AcqRel, Ordering::Acquire, Ordering::Relaxed, Ordering::Release,
+};
 
 use crate::error::{OutOfMemory, RangeError};
 use crate::machine::{FlushReason, Machine, TableWords};
@@ -106,7 +108,7 @@ impl<M: Machine> AddressSpace<M> {
         space.flushes.store(0, Relaxed);
         space.counters.clear();
         space.users.store(1, Relaxed);
-        space.live.store(1, Relaxed);
+        space.live.store(1, Release);
         Ok(Self(space))
     }
 
@@ -190,7 +192,7 @@ impl<M: Machine> Space<M> {
         }
     }
     pub(crate) fn is_live(&self) -> bool {
-        self.live.load(Relaxed) != 0
+        self.live.load(Acquire) != 0
     }
     pub(crate) fn slab_index(&self) -> u32 {
         self.header.key()
@@ -403,11 +405,14 @@ impl<M: Machine> Space<M> {
             self.drop_vma(&mut vmas, vma);
         }
         vmas.clear();
+        // Nothing maps anything: migrations that are under way have nothing to find here. Walks end before the tables go.
+        self.live.store(0, Release);
         self.free_all_tables(&mut gather);
         gather.flush();
         drop(vmas);
-        self.live.store(0, Relaxed);
-        drop(SpareTable::unhooked(self.root()));
+        let root = self.root();
+        root.set_unhooked(&root.lock.lock());
+        drop(SpareTable::unhooked(root));
         mm.spaces.free(self);
     }
 }

@@ -29,11 +29,11 @@ pub(crate) struct SpinGuard<'a, M: Machine, T> {
 }
 
 /// Preemption is off while this lives.
-struct NoPreempt<M: Machine>(PhantomData<fn() -> M>);
+pub(crate) struct NoPreempt<M: Machine>(PhantomData<fn() -> M>);
 
 impl<M: Machine> NoPreempt<M> {
     #[inline(always)]
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         M::preempt_disable();
         Self(PhantomData)
     }

@@ -84,6 +84,10 @@ impl<M: Machine> Table<M> {
     pub(crate) fn is_hooked_at(&self, space: u32, level: Level, addr: Vaddr) -> bool {
         self.space.load(Relaxed) == space && self.place.load(Relaxed) == place(level, addr)
     }
+    /// It is in no space any more. Under its lock: see [`Space::walk`](crate::space::Space::walk).
+    pub(crate) fn set_unhooked(&self, _held: &SpinGuard<'_, M, u32>) {
+        self.space.store(NIL, Relaxed);
+    }
     pub(crate) fn slab_index(&self) -> u32 {
         self.header.key()
     }
@@ -157,9 +161,9 @@ impl<M: Machine> SpareTable<M> {
         table
     }
 
-    /// A table that was unhooked; dropping this frees it. Only after the flush.
+    /// A table that was unhooked and marked so; dropping this frees it. Only after the flush.
     pub(crate) fn unhooked(table: &'static Table<M>) -> Self {
-        table.space.store(NIL, Relaxed);
+        debug_assert_eq!(table.space.load(Relaxed), NIL);
         Self(Some(table))
     }
 }

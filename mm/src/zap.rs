@@ -176,6 +176,7 @@ impl<M: Machine> Space<M> {
                 Level::Pmd | Level::Pte => {}
             }
             word.store(0, Relaxed);
+            below.set_unhooked(&below.lock.lock());
             gather.hold_table(self, SpareTable::unhooked(below));
         }
     }

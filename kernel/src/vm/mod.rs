@@ -214,6 +214,11 @@ impl farpage_mm::Machine for Machine {
         task::wake(key.0);
     }
 
+    #[cold]
+    fn relax() {
+        task::yield_now();
+    }
+
     #[inline(always)]
     fn count(event: Event, n: u64) {
         percpu::count(event as usize, n);

@@ -151,7 +151,7 @@ fn replace_all<M: Machine>(unit: &mut Unit<M>) {
         _ => (source.frame(), To::Source),
     };
     let names = Names { source, from, to };
-    // Without entries to name, the space may be gone, and its tables be somebody's pages.
+    // Without entries to name, there is nothing to look for.
     if let Some(space) = unit.space.filter(|_| source.migration_entries() != 0) {
         let range = VaRange::new(unit.addr.0, source.order().bytes());
         replace_in(space, range, &names, &mut tables);
@@ -194,7 +194,7 @@ fn replace_in<M: Machine>(
     let mut at = range.start;
     while at < range.end {
         let next = at.align_down(PMD_SIZE).add(PMD_SIZE).min(range.end);
-        if let Some(mut cursor) = space.cursor(at) {
+        if let Some(mut cursor) = space.walk(at) {
             let n = replace_run(&mut cursor, names, tables, next);
             if n != 0 {
                 names.source.remove_migs(n);
@@ -419,11 +419,11 @@ fn name_run<M: Machine>(
         return (1, 0);
     };
     if source.migration_entries() == 0 {
-        return (1, 0); // all unmapped meanwhile; the space may be gone, and its tables be somebody's pages
+        return (1, 0); // all unmapped meanwhile
     }
     let mut done = 0;
     let space: &'static Space<M> = space;
-    if let Some(mut cursor) = space.cursor(*addr) {
+    if let Some(mut cursor) = space.walk(*addr) {
         let order = cursor.level().order();
         let pages_each = order.pages();
         let small = cursor.level() == Level::Pte;
