@@ -16,7 +16,7 @@ use super::x86_64::percpu;
 use crate::bootmem;
 
 /// The heap's size. It does not grow.
-const BYTES: u64 = 2 << 20;
+const BYTES: u64 = 8 << 20;
 
 struct KernelHeap {
     heap: Mutex<Heap>,

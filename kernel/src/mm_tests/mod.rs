@@ -7,6 +7,7 @@ mod actions;
 mod coherent;
 mod devices;
 mod faults;
+mod hmm;
 mod injected;
 mod migration;
 mod oracle;
