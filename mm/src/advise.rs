@@ -53,7 +53,7 @@ impl<M: Machine> Space<M> {
                 }
                 self.cut_mappings(self.reserve_cuts(range)?);
                 match advice {
-                    Advice::DontNeed => self.forget_contents(range),
+                    Advice::DontNeed => self.forget_contents(&vmas, range),
                     Advice::Free => self.free_lazily(range),
                     _ => self.make_old(range),
                 }
@@ -92,14 +92,14 @@ impl<M: Machine> Space<M> {
         Ok(())
     }
 
-    fn forget_contents(&'static self, range: VaRange) {
+    fn forget_contents(&'static self, vmas: &VmaIndex<M>, range: VaRange) {
         let _change = self.invalidate(range, NotifyEvent::Clear);
         let mut gather = TlbGather::new(FlushReason::Unmap);
         self.zap(range, &mut gather);
         gather.flush();
         // An empty table would keep the next touch from getting a huge page.
         let mut gather = TlbGather::new(FlushReason::FreeTables);
-        self.free_empty_tables(range, &mut gather);
+        self.free_empty_tables(vmas, range, &mut gather);
         gather.flush();
         self.split_cut_folio(range.start, Vaddr(range.start.0.wrapping_sub(PAGE_SIZE)));
         self.split_cut_folio(range.end, range.end);

@@ -20,6 +20,17 @@ use crate::tlb::{Unflushed, UnflushedRun};
 use crate::types::{Frame, Level, PAGE_SIZE, PMD_SIZE, PTRS, PUD_SIZE, Vaddr};
 use crate::zone::Need;
 
+#[cfg(test)]
+std::thread_local! {
+    /// Looks into page tables and holds of their locks, for tests of the number of walks.
+    pub(crate) static LOOKUPS: core::cell::Cell<u32> = const { core::cell::Cell::new(0) };
+}
+
+#[cfg(test)]
+fn note_lookup() {
+    LOOKUPS.set(LOOKUPS.get() + 1);
+}
+
 /// A locked table of `space` and a position in it.
 pub(crate) struct Cursor<M: Machine> {
     space: &'static Space<M>,
@@ -115,6 +126,8 @@ impl<M: Machine> Space<M> {
     /// away.
     #[inline(always)]
     pub(crate) fn peek(&self, addr: Vaddr) -> Peek<M> {
+        #[cfg(test)]
+        note_lookup();
         let Some(pmd) = self.pmd_table(addr) else { return Peek::NoTable };
         let entry = Entry::decode(pmd.words()[addr.index(Level::Pmd)].load(Relaxed), Level::Pmd);
         let Entry::Table(pfn) = entry else { return Peek::Pmd(pmd, entry) };
@@ -125,6 +138,8 @@ impl<M: Machine> Space<M> {
     /// Locks `table`, which maps `addr`.
     #[inline(always)]
     pub(crate) fn cursor_in(&'static self, table: &'static Table<M>, level: Level, addr: Vaddr) -> Cursor<M> {
+        #[cfg(test)]
+        note_lookup();
         let addr = addr.align_down(level.size());
         Cursor { space: self, locked: table.lock(), level, addr, index: addr.index(level) }
     }

@@ -75,7 +75,10 @@ pub use inject::{Inject, Site};
 pub use machine::{
     FlushReason, FlushRequest, FlushScope, FreshFrame, MAX_CPUS, Machine, TableWords, WaitKey,
 };
-pub use migrate::{Cause, Collected, Committed, Copied, FaultMigration, Migration, Report, Unmapped};
+pub use migrate::{
+    Cause, Collected, Committed, Copied, FaultMigration, MigrateFlags, MigrateOptions, Migration, Report,
+    Sources, UnitReport, Unmapped, Verdict,
+};
 pub use mirror::dmirror::{self, Dmirror, DmirrorError};
 pub use mirror::{MirrorAttrs, MirrorEntry, MirrorRef};
 pub use mm::{MapStorage, Mm};

@@ -153,7 +153,7 @@ impl<M: Machine> Space<M> {
         let change = self.invalidate(moved, NotifyEvent::Unmap);
         let mut gather = TlbGather::new(FlushReason::Remap);
         let hidden = self.move_mappings(vma, moved, new.start, &mut stash, &mut gather);
-        self.free_empty_tables(moved, &mut gather);
+        self.free_empty_tables(vmas, moved, &mut gather);
         gather.flush();
         if hidden {
             self.reveal(VaRange::new(new.start.0, moved.len()));

@@ -97,7 +97,7 @@ impl<M: Machine> Space<M> {
         self.drop_vmas_in(vmas, range);
         drop(change);
         let mut gather = TlbGather::new(FlushReason::FreeTables);
-        self.free_empty_tables(range, &mut gather);
+        self.free_empty_tables(vmas, range, &mut gather);
         gather.flush();
         // Only now, with no reference held by the gather, can a cut folio be split and its dead part freed.
         self.split_cut_folio(range.start, Vaddr(range.start.0.wrapping_sub(PAGE_SIZE)));
@@ -138,8 +138,14 @@ impl<M: Machine> Space<M> {
         }
     }
 
-    /// Frees the PTE tables of `range` that have no entry. With the VMA lock held alone.
-    pub(crate) fn free_empty_tables(&'static self, range: VaRange, gather: &mut TlbGather<M>) {
+    /// Frees the PTE tables of `range` that have no entry. With the VMA lock held alone. A walk of the reverse map holds the lock of
+    /// its set instead: one that has found a table before it was unhooked has ended before the table goes.
+    pub(crate) fn free_empty_tables(
+        &'static self,
+        vmas: &VmaIndex<M>,
+        range: VaRange,
+        gather: &mut TlbGather<M>,
+    ) {
         let mut addr = range.start.align_down(PMD_SIZE);
         while addr < range.end {
             let Some(pmd) = self.pmd_table(addr) else {
@@ -149,6 +155,7 @@ impl<M: Machine> Space<M> {
             let mut cursor = self.cursor_in(pmd, Level::Pmd, addr);
             if let Some(table) = cursor.unhook() {
                 drop(cursor);
+                vmas.iter_in(VaRange::new(addr.0, PMD_SIZE)).for_each(|vma| self.wait_for_walks(vma));
                 gather.hold_table(self, table);
             }
             addr = addr.add(PMD_SIZE);

@@ -6,7 +6,8 @@ use crate::entry::{Attrs, Entry, Leaf, SoftKind, SoftLeaf, word};
 use crate::error::OutOfMemory;
 use crate::folio::{Folio, LockedFolio, put_many};
 use crate::machine::{FlushReason, Machine};
-use crate::migrate::unit::{Batch, Dest, Source, Unit};
+use crate::migrate::options::{Fast, MigrateOptions, Pick, WRITTEN, written};
+use crate::migrate::unit::{Batch, Source, State, Unit};
 use crate::migrate::{BATCH_PAGES, Cause, Collected, Migration, Work};
 use crate::notifier::NotifyEvent;
 use crate::slab::NIL;
@@ -14,7 +15,7 @@ use crate::space::Space;
 use crate::split::{SplitError, split_pmd};
 use crate::stats::stayed_on;
 use crate::tlb::{TlbGather, UnflushedRun};
-use crate::types::{Frame, Level, Order, PAGE_SIZE, PMD_SIZE, PUD_SIZE, Place, VaRange, Vaddr};
+use crate::types::{Frame, Level, Order, PAGE_SIZE, PMD_SIZE, PUD_SIZE, Place, USER_END, VaRange, Vaddr};
 use crate::vma::{Vma, VmaKind};
 use crate::zone::Need;
 
@@ -24,7 +25,7 @@ pub(crate) struct Collecting<M: Machine>(Work<M>);
 /// How a folio lies in the page table around an entry that names it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Extent {
-    /// All of it is mapped, in order, from this address, in one table.
+    /// All of it is mapped, in order, from this address; in one table, or in two that lie side by side.
     Whole(Vaddr),
     /// It is not; a cut before this page of it brings it nearer.
     Cut(u32),
@@ -33,15 +34,28 @@ pub(crate) enum Extent {
 impl<M: Machine> Collecting<M> {
     #[inline(always)]
     pub(crate) fn new(to: Place, need: Need) -> Result<Self, OutOfMemory> {
+        Self::with(to, need, &MigrateOptions::to(to))
+    }
+
+    pub(crate) fn with(to: Place, need: Need, options: &MigrateOptions) -> Result<Self, OutOfMemory> {
         let mut batch = M::mm().batches.alloc(M::mm())?;
         debug_assert_eq!(batch.units.len(), 0);
         batch.to = to;
         batch.need = need;
+        batch.options = *options;
+        batch.from = options.sources(to);
+        batch.fast = Fast::of(options, to);
+        batch.observed = false;
         batch.pages = 0;
         batch.shared = false;
         batch.busy = (NIL, Vaddr(0));
         batch.report = crate::migrate::Report::default();
         Ok(Self(Work(batch)))
+    }
+
+    /// Whether somebody wants to hear of what stays, too.
+    pub(crate) fn observe(&mut self, observed: bool) {
+        self.batch().observed = observed;
     }
 
     /// The batch is full enough.
@@ -60,28 +74,27 @@ impl<M: Machine> Collecting<M> {
         &mut self.0.0
     }
 
-    /// Notes pages that a non-present entry names and that do not go: busy, foreign, or there already.
-    fn leave(&mut self, soft: &SoftLeaf, pages: u32) {
-        match soft.kind {
-            SoftKind::Migration => self.skip(Cause::Busy, pages),
-            SoftKind::DevicePrivate if soft.frame.place() != self.batch().to => {
-                self.skip(Cause::Foreign, pages);
-            }
-            SoftKind::DevicePrivate | SoftKind::DeviceExclusive | SoftKind::ProtNone => {}
-        }
-    }
-
-    /// Notes pages that a present entry maps and that do not go: there already, or in another device's coherent memory.
-    fn leave_leaf(&mut self, leaf: &Leaf, pages: u32) {
-        let to = self.batch().to;
-        if !to.is_ram() && !leaf.special && leaf.frame.place() != to {
-            self.skip(Cause::Foreign, pages);
-        }
-    }
-
-    fn skip(&mut self, cause: Cause, pages: u32) {
-        self.batch().report.fail(cause, pages);
+    /// Notes that `range`, in a folio of `order`, stays.
+    #[cold]
+    fn skip(&mut self, cause: Cause, range: VaRange, order: Order) {
         M::count(Event::MigrateFail, 1);
+        self.note(cause, range, order);
+    }
+
+    #[cold]
+    fn note(&mut self, cause: Cause, range: VaRange, order: Order) {
+        let pages = range.nr_pages() as u32;
+        let batch = self.batch();
+        batch.report.fail(cause, pages);
+        if batch.observed && batch.units.reserve() {
+            batch.units.push(Unit {
+                addr: range.start,
+                order,
+                state: State::Skipped(cause),
+                pages,
+                ..Unit::default()
+            });
+        }
     }
 
     /// Locks a folio that the entry at `addr` maps, unless it is one that was busy a page before: its pages stay together.
@@ -96,13 +109,12 @@ impl<M: Machine> Collecting<M> {
     /// Notes that a folio is busy, with its pages at `range`. One that goes on after the end of a table is counted as one unit.
     fn leave_busy(&mut self, folio: &Folio, range: VaRange) {
         let key = folio.slab_index();
-        let batch = self.batch();
-        batch.report.fail(Cause::Busy, range.nr_pages() as u32);
-        stayed_on::<M>(folio.place(), Cause::Busy, range.nr_pages() as u32);
-        if batch.busy != (key, range.start) {
+        if self.batch().busy != (key, range.start) {
             M::count(Event::MigrateFail, 1);
         }
-        batch.busy = (key, range.end);
+        stayed_on::<M>(folio.place(), Cause::Busy, range.nr_pages() as u32);
+        self.note(Cause::Busy, range, folio.order());
+        self.batch().busy = (key, range.end);
     }
 
     /// Takes a folio that is wholly mapped from `addr`: its entries become migration entries.
@@ -119,14 +131,17 @@ impl<M: Machine> Collecting<M> {
         let batch = self.batch();
         batch.pages += order.pages();
         batch.shared |= folio.map_count() != 0;
-        batch.units.push(Unit {
-            source: Source::Folio(folio),
-            dest: Dest::None,
-            space: Some(space),
-            addr,
-            order,
-            committed: false,
-        });
+        batch.units.push(Unit::taken(Source::Folio(folio), space, addr, order));
+    }
+
+    /// As [`Collecting::take`], for a folio that stays with those who share it: only this mapping becomes migration entries.
+    #[cold]
+    fn take_shared(&mut self, cursor: &mut Cursor<M>, folio: LockedFolio<M>, addr: Vaddr) {
+        take_entries(cursor, &folio, addr, &mut Some(&mut self.batch().gather));
+        let (space, order) = (cursor.space(), folio.order());
+        let batch = self.batch();
+        batch.pages += order.pages();
+        batch.units.push(Unit::taken(Source::Shared(folio), space, addr, order));
     }
 
     /// Pages collected so far.
@@ -140,27 +155,13 @@ impl<M: Machine> Collecting<M> {
         let batch = self.batch();
         batch.pages += order.pages();
         batch.shared = true;
-        batch.units.push(Unit {
-            source: Source::Folio(folio),
-            dest: Dest::None,
-            space: None,
-            addr: Vaddr(0),
-            order,
-            committed: false,
-        });
+        batch.units.push(Unit { source: Source::Folio(folio), order, ..Unit::default() });
     }
 
     fn take_hole(&mut self, space: &'static Space<M>, vma: &Vma, addr: Vaddr, order: Order) {
         let batch = self.batch();
         batch.pages += order.pages();
-        batch.units.push(Unit {
-            source: Source::Hole { anon: vma.anon() },
-            dest: Dest::None,
-            space: Some(space),
-            addr,
-            order,
-            committed: false,
-        });
+        batch.units.push(Unit::taken(Source::Hole { anon: vma.anon() }, space, addr, order));
     }
 }
 
@@ -179,8 +180,9 @@ fn extent<M: Machine>(
     large_extent(cursor, folio, frame, limits)
 }
 
-/// Turns the entries of a folio that is wholly mapped from `addr`, in the cursor's table, into migration entries. One of the
-/// mappings' references becomes the handle's, which must not have taken one; the others go.
+/// Turns the entries of a folio that is wholly mapped from `addr` into migration entries, as far as they are in the cursor's
+/// table. One of the mappings' references becomes the handle's, which must not have taken one; the others go. Entries in the
+/// table beside are found by the reverse map when the batch is unmapped: two tables are never locked at once.
 #[inline(always)]
 pub(crate) fn take_entries<M: Machine>(
     cursor: &mut Cursor<M>,
@@ -188,10 +190,13 @@ pub(crate) fn take_entries<M: Machine>(
     addr: Vaddr,
     gather: &mut Option<&mut TlbGather<M>>,
 ) {
-    let n = if cursor.level() == Level::Pmd { 1 } else { folio.order().pages() };
-    cursor.seek(addr);
-    if n > 1 && cursor.is_device_private_run(addr, n, folio.frame()) {
-        take_device_run(cursor, addr, n, gather);
+    let order = folio.order();
+    let single = cursor.level() == Level::Pmd || order == Order::BASE;
+    let n = if single { 1 } else { seek_run(cursor, addr, order) };
+    let start = cursor.addr();
+    let first = folio.frame().offset(((start.0 - addr.0) / PAGE_SIZE) as u32);
+    if n > 1 && cursor.is_device_private_run(start, n, first) {
+        take_device_run(cursor, start, n, gather);
     } else {
         for i in 0..n {
             to_migration(cursor, folio, gather);
@@ -216,6 +221,16 @@ fn take_device_run<M: Machine>(
 ) {
     TlbGather::settle(gather.as_deref(), cursor.space());
     cursor.device_private_run_to_migration(addr, n);
+}
+
+/// Moves the cursor to the first entry in its table of a folio of `order` that is mapped from `addr`; how many there are.
+pub(crate) fn seek_run<M: Machine>(cursor: &mut Cursor<M>, addr: Vaddr, order: Order) -> u32 {
+    let table = cursor.addr().align_down(PMD_SIZE);
+    let table = VaRange::between(table, table.add(PMD_SIZE));
+    let here = VaRange::new(addr.0, order.bytes()).intersect(table);
+    let found = cursor.seek(here.start);
+    debug_assert!(found, "a folio is mapped where the cursor is");
+    here.nr_pages() as u32
 }
 
 /// Turns the entry under the cursor into a migration entry.
@@ -256,29 +271,36 @@ pub(crate) fn large_extent<M: Machine>(
     let pages = folio.order().pages();
     let page = frame.index() - first.index();
     let start = Vaddr(cursor.addr().0.wrapping_sub(u64::from(page) * PAGE_SIZE));
+    let limits = limits.unwrap_or(VaRange::new(0, USER_END));
+    // Pages of the folio before and after what may be taken. `start` may lie below zero: compare offsets, not addresses.
+    let room_before = (cursor.addr().0 - limits.start.0) / PAGE_SIZE;
+    let room_after = (limits.end.0 - cursor.addr().0) / PAGE_SIZE;
+    if room_before < u64::from(page) {
+        return Extent::Cut(page - room_before as u32);
+    }
+    if room_after < u64::from(pages - page) {
+        return Extent::Cut(page + room_after as u32);
+    }
     let table = cursor.addr().align_down(PMD_SIZE);
     let table = VaRange::between(table, table.add(PMD_SIZE));
-    let limits = limits.map_or(table, |limits| limits.intersect(table));
-    // Pages of the folio before and after what may be taken. `start` may lie below zero: compare offsets, not addresses.
-    let room_before = ((cursor.addr().0 - limits.start.0) / PAGE_SIZE) as u32;
-    let room_after = ((limits.end.0 - cursor.addr().0) / PAGE_SIZE) as u32;
-    if room_before < page {
-        return Extent::Cut(page - room_before);
-    }
-    if room_after < pages - page {
-        return Extent::Cut(page + room_after);
-    }
-    if cursor.is_device_private_run(start, pages, first) {
+    if table.covers(VaRange::new(start.0, folio.order().bytes()))
+        && cursor.is_device_private_run(start, pages, first)
+    {
         return Extent::Whole(start);
     }
-    let wanted = |i: u32| match cursor.entry_at(start.add(u64::from(i) * PAGE_SIZE)) {
-        Entry::Leaf(leaf) => !leaf.special && leaf.frame == first.offset(i),
-        Entry::NonPresent(SoftLeaf {
-            kind: SoftKind::DevicePrivate | SoftKind::DeviceExclusive,
-            frame,
-            ..
-        }) => frame == first.offset(i),
-        _ => false,
+    let wanted = |i: u32| {
+        let at = start.add(u64::from(i) * PAGE_SIZE);
+        // In the table beside it, which is not locked, this is a hint. If it is wrong, the folio moves with a page that was unmapped.
+        let entry = if table.contains(at) { cursor.entry_at(at) } else { entry_beside(cursor.space(), at) };
+        match entry {
+            Entry::Leaf(leaf) => !leaf.special && leaf.frame == first.offset(i),
+            Entry::NonPresent(SoftLeaf {
+                kind: SoftKind::DevicePrivate | SoftKind::DeviceExclusive,
+                frame,
+                ..
+            }) => frame == first.offset(i),
+            _ => false,
+        }
     };
     let at_start = wanted(0);
     match (1..pages).find(|&i| wanted(i) != at_start) {
@@ -287,8 +309,17 @@ pub(crate) fn large_extent<M: Machine>(
     }
 }
 
+/// The PTE at an address, without a lock.
+fn entry_beside<M: Machine>(space: &Space<M>, addr: Vaddr) -> Entry {
+    match space.peek(addr) {
+        Peek::Pte(_, entry) => entry,
+        Peek::NoTable | Peek::Pmd(..) => Entry::None,
+    }
+}
+
 impl<M: Machine> Space<M> {
-    /// Collects from the start of `range` until the batch is full; the address to go on at.
+    /// Collects from the start of `range` until the batch is full; the address to go on at, which is the start
+    /// when there is no memory for even one unit.
     pub(crate) fn collect(&'static self, range: VaRange, collecting: &mut Collecting<M>) -> Vaddr {
         let vmas = self.vmas.read();
         let mut at = range.start;
@@ -301,91 +332,83 @@ impl<M: Machine> Space<M> {
             let part = VaRange::between(at, range.end).intersect(vma.range());
             if matches!(vma.kind(), VmaKind::Shared | VmaKind::Device) {
                 if !collecting.batch().to.is_ram() {
-                    collecting.skip(Cause::NotAnon, part.nr_pages() as u32);
+                    collecting.skip(Cause::NotAnon, part, Order::BASE);
                 }
                 at = part.end;
                 continue;
             }
-            match self.collect_step(vma, part, collecting) {
+            match self.collect_step(vma, part, range.end, collecting) {
                 Some(next) => at = next,
-                None if collecting.batch().units.len() == 0 => {
-                    // Not even one unit: without memory for the work the rest of the range stays.
-                    collecting.skip(Cause::NoMemory, VaRange::between(at, range.end).nr_pages() as u32);
-                    return range.end;
-                }
                 None => return at,
             }
         }
         at.min(range.end)
     }
 
-    /// Collects what stands under one PMD entry, at most; the address after it. `None` when there is no room for more units.
+    /// Collects what stands under one PMD entry, at most; the address after it. A folio may reach beyond, to `limit`. `None` when
+    /// there is no room for more units.
     fn collect_step(
         &'static self,
         vma: &Vma,
         part: VaRange,
+        limit: Vaddr,
         collecting: &mut Collecting<M>,
     ) -> Option<Vaddr> {
         let addr = part.start;
         let next = addr.align_down(PMD_SIZE).add(PMD_SIZE);
-        let to_device = !collecting.batch().to.is_ram();
+        let end = next.min(part.end);
         if !collecting.batch().units.reserve() {
             return None;
         }
-        let under_entry = VaRange::between(addr, next.min(part.end));
-        let _change = self.invalidate(under_entry, NotifyEvent::Migrate(collecting.batch().to));
+        let _change =
+            self.invalidate(VaRange::between(addr, end), NotifyEvent::Migrate(collecting.batch().to));
+        let fills = collecting.batch().fills(vma);
         match self.peek(addr) {
-            // Not to be split for nothing.
-            Peek::Pmd(_, Entry::NonPresent(soft)) if !goes(&soft, collecting.batch().to) => {
-                let end = next.min(part.end);
-                collecting.leave(&soft, VaRange::between(addr, end).nr_pages() as u32);
-                Some(end)
-            }
-            Peek::NoTable if !to_device => Some(addr.align_down(PUD_SIZE).add(PUD_SIZE).min(part.end)),
-            Peek::Pmd(_, Entry::None) if !to_device => Some(next.min(part.end)),
-            // Where nothing was written, the pages are the object's.
-            Peek::NoTable | Peek::Pmd(_, Entry::None) if vma.kind() != VmaKind::Anon => {
-                Some(next.min(part.end))
-            }
+            Peek::NoTable if !fills => Some(addr.align_down(PUD_SIZE).add(PUD_SIZE).min(part.end)),
+            Peek::Pmd(_, Entry::None) if !fills => Some(end),
             Peek::NoTable | Peek::Pmd(_, Entry::None) => Some(self.collect_hole(vma, part, collecting)),
-            Peek::Pmd(_, Entry::Leaf(leaf)) if !leaf_goes(&leaf, collecting.batch().to) => {
-                let end = next.min(part.end);
-                collecting.leave_leaf(&leaf, VaRange::between(addr, end).nr_pages() as u32);
-                Some(end)
-            }
-            Peek::Pmd(..) if !addr.is_aligned(PMD_SIZE) || next > part.end => {
-                // Only a part of a huge mapping: split it and look at its pieces.
-                match M::mm().spare_pte_table(addr, Need::Reserve) {
-                    Ok(spare) => split_pmd(self, addr, spare),
-                    Err(_) => {
-                        let end = next.min(part.end);
-                        collecting.skip(Cause::NoMemory, VaRange::between(addr, end).nr_pages() as u32);
-                        return Some(end);
+            Peek::Pmd(table, entry) => match collecting.batch().pick(entry, vma) {
+                // Not to be split for nothing.
+                Pick::Leave => Some(end),
+                Pick::Fail(cause) => {
+                    collecting.skip(cause, VaRange::between(addr, end), Order::PMD);
+                    Some(end)
+                }
+                _ if !addr.is_aligned(PMD_SIZE) || next > part.end => {
+                    // Only a part of a huge mapping: split it and look at its pieces.
+                    match M::mm().spare_pte_table(addr, Need::Reserve) {
+                        Ok(spare) => split_pmd(self, addr, spare),
+                        Err(_) => {
+                            collecting.skip(Cause::NoMemory, VaRange::between(addr, end), Order::PMD);
+                            return Some(end);
+                        }
                     }
+                    Some(addr)
                 }
-                Some(addr)
-            }
-            Peek::Pmd(table, _) => {
-                let mut cursor = self.cursor_in(table, Level::Pmd, addr);
-                if matches!(cursor.entry(), Entry::Table(_)) {
-                    return Some(addr); // split meanwhile: look again
+                _ => {
+                    let mut cursor = self.cursor_in(table, Level::Pmd, addr);
+                    if matches!(cursor.entry(), Entry::Table(_)) {
+                        return Some(addr); // split meanwhile: look again
+                    }
+                    // A huge entry is all of its folio: there is nothing to be split first.
+                    let taken = self.collect_entry(vma, &mut cursor, part, limit, collecting);
+                    Some(taken.unwrap_or(next))
                 }
-                self.collect_entry(vma, &mut cursor, collecting);
-                Some(next)
-            }
-            Peek::Pte(table, _) => self.collect_ptes(vma, table, part, collecting),
+            },
+            Peek::Pte(table, _) => self.collect_ptes(vma, table, part, limit, collecting),
         }
     }
 
-    /// A hole where there is no PTE table: one huge unit where the VMA wants huge pages and one fits, else single pages.
+    /// A hole where there is no PTE table: one huge unit where the VMA wants huge pages and one fits, else smaller ones.
     fn collect_hole(&'static self, vma: &Vma, part: VaRange, collecting: &mut Collecting<M>) -> Vaddr {
         let addr = part.start;
         if vma.huge_range(addr) == Some(addr) && addr.0 + PMD_SIZE <= part.end.0 {
             collecting.take_hole(self, vma, addr, Order::PMD);
             return addr.add(PMD_SIZE);
         }
-        collecting.take_hole(self, vma, addr, Order::BASE);
-        addr.add(PAGE_SIZE)
+        let order = hole_order(collecting.batch().options.hole_order, addr, part.end);
+        collecting.take_hole(self, vma, addr, order);
+        addr.add(order.bytes())
     }
 
     fn collect_ptes(
@@ -393,6 +416,7 @@ impl<M: Machine> Space<M> {
         vma: &Vma,
         table: &'static crate::table::Table<M>,
         part: VaRange,
+        limit: Vaddr,
         collecting: &mut Collecting<M>,
     ) -> Option<Vaddr> {
         let end = part.start.align_down(PMD_SIZE).add(PMD_SIZE).min(part.end);
@@ -408,7 +432,7 @@ impl<M: Machine> Space<M> {
             if !collecting.reserve() {
                 return Some(after).filter(|&at| at > part.start);
             }
-            let after = match self.collect_pte(vma, &mut cursor, part, collecting) {
+            let after = match self.collect_entry(vma, &mut cursor, part, limit, collecting) {
                 Ok(after) => after,
                 Err((folio, at)) => {
                     let addr = cursor.addr();
@@ -416,8 +440,9 @@ impl<M: Machine> Space<M> {
                     return Some(self.collect_split(addr, end, &folio, at, collecting));
                 }
             };
+            // A folio that goes on in the table beside has been taken with what lies there.
             if after >= end || !cursor.seek(after) {
-                return Some(after.min(end));
+                return Some(after);
             }
         }
     }
@@ -431,23 +456,29 @@ impl<M: Machine> Space<M> {
         end: Vaddr,
         collecting: &mut Collecting<M>,
     ) -> Vaddr {
-        let Batch { to, units, gather, pages, shared, .. } = collecting.batch();
-        let to_ram = to.is_ram();
+        let Batch { fast, from, units, gather, pages, shared, .. } = collecting.batch();
+        let (private, from) = (*fast == Fast::Private, *from);
+        if *fast == Fast::Nothing {
+            return cursor.addr();
+        }
         let mut run = UnflushedRun::new(self, Level::Pte, cursor.addr());
         let before = units.len();
         let mut others = 0;
         let after = loop {
             let addr = cursor.addr();
             let word = cursor.word();
-            let frame = if to_ram { word::device_private(word) } else { word::plain_ram(word) };
+            let frame = if private { word::device_private(word) } else { word::plain_ram(word) };
             let Some(frame) = frame else { break addr };
+            if private && !from.contains(frame.place()) {
+                break addr;
+            }
             let folio = M::mm().mapped_folio(frame);
             if folio.order() != Order::BASE {
                 break addr;
             }
             let Some(unit) = units.room() else { break addr };
             let Some(locked) = LockedFolio::try_lock_mapped(folio) else { break addr };
-            if to_ram {
+            if private {
                 TlbGather::settle(Some(gather), self);
                 cursor.set_soft_kind(SoftKind::Migration);
             } else if word::is_dirty(cursor.leaf_to_migration(&mut run)) {
@@ -460,7 +491,7 @@ impl<M: Machine> Space<M> {
             unit.space = Some(self);
             unit.addr = addr;
             unit.order = Order::BASE;
-            unit.committed = false;
+            unit.state = State::Taken;
             units.taken();
             if !cursor.next_pte() || cursor.addr() >= end {
                 break end;
@@ -489,34 +520,106 @@ impl<M: Machine> Space<M> {
         };
         let page = folio_page(self, addr, folio);
         let skip = VaRange::between(addr, end).nr_pages().min(u64::from(folio.order().pages() - page));
-        collecting.skip(cause, skip as u32);
+        let after = addr.add(skip * PAGE_SIZE);
+        collecting.skip(cause, VaRange::between(addr, after), folio.order());
         stayed_on::<M>(folio.place(), cause, skip as u32);
-        addr.add(skip * PAGE_SIZE)
+        after
     }
 
-    /// One PTE, or all PTEs of the folio that it names; the address after them. An error is a folio to be split first.
+    /// One entry, or all PTEs of the folio that it names; the address after them. An error is a folio to be split first.
     #[inline(always)]
-    fn collect_pte(
+    fn collect_entry(
         &'static self,
         vma: &Vma,
         cursor: &mut Cursor<M>,
         part: VaRange,
+        limit: Vaddr,
         collecting: &mut Collecting<M>,
     ) -> Result<Vaddr, (LockedFolio<M>, u32)> {
         let addr = cursor.addr();
-        let Some(frame) = self.wanted(vma, cursor, collecting) else { return Ok(addr.add(PAGE_SIZE)) };
+        let pick = collecting.batch().pick(cursor.entry(), vma);
+        let (Pick::Move(frame) | Pick::Copy(frame)) = pick else {
+            return Ok(self.collect_other(pick, vma, cursor, part, collecting));
+        };
         let folio = M::mm().mapped_folio(frame);
+        if vma.kind() != VmaKind::Anon && matches!(pick, Pick::Move(_)) && folio.link().anon != vma.anon() {
+            let next = addr.add(cursor.level().size());
+            collecting.skip(Cause::NotAnon, VaRange::between(addr, next), cursor.level().order());
+            return Ok(next);
+        }
         let Some(locked) = collecting.try_lock(folio, addr) else {
             return Ok(self.leave_busy(cursor, folio, part, collecting));
         };
-        match extent(cursor, &locked, frame, Some(part)) {
+        match extent(cursor, &locked, frame, Some(VaRange::between(part.start, limit))) {
             Extent::Whole(start) => {
                 let after = start.add(locked.order().bytes());
+                let (writes, to) = (collecting.batch().options.writes(), collecting.batch().to);
+                if matches!(pick, Pick::Copy(_)) {
+                    let beside = pages_beside(cursor, start, locked.order());
+                    if beside != 0 {
+                        return Err((locked.with_reference(), beside));
+                    }
+                    if !is_sole(cursor, &locked) {
+                        collecting.take_shared(cursor, locked, start);
+                        return Ok(after);
+                    }
+                    if frame.place() == to {
+                        // It is there already, and nobody shares it any more.
+                        let (order, folio) = (locked.order(), locked.with_reference());
+                        grant(cursor, start, if cursor.level() == Level::Pmd { Order::BASE } else { order });
+                        drop(folio.unlock());
+                        return Ok(after);
+                    }
+                }
+                let (level, order) = (cursor.level(), locked.order());
                 collecting.take(cursor, locked, start);
+                if writes {
+                    grant(cursor, start, if level == Level::Pmd { Order::BASE } else { order });
+                }
                 Ok(after)
             }
             Extent::Cut(at) => Err((locked.with_reference(), at)),
         }
+    }
+
+    /// An entry whose page does not go; the address after it.
+    #[inline(never)]
+    fn collect_other(
+        &'static self,
+        pick: Pick,
+        vma: &Vma,
+        cursor: &mut Cursor<M>,
+        part: VaRange,
+        collecting: &mut Collecting<M>,
+    ) -> Vaddr {
+        let (addr, order) = (cursor.addr(), cursor.level().order());
+        let next = addr.add(order.bytes());
+        match pick {
+            Pick::Hole => {
+                let order = if cursor.level() == Level::Pmd {
+                    order
+                } else {
+                    let most = hole_order(collecting.batch().options.hole_order, addr, part.end);
+                    self.empty_order(vma, cursor, most, collecting.batch())
+                };
+                collecting.take_hole(self, vma, addr, order);
+                return addr.add(order.bytes());
+            }
+            Pick::Fail(cause) => collecting.skip(cause, VaRange::between(addr, next), order),
+            Pick::Grant => grant_entry(cursor),
+            Pick::Move(_) | Pick::Copy(_) | Pick::Leave => {}
+        }
+        next
+    }
+
+    /// The largest order, up to `most`, of a hole at the cursor.
+    fn empty_order(&self, vma: &Vma, cursor: &Cursor<M>, most: Order, batch: &Batch<M>) -> Order {
+        let empty = |i: u32| {
+            let entry = cursor.entry_at(cursor.addr().add(u64::from(i) * PAGE_SIZE));
+            batch.pick(entry, vma) == Pick::Hole
+        };
+        let run = (1..most.pages()).find(|&i| !empty(i)).unwrap_or(most.pages());
+        Order::largest(0, run).min(most)
     }
 
     /// A folio that somebody else has locked stays, with all of its pages that are mapped from here on, so that none of them is
@@ -532,8 +635,8 @@ impl<M: Machine> Space<M> {
         let start = cursor.addr();
         let mut next = start;
         loop {
-            next = next.add(PAGE_SIZE);
-            if next >= part.end || !cursor.next() {
+            next = next.add(cursor.level().size());
+            if cursor.level() == Level::Pmd || next >= part.end || !cursor.next() {
                 break;
             }
             let (Entry::Leaf(Leaf { frame, special: false, .. })
@@ -548,72 +651,53 @@ impl<M: Machine> Space<M> {
         collecting.leave_busy(folio, VaRange::between(start, next));
         next
     }
+}
 
-    /// A whole PMD entry.
-    fn collect_entry(&'static self, vma: &Vma, cursor: &mut Cursor<M>, collecting: &mut Collecting<M>) {
-        let Some(frame) = self.wanted(vma, cursor, collecting) else { return };
-        let folio = M::mm().mapped_folio(frame);
-        match LockedFolio::try_lock_mapped(folio) {
-            Some(locked) => {
-                let addr = cursor.addr();
-                collecting.take(cursor, locked, addr);
-            }
-            None => {
-                let pages = cursor.level().order().pages();
-                collecting.skip(Cause::Busy, pages);
-                stayed_on::<M>(folio.place(), Cause::Busy, pages);
-            }
-        }
+/// The largest order, up to `most`, of a hole that begins at `addr` and ends by `end`, smaller than a huge page.
+fn hole_order(most: Order, addr: Vaddr, end: Vaddr) -> Order {
+    let table_end = addr.align_down(PMD_SIZE).add(PMD_SIZE);
+    let pages = VaRange::between(addr, end.min(table_end)).nr_pages() as u32;
+    Order::largest(addr.index(Level::Pte) as u32, pages).min(most).min(Order::new(8))
+}
+
+/// True when the folio, all of it mapped in the cursor's table, is mapped and held by nobody else: to write it, its mapping needs
+/// no copy. With the table and the folio locked.
+fn is_sole<M: Machine>(cursor: &Cursor<M>, folio: &LockedFolio<M>) -> bool {
+    let entries = if cursor.level() == Level::Pmd { 1 } else { folio.order().pages() };
+    folio.map_count() == entries && folio.refs() == entries
+}
+
+/// At which page a folio of `order` that is mapped from `start` goes on in another table; 0 when it does not.
+fn pages_beside<M: Machine>(cursor: &Cursor<M>, start: Vaddr, order: Order) -> u32 {
+    let border = start.align_down(PMD_SIZE).add(PMD_SIZE);
+    if cursor.level() == Level::Pmd || start.add(order.bytes()) <= border {
+        return 0;
     }
+    VaRange::between(start, border).nr_pages() as u32
+}
 
-    /// The frame that the entry names, if it is one to be moved. Holes and zero pages are taken here.
-    #[inline(always)]
-    fn wanted(&'static self, vma: &Vma, cursor: &Cursor<M>, collecting: &mut Collecting<M>) -> Option<Frame> {
-        let to = collecting.batch().to;
-        match cursor.entry() {
-            Entry::None | Entry::Leaf(Leaf { special: true, .. }) if !to.is_ram() => {
-                if vma.kind() == VmaKind::Anon {
-                    collecting.take_hole(self, vma, cursor.addr(), cursor.level().order());
-                }
-                None
-            }
-            Entry::Leaf(leaf) if leaf_goes(&leaf, to) => {
-                if vma.kind() != VmaKind::Anon && M::mm().mapped_folio(leaf.frame).link().anon != vma.anon() {
-                    collecting.skip(Cause::NotAnon, cursor.level().order().pages());
-                    return None;
-                }
-                Some(leaf.frame)
-            }
-            Entry::Leaf(leaf) => {
-                collecting.leave_leaf(&leaf, cursor.level().order().pages());
-                None
-            }
-            Entry::NonPresent(soft) if goes(&soft, to) => Some(soft.frame),
-            Entry::NonPresent(soft) => {
-                collecting.leave(&soft, cursor.level().order().pages());
-                None
-            }
-            _ => None,
+/// Lets the entries of a folio that is mapped from `start` be written, as far as they are in the cursor's table. Without a flush:
+/// they allow more.
+#[cold]
+fn grant<M: Machine>(cursor: &mut Cursor<M>, start: Vaddr, order: Order) {
+    let n = if order == Order::BASE { 1 } else { seek_run(cursor, start, order) };
+    for _ in 0..n {
+        grant_entry(cursor);
+        if !cursor.next() {
+            break;
         }
     }
 }
 
-/// True when what a non-present entry names is to be moved by a migration to `to`.
-#[inline(always)]
-fn goes(soft: &SoftLeaf, to: Place) -> bool {
-    match soft.kind {
-        SoftKind::DevicePrivate => to.is_ram(),
-        // The notifiers were told: no device works on it any more.
-        SoftKind::DeviceExclusive => soft.frame.place().is_ram() != to.is_ram(),
-        SoftKind::Migration | SoftKind::ProtNone => false,
+/// One entry. A present one that a tracker has write-protected is left to a write fault.
+fn grant_entry<M: Machine>(cursor: &mut Cursor<M>) {
+    match cursor.entry() {
+        Entry::NonPresent(soft) if !soft.attrs.contains(Attrs::WRITE) => {
+            cursor.replace_soft(Entry::NonPresent(SoftLeaf { attrs: written(soft.attrs), ..soft }));
+        }
+        Entry::Leaf(leaf) if !leaf.attrs.intersects(Attrs::WRITE | Attrs::UFFD_WP) => cursor.upgrade(WRITTEN),
+        _ => {}
     }
-}
-
-/// True when what a present entry maps is to be moved by a migration to `to`: RAM to a device, coherent memory to RAM. Zero
-/// pages are holes, which go to a device.
-#[inline(always)]
-fn leaf_goes(leaf: &Leaf, to: Place) -> bool {
-    if leaf.special { !to.is_ram() } else { leaf.frame.place().is_ram() != to.is_ram() }
 }
 
 /// The page of `folio` that is mapped at `addr`, 0 when none is any more.

@@ -3,34 +3,39 @@
 use core::sync::atomic::Ordering::Relaxed;
 
 use crate::counters::Event;
-use crate::cursor::{Cursor, Peek};
-use crate::entry::{Attrs, Entry, Leaf, SoftKind, SoftLeaf};
-use crate::folio::{Folio, FolioRef, LockedFolio, RmapLink};
+use crate::cursor::Cursor;
+use crate::entry::{Attrs, Entry, SoftKind, SoftLeaf};
+use crate::folio::{Folio, FolioRef, LockedFolio};
 use crate::frames::{FrameBin, Frames};
-use crate::machine::{FlushReason, Machine};
-use crate::migrate::unit::{Batch, Dest, PieceChunk, Source, Unit};
+use crate::machine::Machine;
+use crate::migrate::options::{UnitReport, Verdict, written};
+use crate::migrate::unit::{Batch, Dest, PieceChunk, Source, State, Unit};
 use crate::migrate::{Cause, Report};
-use crate::notifier::NotifyEvent;
 use crate::space::Space;
 use crate::stats::{batch_fault, batch_moved, batch_stayed, stayed_on};
 use crate::table::{SpareTable, TableStash};
 use crate::types::{Frame, Level, Order, PAGE_SIZE, PMD_SIZE, Place, VaRange, Vaddr};
-use crate::zone::Need;
 
 /// How migration entries get their names.
-struct Names<'a, M: Machine> {
+pub(crate) struct Names<'a, M: Machine> {
     /// The folio that the entries belong to (its migration entries count down).
-    source: &'a LockedFolio<M>,
+    pub(crate) source: &'a LockedFolio<M>,
     /// The first frame that the entries name: where the source lies, or lay before the commit.
-    from: Frame,
-    to: To<'a, M>,
+    pub(crate) from: Frame,
+    pub(crate) to: To<'a, M>,
+    /// What the entries get besides: a copy that was made for a write, or nothing.
+    pub(crate) grant: Attrs,
+    /// The folio moves because of an eviction: each space hears of its own pages.
+    pub(crate) evicted: bool,
 }
 
 /// The owner of the pages from now on.
 #[derive(Clone, Copy)]
-enum To<'a, M: Machine> {
+pub(crate) enum To<'a, M: Machine> {
     /// The source itself, where it lies now.
     Source,
+    /// A copy.
+    Copy(&'static Folio),
     /// The pieces.
     Pieces(&'a PieceChunk<M>),
 }
@@ -46,9 +51,19 @@ impl<M: Machine> Names<'_, M> {
         }
     }
 
+    /// The attributes of an entry from now on.
+    #[inline(always)]
+    fn attrs(&self, attrs: Attrs) -> Attrs {
+        if self.grant.is_empty() { attrs } else { written(attrs) }
+    }
+
     /// The folio that `page` belongs to, and that folio's first page in the unit.
     fn folio(&self, page: u32) -> (&'static Folio, u32) {
-        let To::Pieces(first) = self.to else { return (self.source.folio(), 0) };
+        let first = match self.to {
+            To::Source => return (self.source.folio(), 0),
+            To::Copy(folio) => return (folio, 0),
+            To::Pieces(first) => first,
+        };
         let mut at = 0;
         for folio in first.iter() {
             let pages = folio.order().pages();
@@ -75,7 +90,7 @@ fn replace_run<M: Machine>(
             && let Some(page) = names.page(frame)
         {
             if cursor.level() == Level::Pmd && matches!(names.to, To::Pieces(_)) {
-                replace_by_table(cursor, names, tables, attrs);
+                replace_by_table(cursor, names, tables, names.attrs(attrs));
                 return 1;
             }
             let (folio, start) = match current {
@@ -90,7 +105,7 @@ fn replace_run<M: Machine>(
                     next
                 }
             };
-            cursor.replace_soft(Entry::mapping(folio.frame().offset(page - start), attrs));
+            cursor.replace_soft(Entry::mapping(folio.frame().offset(page - start), names.attrs(attrs)));
             n += 1;
             of_folio += 1;
         }
@@ -122,7 +137,7 @@ fn replace_by_table<M: Machine>(
 }
 
 /// Fills a table with entries for the pieces of a destination and counts them as mappings.
-fn fill_pieces_table<M: Machine>(spare: &mut SpareTable<M>, first: &PieceChunk<M>, attrs: Attrs) {
+pub(crate) fn fill_pieces_table<M: Machine>(spare: &mut SpareTable<M>, first: &PieceChunk<M>, attrs: Attrs) {
     let words = spare.table().words();
     let mut at = 0;
     for folio in first.iter() {
@@ -140,51 +155,61 @@ fn fill_pieces_table<M: Machine>(spare: &mut SpareTable<M>, first: &PieceChunk<M
 /// leads. Afterwards no migration entry names the source.
 #[inline(always)]
 fn replace_all<M: Machine>(unit: &mut Unit<M>) {
-    let Source::Folio(source) = &unit.source else { return };
     let mut tables = match &mut unit.dest {
         Dest::Pieces(first) => core::mem::replace(&mut first.tables, TableStash::new()),
         _ => TableStash::new(),
     };
+    let Some(source) = unit.folio() else { return };
+    if matches!(unit.source, Source::Shared(_)) && unit.is_committed() {
+        return; // its entries name the copy
+    }
     let (from, to) = match &unit.dest {
-        Dest::Frames(old) if unit.committed => (old.first(), To::Source),
+        Dest::Frames(old) if unit.is_committed() => (old.first(), To::Source),
         Dest::Pieces(first) => (source.frame(), To::Pieces(first)),
         _ => (source.frame(), To::Source),
     };
-    let names = Names { source, from, to };
+    // A unit that was found by its frames has no space of its own.
+    let evicted = unit.is_committed() && unit.space.is_none();
+    let names = Names { source, from, to, grant: Attrs::empty(), evicted };
+    name_everywhere(&names, unit.space, unit.addr, &mut tables);
+}
+
+/// Names all migration entries of the source: those at `addr` of `space`, where it was found, then those that the reverse map
+/// finds.
+#[inline(always)]
+pub(crate) fn name_everywhere<M: Machine>(
+    names: &Names<'_, M>,
+    space: Option<&'static Space<M>>,
+    addr: Vaddr,
+    tables: &mut TableStash<M>,
+) {
+    let source = names.source;
     // Without entries to name, there is nothing to look for.
-    if let Some(space) = unit.space.filter(|_| source.migration_entries() != 0) {
-        let range = VaRange::new(unit.addr.0, source.order().bytes());
-        replace_in(space, range, &names, &mut tables);
+    if let Some(space) = space.filter(|_| source.migration_entries() != 0) {
+        replace_in(space, VaRange::new(addr.0, source.order().bytes()), names, tables);
     }
     if source.migration_entries() != 0 {
-        // A unit that was found by its frames moves because of an eviction: each space hears of its own pages.
-        let evicted = unit.committed && unit.space.is_none();
-        replace_elsewhere(&names, &mut tables, &mut |space, pages| {
-            if evicted {
-                space.counters.evicted(pages);
-            }
-        });
+        replace_elsewhere(names, tables);
     }
     // Its frames are free in a moment: an entry that still names them would be a way into somebody else's memory.
     assert_eq!(source.migration_entries(), 0, "a migration entry was lost");
 }
 
-/// The entries moved (a remap), or there are more than one. `note` hears how many pages got a name in which space.
+/// The entries moved (a remap), or there are more than one.
 #[cold]
-fn replace_elsewhere<M: Machine>(
-    names: &Names<'_, M>,
-    tables: &mut TableStash<M>,
-    note: &mut dyn FnMut(&Space<M>, u64),
-) {
+fn replace_elsewhere<M: Machine>(names: &Names<'_, M>, tables: &mut TableStash<M>) {
     M::mm().for_each_mapping(names.source, &mut |place| {
-        note(place.space, replace_in(place.space, place.range, names, tables));
+        let pages = replace_in(place.space, place.range, names, tables);
+        if names.evicted {
+            place.space.counters.evicted(pages);
+        }
         names.source.migration_entries() != 0
     });
 }
 
 /// Replaces the source's migration entries in `range` of `space`; how many pages they were for.
 #[inline(always)]
-fn replace_in<M: Machine>(
+pub(crate) fn replace_in<M: Machine>(
     space: &'static Space<M>,
     range: VaRange,
     names: &Names<'_, M>,
@@ -210,13 +235,19 @@ fn replace_in<M: Machine>(
 #[cold]
 pub(crate) fn fail<M: Machine>(unit: &mut Unit<M>, cause: Cause, report: &mut Report) {
     report.fail(cause, unit.order.pages());
-    if let Source::Folio(folio) = &unit.source {
+    if let Some(folio) = unit.folio() {
         stayed_on::<M>(folio.place(), cause, unit.order.pages());
     }
     M::count(Event::MigrateFail, 1);
     unit.dest.release();
     replace_all(unit);
-    if let Source::Folio(folio) = core::mem::replace(&mut unit.source, Source::Gone) {
+    release_source(unit);
+    unit.state = State::Ended(Verdict::Stayed(cause));
+}
+
+/// Unlocks the folio of a unit that is done with.
+fn release_source<M: Machine>(unit: &mut Unit<M>) {
+    if let Source::Folio(folio) | Source::Shared(folio) = core::mem::replace(&mut unit.source, Source::Gone) {
         drop(folio.unlock());
     }
 }
@@ -229,24 +260,24 @@ pub(crate) fn put_back<M: Machine>(batch: &mut Batch<M>) {
     let space = batch.space();
     let Batch { units, to, report, .. } = batch;
     let mut unused = Report::default();
-    let mut bin = FrameBin::new();
+    let mut ending = Ending::new(*to);
     units.for_each(|unit| {
         if matches!(unit.source, Source::Gone) {
             return;
         }
         move_back(unit);
-        if !unit.committed {
+        if !unit.is_committed() {
             unit.dest.release();
         }
         replace_all(unit);
-        if unit.committed {
-            finish(unit, *to, &mut unused, &mut bin);
-        } else if let Source::Folio(folio) = core::mem::replace(&mut unit.source, Source::Gone) {
-            drop(folio.unlock());
+        if unit.is_committed() {
+            finish(unit, &mut unused, &mut ending);
+        } else {
+            release_source(unit);
         }
     });
-    drop(bin);
-    count_moved(*to, space, unused.units, unused.pages);
+    ending.count(space, &unused);
+    drop(ending);
     batch_stayed(*to, space, report);
     units.clear();
 }
@@ -254,7 +285,7 @@ pub(crate) fn put_back<M: Machine>(batch: &mut Batch<M>) {
 /// Undoes the commit of a unit: the folio goes back to where it lay, and what it moved to is the destination again. A folio that
 /// somebody has got a reference to since then stays where it is now, and so does a hole that was filled.
 fn move_back<M: Machine>(unit: &mut Unit<M>) {
-    if !unit.committed {
+    if !unit.is_committed() {
         return;
     }
     let Source::Folio(folio) = &unit.source else { return };
@@ -262,143 +293,97 @@ fn move_back<M: Machine>(unit: &mut Unit<M>) {
         Dest::Frames(frames) if folio.freeze(1) => {
             frames.replace(|old| folio.relocate(M::mm().zone(old.first().place()), unit.order, old));
             folio.unfreeze(1);
-            unit.committed = false;
+            unit.state = State::Taken;
         }
         // Nothing maps the pieces yet, and nobody knows them.
-        Dest::Pieces(_) => unit.committed = false,
+        Dest::Pieces(_) => unit.state = State::Taken,
         _ => {}
     }
 }
 
-/// Maps the destination of a hole, if the hole is still one.
-pub(crate) fn fill_hole<M: Machine>(unit: &mut Unit<M>, to: Place) -> Result<(), Cause> {
-    let (&Source::Hole { anon }, Some(space)) = (&unit.source, unit.space) else { return Ok(()) };
-    let vmas = space.vmas.read();
-    let range = VaRange::new(unit.addr.0, unit.order.bytes());
-    let vma = vmas.find(unit.addr).filter(|vma| vma.anon() == anon && vma.range().covers(range));
-    // What it allows is asked now: the mapping may be another one than when the hole was found.
-    let vma = vma.ok_or(Cause::Raced)?;
-    let link = RmapLink { anon, index: vma.page_index(unit.addr) };
-    let mut attrs = vma.fresh_attrs();
-    name_pieces(&unit.dest, link);
-    let spare = match (&mut unit.dest, unit.order) {
-        (Dest::Pieces(first), Order::PMD) => first.tables.take(unit.addr),
-        _ => None,
-    };
-    let _change = space.invalidate(range, NotifyEvent::Migrate(to));
-    let mut cursor = hole_cursor(space, unit.addr, unit.order)?;
-    match cursor.entry() {
-        Entry::None => {}
-        Entry::Leaf(Leaf { special: true, attrs: of_zero, .. }) => {
-            if of_zero.contains(Attrs::UFFD_WP) {
-                attrs = attrs - Attrs::WRITE | Attrs::UFFD_WP; // nobody has written it
-            }
-            // The CPU reads zeros through this entry: they must be out of every TLB before the device's page is there.
-            cursor.clear_leaf().flush(FlushReason::ZeroReplaced);
-        }
-        _ => return Err(Cause::Raced),
-    }
-    match (&unit.dest, spare) {
-        (Dest::Folio(folio), _) => {
-            folio.add_maps(1);
-            cursor.install(Entry::mapping(folio.frame(), attrs));
-        }
-        (Dest::Pieces(first), Some(mut spare)) => {
-            fill_pieces_table(&mut spare, first, attrs);
-            cursor.hook(spare);
-        }
-        _ => return Err(Cause::NoMemory),
-    }
-    unit.committed = true;
-    Ok(())
+/// What is added up while units end.
+struct Ending<M: Machine> {
+    to: Place,
+    /// What the folios left behind, given back range by range.
+    bin: FrameBin<M>,
+    /// Units and pages that did not come from anywhere: holes that were filled, and copies.
+    new: (u64, u64),
+    /// Units and pages that came from another device.
+    between: (u64, u64),
 }
 
-fn name_pieces<M: Machine>(dest: &Dest<M>, link: RmapLink) {
-    match dest {
-        Dest::None | Dest::Frames(_) => {}
-        Dest::Folio(folio) => folio.set_link(link),
-        Dest::Pieces(first) => {
-            let mut page = 0;
-            for folio in first.iter() {
-                folio.set_link(RmapLink { index: link.index + u64::from(page), ..link });
-                page += u64::from(folio.order().pages()) as u32;
-            }
-        }
+impl<M: Machine> Ending<M> {
+    const fn new(to: Place) -> Self {
+        Self { to, bin: FrameBin::new(), new: (0, 0), between: (0, 0) }
     }
-}
 
-/// The place for a hole's entry: in the PMD table for 2 MiB, in a PTE table (made if need be) for 4 KiB.
-fn hole_cursor<M: Machine>(space: &'static Space<M>, addr: Vaddr, order: Order) -> Result<Cursor<M>, Cause> {
-    let no_memory = |_| Cause::NoMemory;
-    if let Peek::Pte(table, _) = space.peek(addr) {
-        return if order == Order::BASE {
-            Ok(space.cursor_in(table, Level::Pte, addr))
-        } else {
-            Err(Cause::Raced)
+    /// Counts what arrived, and what left a device; which device it was is counted folio by folio.
+    #[inline(always)]
+    fn count(&self, space: Option<&Space<M>>, report: &Report) {
+        let Some(number) = self.to.device_number() else {
+            let (units, pages) = (report.units - self.new.0, report.pages - self.new.1);
+            count_out::<M>(units, pages);
+            return batch_moved(self.to, space, pages);
         };
-    }
-    let pmd = space.pmd_table_or_alloc(addr, Need::User).map_err(no_memory)?;
-    if order == Order::PMD {
-        return Ok(space.cursor_in(pmd, Level::Pmd, addr));
-    }
-    let spare = M::mm().spare_pte_table(addr, Need::User).map_err(no_memory)?;
-    let mut cursor = space.cursor_in(pmd, Level::Pmd, addr);
-    let table = match cursor.entry() {
-        Entry::None => {
-            let table = spare.table();
-            cursor.hook(spare);
-            table
+        M::mm().device(number).arrived(report.units, report.pages);
+        M::count(Event::DeviceIn, report.units);
+        M::count(Event::DevicePagesIn, report.pages);
+        batch_moved(self.to, space, report.pages);
+        if self.between.0 != 0 {
+            count_out::<M>(self.between.0, self.between.1);
         }
-        Entry::Table(pfn) => M::mm().table(pfn),
-        Entry::Leaf(_) | Entry::NonPresent(_) => return Err(Cause::Raced),
-    };
-    drop(cursor);
-    Ok(space.cursor_in(table, Level::Pte, addr))
+    }
+
+    /// Notes that a folio of `order` has left `from`.
+    #[inline(always)]
+    fn left(&mut self, from: Place, order: Order) {
+        let Some(number) = from.device_number() else { return };
+        M::mm().device(number).left(order);
+        if !self.to.is_ram() {
+            self.between = (self.between.0 + 1, self.between.1 + u64::from(order.pages()));
+        }
+    }
 }
 
-/// The end of a migration that was committed: entries first, then locks and sources.
-pub(crate) fn finalize<M: Machine>(batch: &mut Batch<M>) -> Report {
-    let to = batch.to;
+/// Counts folios that left a device.
+#[inline(always)]
+fn count_out<M: Machine>(units: u64, pages: u64) {
+    M::count(Event::DeviceOut, units);
+    M::count(Event::DevicePagesOut, pages);
+}
+
+/// The end of a migration that was committed: entries first, then locks and sources. Then `observer` hears of every unit.
+pub(crate) fn finalize<M: Machine>(
+    batch: &mut Batch<M>,
+    observer: Option<&mut dyn FnMut(&UnitReport)>,
+) -> Report {
     let (space, fault_of) = (batch.space(), batch.fault_of());
-    let Batch { units, report, gather, .. } = batch;
-    let before = (report.units, report.pages);
-    let mut bin = FrameBin::new();
+    let Batch { units, report, gather, to, .. } = batch;
+    let mut ending = Ending::new(*to);
     let mut arrived = 0;
     units.for_each_slice(|units| {
         let mut i = 0;
         while i < units.len() {
-            let (named, finished) = name_run(&mut units[i..], to, report, &mut bin);
+            let (named, finished) = name_run(&mut units[i..], report, &mut ending);
             i += named;
             arrived += finished;
         }
     });
     if arrived != units.len() {
-        units.for_each(|unit| finish(unit, to, report, &mut bin));
+        units.for_each(|unit| finish(unit, report, &mut ending));
     }
-    drop(bin);
+    ending.count(space, report);
+    drop(ending);
     if let Some(device) = fault_of {
         batch_fault(device);
     }
-    units.clear();
     gather.flush();
-    count_moved(to, space, report.units - before.0, report.pages - before.1);
-    batch_stayed(to, space, report);
+    batch_stayed(*to, space, report);
+    if let Some(observer) = observer {
+        units.for_each(|unit| observer(&unit.report()));
+    }
+    units.clear();
     *report
-}
-
-/// Counts what arrived in `to`. What left a device is counted there folio by folio.
-#[inline(always)]
-pub(crate) fn count_moved<M: Machine>(to: Place, space: Option<&Space<M>>, units: u64, pages: u64) {
-    let (folios, moved) = match to.device_number() {
-        None => (Event::DeviceOut, Event::DevicePagesOut),
-        Some(number) => {
-            M::mm().device(number).arrived(units, pages);
-            (Event::DeviceIn, Event::DevicePagesIn)
-        }
-    };
-    M::count(folios, units);
-    M::count(moved, pages);
-    batch_moved(to, space, pages);
 }
 
 /// Replaces the migration entries of the first unit and of as many after it as lie in the same table: they share one hold of
@@ -406,9 +391,8 @@ pub(crate) fn count_moved<M: Machine>(to: Place, space: Option<&Space<M>>, units
 #[inline(always)]
 fn name_run<M: Machine>(
     units: &mut [Unit<M>],
-    to: Place,
     report: &mut Report,
-    bin: &mut FrameBin<M>,
+    ending: &mut Ending<M>,
 ) -> (usize, usize) {
     let Some(Unit { space: Some(space), addr, source: Source::Folio(source), dest: Dest::Frames(_), .. }) =
         units.first()
@@ -442,7 +426,7 @@ fn name_run<M: Machine>(
             let (source, old) = (source.take_over(), old.take_over());
             core::mem::forget(core::mem::replace(&mut unit.source, Source::Gone));
             core::mem::forget(core::mem::replace(&mut unit.dest, Dest::None));
-            arrive(source, old, pages_each, to, bin).into_owned();
+            arrive(source, old, pages_each, ending).into_owned();
             done += 1;
         }
         let pages = done as u64 * u64::from(pages_each);
@@ -468,55 +452,55 @@ fn arrive<M: Machine>(
     folio: LockedFolio<M>,
     old: Frames<M>,
     pages: u32,
-    to: Place,
-    bin: &mut FrameBin<M>,
+    ending: &mut Ending<M>,
 ) -> FolioRef<M> {
-    if to.is_ram() {
+    if ending.to.is_ram() {
         folio.clear_resident();
-        if let Some(number) = old.first().place().device_number() {
-            M::mm().device(number).left(old.order());
-        }
-        folio.tell_left(&old);
     } else {
         folio.set_resident();
     }
-    bin.add(old, pages);
+    if !old.first().place().is_ram() {
+        ending.left(old.first().place(), old.order());
+        folio.tell_left(&old);
+    }
+    ending.bin.add(old, pages);
     folio.unlock()
 }
 
 /// One unit whose entries have their names: locks, then what the folio left behind.
 #[inline(always)]
-fn finish<M: Machine>(unit: &mut Unit<M>, to: Place, report: &mut Report, bin: &mut FrameBin<M>) {
+fn finish<M: Machine>(unit: &mut Unit<M>, report: &mut Report, ending: &mut Ending<M>) {
     let pages = u64::from(unit.order.pages());
-    unit.committed = false;
-    match core::mem::replace(&mut unit.source, Source::Gone) {
+    let torn = matches!(unit.dest, Dest::Pieces(_));
+    let verdict = match core::mem::replace(&mut unit.source, Source::Gone) {
         Source::Gone => return,
         Source::Folio(folio) => {
             match core::mem::replace(&mut unit.dest, Dest::None) {
-                Dest::Frames(old) => {
-                    drop(arrive(folio, old, unit.order.pages(), to, bin));
-                    report.units += 1;
-                    report.pages += pages;
-                    if unit.order == Order::PMD {
-                        report.huge_pages += pages;
-                    }
-                    return;
-                }
+                Dest::Frames(old) => drop(arrive(folio, old, unit.order.pages(), ending)),
                 pieces => {
-                    if let Some(number) = folio.place().device_number() {
-                        M::mm().device(number).left(folio.order());
-                    }
+                    ending.left(folio.place(), folio.order());
                     folio.clear_resident();
                     unit.dest = pieces;
+                    drop(folio.unlock());
                 }
             }
-            drop(folio.unlock());
+            if torn { Verdict::InPieces } else { Verdict::Moved }
         }
-        Source::Hole { .. } => report.holes += pages,
-    }
+        Source::Hole { .. } => {
+            report.holes += pages;
+            ending.new = (ending.new.0 + 1, ending.new.1 + pages);
+            Verdict::Filled
+        }
+        Source::Shared(folio) => {
+            report.copied += pages;
+            ending.new = (ending.new.0 + 1, ending.new.1 + pages);
+            drop(folio.unlock());
+            Verdict::Copied
+        }
+    };
+    unit.state = State::Ended(verdict);
     report.units += 1;
     report.pages += pages;
-    let torn = matches!(unit.dest, Dest::Pieces(_));
     if unit.order == Order::PMD && !torn {
         report.huge_pages += pages;
     }
@@ -553,17 +537,20 @@ pub(crate) fn note_resident(folio: &Folio) {
 /// Puts the folio of a fault back under its migration entries, which are at `addr` or where the reverse map finds them.
 #[cold]
 pub(crate) fn put_back_source<M: Machine>(source: &LockedFolio<M>, space: &'static Space<M>, addr: Vaddr) {
-    let names = Names { source, from: source.frame(), to: To::Source };
+    let names = Names { source, from: source.frame(), to: To::Source, grant: Attrs::empty(), evicted: false };
     replace_in(space, VaRange::new(addr.0, source.order().bytes()), &names, &mut TableStash::new());
     if source.migration_entries() != 0 {
-        replace_elsewhere(&names, &mut TableStash::new(), &mut |_, _| {});
+        replace_elsewhere(&names, &mut TableStash::new());
     }
 }
 
 /// Names the migration entries of `source` that the reverse map finds and that name `from`, where it lay.
 #[cold]
 pub(crate) fn rename_elsewhere<M: Machine>(source: &LockedFolio<M>, from: Frame) {
-    replace_elsewhere(&Names { source, from, to: To::Source }, &mut TableStash::new(), &mut |_, _| {});
+    replace_elsewhere(
+        &Names { source, from, to: To::Source, grant: Attrs::empty(), evicted: false },
+        &mut TableStash::new(),
+    );
     assert_eq!(source.migration_entries(), 0, "a migration entry was lost");
 }
 

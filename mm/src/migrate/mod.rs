@@ -22,6 +22,8 @@
 mod collect;
 mod evict;
 mod finalize;
+mod holes;
+mod options;
 mod single;
 mod transfer;
 mod unit;
@@ -33,16 +35,17 @@ use crate::machine::Machine;
 use crate::slab::PoolBox;
 use crate::space::Space;
 use crate::stats::batch_stayed;
-use crate::types::{Place, Prot, VaRange, Vaddr};
+use crate::types::{Order, Place, Prot, VaRange, Vaddr};
 use crate::zone::Need;
 
 pub(crate) use collect::{Collecting, Extent, large_extent, to_migration};
+pub use options::{MigrateFlags, MigrateOptions, Sources, UnitReport, Verdict};
 pub use single::FaultMigration;
 pub(crate) use unit::{Batch, PieceChunk, UnitChunk};
 
 /// Why a unit stayed where it was.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(usize)]
+#[repr(u8)]
 pub enum Cause {
     /// Its folio was locked by somebody else.
     Busy,
@@ -104,6 +107,8 @@ pub struct Report {
     pub huge_pages: u64,
     /// Pages of holes and zero pages that got memory.
     pub holes: u64,
+    /// Pages that others share and that were copied for this mapping.
+    pub copied: u64,
     /// Pages that arrived in smaller pieces than they left.
     pub torn: u64,
     /// Pages that stayed, by [`Cause`].
@@ -128,6 +133,7 @@ impl Report {
         self.pages += other.pages;
         self.huge_pages += other.huge_pages;
         self.holes += other.holes;
+        self.copied += other.copied;
         self.torn += other.torn;
         for (sum, n) in self.failed.iter_mut().zip(other.failed) {
             *sum += n;
@@ -249,7 +255,13 @@ impl<M: Machine> Migration<M, Copied> {
 impl<M: Machine> Migration<M, Committed> {
     /// Replaces the entries, unlocks, frees the sources.
     pub fn finalize(mut self) -> Report {
-        finalize::finalize(&mut self.work.0)
+        finalize::finalize(&mut self.work.0, None)
+    }
+
+    /// As [`Migration::finalize`]; then calls `observer` for every unit, with no lock held, in the order in which they were
+    /// found.
+    pub fn finalize_with(mut self, observer: &mut dyn FnMut(&UnitReport)) -> Report {
+        finalize::finalize(&mut self.work.0, Some(observer))
     }
 }
 
@@ -268,22 +280,75 @@ impl<M: Machine> Space<M> {
     /// address, before anything is moved; [`RangeError::NoDevice`]. Running out of memory is not an error but a cause in the
     /// report.
     pub fn migrate(&'static self, range: VaRange, to: Place) -> Result<Report, RangeError> {
-        self.check_migratable(range, to)?;
+        self.migrate_batches(range, to, &MigrateOptions::to(to), None)
+    }
+
+    /// As [`Space::migrate`], with a choice of where pages are taken from (from one device straight to another, for one) and of
+    /// what else is done. `observer` hears of every unit when its batch is done; no lock is held then, so it may do anything.
+    ///
+    /// # Errors
+    /// As [`Space::migrate`]; with [`MigrateFlags::WRITE`] also [`RangeError::NotMigratable`] for a mapping that may not be
+    /// written.
+    pub fn migrate_with(
+        &'static self,
+        range: VaRange,
+        to: Place,
+        options: &MigrateOptions,
+        observer: &mut dyn FnMut(&UnitReport),
+    ) -> Result<Report, RangeError> {
+        self.migrate_batches(range, to, options, Some(observer))
+    }
+
+    fn migrate_batches(
+        &'static self,
+        range: VaRange,
+        to: Place,
+        options: &MigrateOptions,
+        mut observer: Option<&mut dyn FnMut(&UnitReport)>,
+    ) -> Result<Report, RangeError> {
+        self.check_migratable(range, to, options)?;
         let mut report = Report::default();
         let mut at = range.start;
         while at < range.end {
-            let Ok(mut collecting) = Migration::begin(to, Need::User) else {
-                let mut rest = Report::default();
-                rest.fail(Cause::NoMemory, VaRange::between(at, range.end).nr_pages() as u32);
-                batch_stayed(to, Some(self), &rest);
-                report.add(&rest);
+            let rest = VaRange::between(at, range.end);
+            let Ok(mut collecting) = Collecting::with(to, Need::User, options) else {
+                self.all_stays(rest, to, &mut report, observer);
                 break;
             };
-            at = self.collect(VaRange::between(at, range.end), &mut collecting);
-            let migration = collecting.collected(Vaddr(0));
-            report.add(&migration.unmap().copy().commit().finalize());
+            collecting.observe(observer.is_some());
+            at = self.collect(rest, &mut collecting);
+            if at == rest.start {
+                // Not even one unit: without memory for the work the rest of the range stays.
+                self.all_stays(rest, to, &mut report, observer);
+                break;
+            }
+            let committed = collecting.collected(Vaddr(0)).unmap().copy().commit();
+            report.add(&match &mut observer {
+                Some(observer) => committed.finalize_with(observer),
+                None => committed.finalize(),
+            });
         }
         Ok(report)
+    }
+
+    /// Notes that a range stays for want of memory to work on it.
+    #[cold]
+    fn all_stays(
+        &self,
+        range: VaRange,
+        to: Place,
+        report: &mut Report,
+        observer: Option<&mut dyn FnMut(&UnitReport)>,
+    ) {
+        let pages = range.nr_pages() as u32;
+        let mut rest = Report::default();
+        rest.fail(Cause::NoMemory, pages);
+        batch_stayed(to, Some(self), &rest);
+        report.add(&rest);
+        if let Some(observer) = observer {
+            let verdict = Verdict::Stayed(Cause::NoMemory);
+            observer(&UnitReport { addr: range.start, order: Order::BASE, pages, verdict });
+        }
     }
 
     /// The first phase alone, for callers that do the others themselves: collects from the start of `range` at most one
@@ -296,13 +361,33 @@ impl<M: Machine> Space<M> {
         range: VaRange,
         to: Place,
     ) -> Result<(Migration<M, Collected>, Vaddr), RangeError> {
-        self.check_migratable(range, to)?;
-        let mut collecting = Migration::begin(to, Need::User).map_err(|_| RangeError::Oom(range.start))?;
-        let next = self.collect(range, &mut collecting);
-        Ok((collecting.collected(Vaddr(0)), next))
+        self.migrate_collect_with(range, to, &MigrateOptions::to(to))
     }
 
-    fn check_migratable(&self, range: VaRange, to: Place) -> Result<(), RangeError> {
+    /// As [`Space::migrate_collect`], with options.
+    ///
+    /// # Errors
+    /// As [`Space::migrate_with`], and [`RangeError::Oom`] without memory for the work.
+    pub fn migrate_collect_with(
+        &'static self,
+        range: VaRange,
+        to: Place,
+        options: &MigrateOptions,
+    ) -> Result<(Migration<M, Collected>, Vaddr), RangeError> {
+        self.check_migratable(range, to, options)?;
+        let oom = RangeError::Oom(range.start);
+        let mut collecting = Collecting::with(to, Need::User, options).map_err(|_| oom)?;
+        collecting.observe(true);
+        let next = self.collect(range, &mut collecting);
+        if next == range.start { Err(oom) } else { Ok((collecting.collected(Vaddr(0)), next)) }
+    }
+
+    fn check_migratable(
+        &self,
+        range: VaRange,
+        to: Place,
+        options: &MigrateOptions,
+    ) -> Result<(), RangeError> {
         if !range.is_user_pages() {
             return Err(RangeError::Invalid(range));
         }
@@ -311,11 +396,12 @@ impl<M: Machine> Space<M> {
         {
             return Err(RangeError::NoDevice(n));
         }
+        let needed = if options.writes() { Prot::RW } else { Prot::READ };
         let vmas = self.vmas.read();
         let mut at = range.start;
         while at < range.end {
             let vma = vmas.find(at).ok_or(RangeError::NotMapped(at))?;
-            if !vma.prot().contains(Prot::READ) {
+            if !vma.prot().contains(needed) {
                 return Err(RangeError::NotMigratable(at));
             }
             at = vma.range().end;

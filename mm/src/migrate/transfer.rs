@@ -9,10 +9,10 @@ use crate::entry::{Entry, Leaf, SoftKind};
 use crate::error::OutOfMemory;
 use crate::folio::{Folio, LockedFolio, RmapLink};
 use crate::frames::FrameSource;
-use crate::machine::Machine;
+use crate::machine::{FlushReason, Machine};
 use crate::migrate::collect::to_migration;
-use crate::migrate::unit::{Batch, Dest, MAX_UNITS, PieceChunk, Source, Unit};
-use crate::migrate::{Cause, Report, finalize};
+use crate::migrate::unit::{Batch, Dest, MAX_UNITS, PieceChunk, Source, State, Unit};
+use crate::migrate::{Cause, Report, finalize, holes};
 use crate::mm::Mm;
 use crate::notifier::NotifyEvent;
 use crate::slab::PoolBox;
@@ -174,7 +174,7 @@ pub(crate) fn copy<M: Machine>(batch: &mut Batch<M>) {
         let number = i;
         i += 1;
         let Source::Folio(folio) = &unit.source else {
-            return copy_hole(unit, number, to, need, &mut list, report);
+            return copy_new(unit, number, to, need, &mut list, report);
         };
         let place = if to.is_ram() { folio.place() } else { to };
         // The commonest case, in one piece: a single page to a single page.
@@ -205,9 +205,9 @@ pub(crate) fn copy<M: Machine>(batch: &mut Batch<M>) {
     }
 }
 
-/// A hole gets cleared memory.
+/// A hole gets cleared memory, a shared page a copy.
 #[inline(never)]
-fn copy_hole<M: Machine>(
+fn copy_new<M: Machine>(
     unit: &mut Unit<M>,
     number: usize,
     to: Place,
@@ -215,8 +215,13 @@ fn copy_hole<M: Machine>(
     list: &mut List<M>,
     report: &mut Report,
 ) {
-    if !matches!(unit.source, Source::Gone) {
-        copy_large(unit, number, to, to, need, list, report);
+    match &unit.source {
+        Source::Gone => {}
+        Source::Shared(folio) if to.is_ram() => {
+            let place = folio.place();
+            copy_large(unit, number, place, to, need, list, report);
+        }
+        _ => copy_large(unit, number, to, to, need, list, report),
     }
 }
 
@@ -237,12 +242,23 @@ fn copy_large<M: Machine>(
             return finalize::fail(unit, Cause::NoMemory, report);
         }
     }
+    let mut add = |op: CopyOp| {
+        if engine.is_ram() { by_cpu::<M>(&op) } else { list.push(op, number, engine) }
+    };
     if let Some(op) = single_op(unit) {
-        return list.push(op, number, engine);
+        return add(op);
     }
     let mut at = 0;
     while let Some(op) = piece_op(unit, &mut at) {
-        list.push(op, number, engine);
+        add(op);
+    }
+}
+
+/// What has both its ends in RAM needs no engine.
+fn by_cpu<M: Machine>(op: &CopyOp) {
+    match *op {
+        CopyOp::Copy { src, dst, order } => M::copy(src, dst, order),
+        CopyOp::Zero { dst, order } => M::zero(dst, order),
     }
 }
 
@@ -252,6 +268,9 @@ fn single_op<M: Machine>(unit: &Unit<M>) -> Option<CopyOp> {
     match (&unit.source, &unit.dest) {
         (Source::Folio(src), Dest::Frames(dst)) => {
             Some(CopyOp::Copy { src: src.frame(), dst: dst.first(), order: unit.order })
+        }
+        (Source::Shared(src), Dest::Folio(dst)) => {
+            Some(CopyOp::Copy { src: src.frame(), dst: dst.frame(), order: unit.order })
         }
         (Source::Hole { .. }, Dest::Folio(dst)) => Some(CopyOp::Zero { dst: dst.frame(), order: unit.order }),
         _ => None,
@@ -270,13 +289,15 @@ fn piece_op<M: Machine>(unit: &Unit<M>, at: &mut u32) -> Option<CopyOp> {
     let (dst, order, from) = (folio.frame(), folio.order(), *at);
     *at += order.pages();
     match &unit.source {
-        Source::Folio(src) => Some(CopyOp::Copy { src: src.frame().offset(from), dst, order }),
+        Source::Folio(src) | Source::Shared(src) => {
+            Some(CopyOp::Copy { src: src.frame().offset(from), dst, order })
+        }
         Source::Hole { .. } => Some(CopyOp::Zero { dst, order }),
         Source::Gone => None,
     }
 }
 
-/// Memory of `order` (as a folio, for a hole); or, where there is none free, smaller folios that fill it, and the tables that
+/// Memory of `order` (as a folio, for a hole or a copy); or, where there is none free, smaller folios that fill it, and the tables that
 /// its PMD entries become.
 #[inline(always)]
 fn alloc_dest<M: Machine>(
@@ -286,7 +307,7 @@ fn alloc_dest<M: Machine>(
     source: &Source<M>,
 ) -> Result<Dest<M>, OutOfMemory> {
     let mm = M::mm();
-    let whole = if matches!(source, Source::Hole { .. }) {
+    let whole = if !matches!(source, Source::Folio(_)) {
         alloc_locked(mm, to, order, need).map(Dest::Folio)
     } else {
         mm.alloc_frames(to, order, need).map(Dest::Frames)
@@ -364,12 +385,15 @@ fn fill_pieces<M: Machine>(
 }
 
 /// Freezes each source for a moment to make sure that nobody got a reference since the pin check, and moves it to its new
-/// memory, or passes its identity on to the pieces. Holes are filled here.
+/// memory, or passes its identity on to the pieces. Holes are filled here, with one flush for all zero pages among them, and copies
+/// mapped.
 pub(crate) fn commit<M: Machine>(batch: &mut Batch<M>) {
     let zone = M::mm().zone(batch.to);
     let Batch { to, units, report, .. } = batch;
+    let mut zeros = TlbGather::new(FlushReason::ZeroReplaced);
+    let mut marked = false;
     units.for_each(|unit| {
-        let ok = match &unit.source {
+        let done = match &unit.source {
             Source::Gone => return,
             Source::Folio(folio) => {
                 if folio.freeze(1) {
@@ -379,17 +403,33 @@ pub(crate) fn commit<M: Machine>(batch: &mut Batch<M>) {
                         commit_dest(folio, zone, unit.order, &mut unit.dest);
                     }
                     folio.unfreeze(1);
-                    unit.committed = true;
+                    unit.state = State::Committed;
                     return;
                 }
                 Err(Cause::Pinned)
             }
-            Source::Hole { .. } => finalize::fill_hole(unit, *to),
+            Source::Hole { .. } => holes::fill_hole(unit, *to, &mut zeros),
+            Source::Shared(_) => holes::map_copy(unit),
         };
-        if let Err(cause) = ok {
-            finalize::fail(unit, cause, report);
+        match done {
+            Ok(state) => {
+                marked |= state == State::Marked;
+                unit.state = state;
+            }
+            Err(cause) => finalize::fail(unit, cause, report),
         }
     });
+    if marked {
+        let _flushed = zeros.flush();
+        units.for_each(|unit| {
+            if unit.state == State::Marked {
+                match holes::name_marked(unit) {
+                    Ok(state) => unit.state = state,
+                    Err(cause) => finalize::fail(unit, cause, report),
+                }
+            }
+        });
+    }
 }
 
 #[inline(always)]

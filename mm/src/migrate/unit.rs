@@ -5,7 +5,8 @@ use crate::error::OutOfMemory;
 use crate::folio::{FolioRef, LockedFolio};
 use crate::frames::Frames;
 use crate::machine::{FlushReason, Machine};
-use crate::migrate::Report;
+use crate::migrate::options::{Fast, MigrateOptions, Sources, UnitReport, Verdict};
+use crate::migrate::{Cause, Report};
 use crate::mm::Mm;
 use crate::slab::{NIL, Pool, PoolBox, Pooled};
 use crate::space::Space;
@@ -20,8 +21,27 @@ pub(crate) enum Source<M: Machine> {
     Folio(LockedFolio<M>),
     /// Nothing yet: an empty entry, or one of the zero page. The anonymous set that it belongs to.
     Hole { anon: u32 },
+    /// A folio that others map too and that stays with them: this mapping gets a copy. Migration entries stand in this mapping
+    /// alone.
+    Shared(LockedFolio<M>),
     /// The unit is done with.
     Gone,
+}
+
+/// How far a unit is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum State {
+    /// Its source lies where it lay.
+    Taken,
+    /// Zero pages of the hole became migration entries that name `dest`; their flush is owed.
+    Marked,
+    /// Its folio has moved: `dest` is what it moved out of, which its migration entries still name. Or it is a hole that has been
+    /// filled, or a copy that is mapped.
+    Committed,
+    /// It has ended. A unit whose commit nothing followed up, as the quickest way has it, has moved.
+    Ended(Verdict),
+    /// It never was a unit: [`Unit::pages`] pages that stayed.
+    Skipped(Cause),
 }
 
 /// Where a unit goes.
@@ -43,8 +63,46 @@ pub(crate) struct Unit<M: Machine> {
     pub(crate) space: Option<&'static Space<M>>,
     pub(crate) addr: Vaddr,
     pub(crate) order: Order,
-    /// Its folio has moved: `dest` is what it moved out of, which its migration entries still name.
-    pub(crate) committed: bool,
+    pub(crate) state: State,
+    /// Of what was skipped; without meaning in other states.
+    pub(crate) pages: u32,
+}
+
+impl<M: Machine> Unit<M> {
+    /// A unit that is taken now.
+    #[inline(always)]
+    pub(crate) const fn taken(
+        source: Source<M>,
+        space: &'static Space<M>,
+        addr: Vaddr,
+        order: Order,
+    ) -> Self {
+        Self { source, dest: Dest::None, space: Some(space), addr, order, state: State::Taken, pages: 0 }
+    }
+
+    #[inline(always)]
+    pub(crate) fn is_committed(&self) -> bool {
+        self.state == State::Committed
+    }
+
+    /// The locked folio that its migration entries are for.
+    #[inline(always)]
+    pub(crate) const fn folio(&self) -> Option<&LockedFolio<M>> {
+        match &self.source {
+            Source::Folio(folio) | Source::Shared(folio) => Some(folio),
+            Source::Hole { .. } | Source::Gone => None,
+        }
+    }
+
+    /// What became of it, at the end.
+    pub(crate) fn report(&self) -> UnitReport {
+        let (verdict, pages) = match self.state {
+            State::Ended(verdict) => (verdict, self.order.pages()),
+            State::Skipped(cause) => (Verdict::Stayed(cause), self.pages),
+            State::Committed | State::Taken | State::Marked => (Verdict::Moved, self.order.pages()),
+        };
+        UnitReport { addr: self.addr, order: self.order, pages, verdict }
+    }
 }
 
 impl<M: Machine> Default for Unit<M> {
@@ -55,7 +113,8 @@ impl<M: Machine> Default for Unit<M> {
             space: None,
             addr: Vaddr(0),
             order: Order::BASE,
-            committed: false,
+            state: State::Taken,
+            pages: 0,
         }
     }
 }
@@ -141,6 +200,21 @@ impl<M: Machine> PieceChunk<M> {
 }
 
 impl<M: Machine> Dest<M> {
+    /// Calls `f` for every new folio, with its first page in the unit.
+    pub(crate) fn for_each_folio(&self, mut f: impl FnMut(&LockedFolio<M>, u32)) {
+        match self {
+            Self::None | Self::Frames(_) => {}
+            Self::Folio(folio) => f(folio, 0),
+            Self::Pieces(first) => {
+                let mut page = 0;
+                for folio in first.iter() {
+                    f(folio, page);
+                    page += folio.order().pages();
+                }
+            }
+        }
+    }
+
     /// Unlocks and drops what it holds: the folios stay if something maps them, and are freed if not.
     pub(crate) fn release(&mut self) {
         match core::mem::replace(self, Self::None) {
@@ -284,6 +358,12 @@ impl<M: Machine> Units<M> {
 pub(crate) struct Batch<M: Machine> {
     pub(crate) to: Place,
     pub(crate) need: Need,
+    pub(crate) options: MigrateOptions,
+    /// Where pages are really taken from, and which of them without a closer look.
+    pub(crate) from: Sources,
+    pub(crate) fast: Fast,
+    /// Somebody wants to hear of every unit, those included that never became one.
+    pub(crate) observed: bool,
     pub(crate) fault: Vaddr,
     pub(crate) pages: u32,
     /// Some folio is mapped elsewhere too.
@@ -321,6 +401,10 @@ impl<M: Machine> Default for Batch<M> {
         Self {
             to: Place::RAM,
             need: Need::User,
+            options: MigrateOptions::to(Place::RAM),
+            from: Sources::NONE,
+            fast: Fast::Nothing,
+            observed: false,
             fault: Vaddr(0),
             pages: 0,
             shared: false,

@@ -1,0 +1,221 @@
+//! Memory for holes, and copies for those who share a page: what a commit maps at once.
+//!
+//! A zero page is a mapping that TLBs remember, so it must be flushed before the device's page is in its place. All zero pages of a
+//! batch share one flush: each becomes a migration entry that names its new folio (a touch sleeps on that folio, an unmap
+//! takes it away, a remap moves it, like any other), then comes the flush, then the entries get their names.
+
+use crate::cursor::{Cursor, Peek};
+use crate::entry::{Attrs, Entry, Leaf, SoftKind, SoftLeaf};
+use crate::folio::RmapLink;
+use crate::machine::{FlushReason, Machine};
+use crate::migrate::Cause;
+use crate::migrate::finalize::{Names, To, fill_pieces_table, name_everywhere, replace_in};
+use crate::migrate::options::WRITTEN;
+use crate::migrate::unit::{Dest, Source, State, Unit};
+use crate::notifier::NotifyEvent;
+use crate::space::Space;
+use crate::table::TableStash;
+use crate::tlb::TlbGather;
+use crate::types::{Frame, Level, Order, PAGE_SIZE, Place, Prot, VaRange, Vaddr};
+use crate::zone::Need;
+
+/// Maps the destination of a hole, if the hole is still one: at once where nothing is there, else as [`State::Marked`].
+pub(crate) fn fill_hole<M: Machine>(
+    unit: &mut Unit<M>,
+    to: Place,
+    gather: &mut TlbGather<M>,
+) -> Result<State, Cause> {
+    let (&Source::Hole { anon }, Some(space)) = (&unit.source, unit.space) else { return Ok(unit.state) };
+    let vmas = space.vmas.read();
+    let range = VaRange::new(unit.addr.0, unit.order.bytes());
+    let vma = vmas.find(unit.addr).filter(|vma| vma.anon() == anon && vma.range().covers(range));
+    // What it allows is asked now: the mapping may be another one than when the hole was found.
+    let vma = vma.ok_or(Cause::Raced)?;
+    let attrs = vma.fresh_attrs();
+    link_pieces(&unit.dest, RmapLink { anon, index: vma.page_index(unit.addr) });
+    let _change = space.invalidate(range, NotifyEvent::Migrate(to));
+    if unit.order == Order::PMD {
+        fill_huge(unit, space, attrs, gather)
+    } else {
+        fill_small(unit, space, attrs, gather)
+    }
+}
+
+/// A hole of one PMD entry.
+fn fill_huge<M: Machine>(
+    unit: &mut Unit<M>,
+    space: &'static Space<M>,
+    mut attrs: Attrs,
+    gather: &mut TlbGather<M>,
+) -> Result<State, Cause> {
+    let spare = match &mut unit.dest {
+        Dest::Pieces(first) => first.tables.take(unit.addr),
+        _ => None,
+    };
+    let mut cursor = hole_cursor(space, unit.addr, Order::PMD)?;
+    match (cursor.entry(), &unit.dest) {
+        (Entry::None, _) => {}
+        (Entry::Leaf(Leaf { special: true, .. }), Dest::Folio(folio)) => {
+            folio.add_migs(1);
+            mark(&mut cursor, folio.frame(), attrs, gather);
+            return Ok(State::Marked);
+        }
+        // A table takes its place: not before the 2 MiB translation is gone.
+        (Entry::Leaf(leaf @ Leaf { special: true, .. }), _) => {
+            attrs = over_zero(attrs, &leaf);
+            cursor.clear_leaf().flush(FlushReason::ZeroReplaced);
+        }
+        _ => return Err(Cause::Raced),
+    }
+    match (&unit.dest, spare) {
+        (Dest::Folio(folio), _) => {
+            folio.add_maps(1);
+            cursor.install(Entry::mapping(folio.frame(), attrs));
+        }
+        (Dest::Pieces(first), Some(mut spare)) => {
+            fill_pieces_table(&mut spare, first, attrs);
+            cursor.hook(spare);
+        }
+        _ => return Err(Cause::NoMemory),
+    }
+    Ok(State::Committed)
+}
+
+/// A hole of PTEs, which lie in one table.
+fn fill_small<M: Machine>(
+    unit: &Unit<M>,
+    space: &'static Space<M>,
+    attrs: Attrs,
+    gather: &mut TlbGather<M>,
+) -> Result<State, Cause> {
+    let mut cursor = hole_cursor(space, unit.addr, Order::BASE)?;
+    let at = |page: u32| unit.addr.add(u64::from(page) * PAGE_SIZE);
+    let mut zeros = false;
+    for page in 0..unit.order.pages() {
+        match cursor.entry_at(at(page)) {
+            Entry::None => {}
+            Entry::Leaf(Leaf { special: true, .. }) => zeros = true,
+            _ => return Err(Cause::Raced),
+        }
+    }
+    unit.dest.for_each_folio(|folio, first| {
+        let pages = folio.order().pages();
+        if zeros {
+            folio.add_migs(pages);
+        } else {
+            folio.add_maps(pages);
+        }
+        for i in 0..pages {
+            cursor.seek(at(first + i));
+            let frame = folio.frame().offset(i);
+            if zeros {
+                mark(&mut cursor, frame, attrs, gather);
+            } else {
+                cursor.install(Entry::mapping(frame, attrs));
+            }
+        }
+    });
+    Ok(if zeros { State::Marked } else { State::Committed })
+}
+
+/// A migration entry that names the new folio, where nothing is or the zero page.
+fn mark<M: Machine>(cursor: &mut Cursor<M>, frame: Frame, attrs: Attrs, gather: &mut TlbGather<M>) {
+    if cursor.entry() == Entry::None {
+        cursor.install(Entry::NonPresent(SoftLeaf::new(SoftKind::Migration, frame, attrs)));
+    } else {
+        let soft = |zero: Leaf| SoftLeaf::new(SoftKind::Migration, frame, over_zero(attrs, &zero));
+        gather.defer(cursor.leaf_to_soft(soft));
+    }
+}
+
+/// The attributes of a new page that takes the place of a zero page: one that a tracker has write-protected has not been written.
+fn over_zero(attrs: Attrs, zero: &Leaf) -> Attrs {
+    if zero.attrs.contains(Attrs::UFFD_WP) { attrs - Attrs::WRITE | Attrs::UFFD_WP } else { attrs }
+}
+
+/// After the flush: the entries of a marked hole become mappings. An error when all of them were unmapped meanwhile.
+pub(crate) fn name_marked<M: Machine>(unit: &Unit<M>) -> Result<State, Cause> {
+    let mut mapped = 0;
+    unit.dest.for_each_folio(|folio, first| {
+        let addr = unit.addr.add(u64::from(first) * PAGE_SIZE);
+        let names = Names {
+            source: folio,
+            from: folio.frame(),
+            to: To::Source,
+            grant: Attrs::empty(),
+            evicted: false,
+        };
+        name_everywhere(&names, unit.space, addr, &mut TableStash::new());
+        mapped += folio.map_count();
+    });
+    if mapped == 0 { Err(Cause::Raced) } else { Ok(State::Committed) }
+}
+
+/// Maps the copy of a shared page where the page was mapped. Entries that have moved since, or were cloned, go back to the page.
+pub(crate) fn map_copy<M: Machine>(unit: &mut Unit<M>) -> Result<State, Cause> {
+    let Some(space) = unit.space else { return Err(Cause::Raced) };
+    let vmas = space.vmas.read();
+    let range = VaRange::new(unit.addr.0, unit.order.bytes());
+    let vma =
+        vmas.find(unit.addr).filter(|vma| vma.range().covers(range) && vma.prot().contains(Prot::WRITE));
+    let vma = vma.ok_or(Cause::Raced)?;
+    link_pieces(&unit.dest, RmapLink { anon: vma.anon(), index: vma.page_index(unit.addr) });
+    let mut tables = match &mut unit.dest {
+        Dest::Pieces(first) => core::mem::replace(&mut first.tables, TableStash::new()),
+        _ => TableStash::new(),
+    };
+    let (Source::Shared(source), dest) = (&unit.source, &unit.dest) else { return Err(Cause::Raced) };
+    let to = match dest {
+        Dest::Folio(folio) => To::Copy(folio.folio()),
+        Dest::Pieces(first) => To::Pieces(first),
+        Dest::None | Dest::Frames(_) => return Err(Cause::NoMemory),
+    };
+    let before = source.migration_entries();
+    replace_in(
+        space,
+        range,
+        &Names { source, from: source.frame(), to, grant: WRITTEN, evicted: false },
+        &mut tables,
+    );
+    let left = source.migration_entries();
+    drop(vmas);
+    let names = Names { source, from: source.frame(), to: To::Source, grant: Attrs::empty(), evicted: false };
+    name_everywhere(&names, None, unit.addr, &mut TableStash::new());
+    if left == before { Err(Cause::Raced) } else { Ok(State::Committed) }
+}
+
+/// Tells the new folios where the reverse map finds them.
+fn link_pieces<M: Machine>(dest: &Dest<M>, link: RmapLink) {
+    dest.for_each_folio(|folio, page| {
+        folio.set_link(RmapLink { index: link.index + u64::from(page), ..link });
+    });
+}
+
+/// The place for a hole's entry: in the PMD table for 2 MiB, in a PTE table (made if need be) for 4 KiB.
+fn hole_cursor<M: Machine>(space: &'static Space<M>, addr: Vaddr, order: Order) -> Result<Cursor<M>, Cause> {
+    let no_memory = |_| Cause::NoMemory;
+    if let Peek::Pte(table, _) = space.peek(addr) {
+        return if order == Order::BASE {
+            Ok(space.cursor_in(table, Level::Pte, addr))
+        } else {
+            Err(Cause::Raced)
+        };
+    }
+    let pmd = space.pmd_table_or_alloc(addr, Need::User).map_err(no_memory)?;
+    if order == Order::PMD {
+        return Ok(space.cursor_in(pmd, Level::Pmd, addr));
+    }
+    let spare = M::mm().spare_pte_table(addr, Need::User).map_err(no_memory)?;
+    let mut cursor = space.cursor_in(pmd, Level::Pmd, addr);
+    let table = match cursor.entry() {
+        Entry::None => {
+            let table = spare.table();
+            cursor.hook(spare);
+            table
+        }
+        Entry::Table(pfn) => M::mm().table(pfn),
+        Entry::Leaf(_) | Entry::NonPresent(_) => return Err(Cause::Raced),
+    };
+    drop(cursor);
+    Ok(space.cursor_in(table, Level::Pte, addr))
+}
