@@ -361,6 +361,11 @@ impl<M: Machine> NotifierRef<M> {
         self.notifier.sequence.has_moved(count)
     }
 
+    #[cfg(test)]
+    pub(crate) fn is_active(&self) -> bool {
+        self.notifier.sequence.is_active()
+    }
+
     /// Keeps the address space from ending while it is worked with (Linux: `mmget_not_zero`). `None` when it has ended.
     #[must_use]
     pub fn space_user(&self) -> Option<SpaceUser<M>> {
@@ -390,6 +395,9 @@ pub(crate) mod steps {
     impl Sequence {
         pub(crate) fn step_raise(&self) {
             self.raise();
+        }
+        pub(crate) fn active_now(&self) -> u32 {
+            self.active.load(super::Acquire)
         }
         pub(crate) fn step_advance(&self) {
             self.advance();

@@ -26,6 +26,7 @@ mod migrate_spans;
 mod mmu;
 mod mutations;
 mod objects;
+mod notifier;
 mod parts;
 mod protect;
 mod random;
