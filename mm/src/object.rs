@@ -306,6 +306,11 @@ impl<M: Machine> Object<M> {
         M::mm().anons.get(self.set.load(Relaxed)).attach(vma, after);
     }
 
+    /// Returns when the walks of the reverse map that were under way have ended.
+    pub(crate) fn wait_for_walks(&self) {
+        M::mm().anons.get(self.set.load(Relaxed)).wait_for_walks();
+    }
+
     /// A VMA that was attached is gone. What mapped the object's pages through it is unmapped, and flushed where those are not
     /// counted.
     pub(crate) fn detach(&'static self, vma: &Vma) {

@@ -294,13 +294,6 @@ impl<M: Machine> Space<M> {
         vmas.find(addr).map(|vma| (vma.range(), vma.prot(), vma.advice()))
     }
 
-    /// The first VMA's addresses from `addr` on.
-    pub(crate) fn next_mapping(&self, addr: Vaddr) -> Option<VaRange> {
-        let vmas = self.vmas.read();
-        let range = vmas.first_after(addr)?.range();
-        Some(VaRange::between(range.start.max(addr), range.end))
-    }
-
     /// Calls `f` for every VMA, in address order (`/proc/self/maps`).
     pub fn for_each_vma(&self, f: impl FnMut(&Vma)) {
         let vmas = self.vmas.read();
@@ -361,6 +354,9 @@ impl<M: Machine> Space<M> {
     pub(crate) fn wait_for_walks(&self, vma: &Vma) {
         if vma.anon() != NIL {
             M::mm().anons.get(vma.anon()).wait_for_walks();
+        }
+        if vma.object() != NIL {
+            M::mm().objects.get(vma.object()).wait_for_walks();
         }
     }
 

@@ -374,18 +374,20 @@ impl<M: Machine> Space<M> {
         }
         let folio = mm.mapped_folio_in(&device.zone, frame);
         let Some(locked) = LockedFolio::try_lock_mapped(folio) else { return Ok(Step::Sleep(folio)) };
-        let _change = TELL.then(|| {
-            // A folio of several entries has them all under one PMD entry.
-            let size = if locked.order() == seen.level.order() { seen.level.size() } else { PMD_SIZE };
-            let range = VaRange::new(fault.addr.align_down(size).0, size);
-            self.invalidate(range, NotifyEvent::Migrate(frame.place()))
-        });
-        let migration = if locked.order() == seen.level.order() {
-            FaultMigration::take_one(&mut cursor, seen.table, device, locked, fault.addr)
+        let tell = |addr: Vaddr, order: Order| {
+            let range = VaRange::new(addr.0, order.bytes());
+            TELL.then(|| self.invalidate(range, NotifyEvent::Migrate(frame.place())))
+        };
+        let (_change, migration) = if locked.order() == seen.level.order() {
+            let change = tell(cursor.addr(), seen.level.order());
+            (change, FaultMigration::take_one(&mut cursor, seen.table, device, locked, fault.addr))
         } else {
             match large_extent(&cursor, &locked, frame, None) {
                 Extent::Whole(addr) => {
-                    FaultMigration::take(&mut cursor, seen.table, device, locked, addr, fault.addr)
+                    let change = tell(addr, locked.order());
+                    let taken =
+                        FaultMigration::take(&mut cursor, seen.table, device, locked, addr, fault.addr);
+                    (change, taken)
                 }
                 Extent::Cut(at) => {
                     let locked = locked.with_reference();

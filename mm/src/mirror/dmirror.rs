@@ -19,6 +19,8 @@ use crate::mirror::{MirrorAttrs, MirrorRef};
 use crate::space::{AddressSpace, SpaceUser};
 use crate::types::{Access, Order, PAGE_SIZE, PMD_SIZE, Place, VaRange, Vaddr};
 
+/// Tries to lend a range as a whole.
+const ROUNDS: u32 = 16;
 /// Words of a page.
 pub const PAGE_WORDS: usize = (PAGE_SIZE / 8) as usize;
 
@@ -318,14 +320,24 @@ impl<M: Machine> Dmirror<M> {
     pub fn exclusive(&self, addr: Vaddr, to: &mut [u64]) -> Result<Done, DmirrorError> {
         let range = range_of(addr, to.len())?;
         let user = self.space()?;
-        let mut at = range.start;
-        while at < range.end {
-            let lent = user.space().make_exclusive(at, self.device)?;
-            if self.mirror.enter_exclusive(&lent)? {
-                at = lent.range().end;
+        // A page that is brought in for its loan may take neighbours along that were lent already.
+        for _ in 0..ROUNDS {
+            let mut at = range.start;
+            while at < range.end {
+                if self.mirror.entry(at).is_some_and(|entry| entry.attrs.contains(MirrorAttrs::ATOMIC)) {
+                    at = at.add(PAGE_SIZE);
+                    continue;
+                }
+                let lent = user.space().make_exclusive(at, self.device)?;
+                if self.mirror.enter_exclusive(&lent)? {
+                    at = lent.range().end;
+                }
+            }
+            if let Ok(done) = self.read_back(range, to) {
+                return Ok(done);
             }
         }
-        self.read_back(range, to)
+        Err(DmirrorError::NotThere)
     }
 
     /// `CHECK_EXCLUSIVE`: makes sure that no page of the range is lent to the device any more.
@@ -343,23 +355,14 @@ impl<M: Machine> Dmirror<M> {
         Ok(())
     }
 
-    /// RELEASE: brings everything that lies on the device back to RAM.
+    /// RELEASE: brings everything that lies on the device back to RAM, whoever maps it.
     ///
     /// # Errors
     /// [`DmirrorError::Busy`] when pages stayed.
     pub fn release(&self) -> Result<Report, DmirrorError> {
-        let user = self.space()?;
-        let mut all = Report::default();
-        let mut at = Vaddr(0);
-        while let Some(range) = user.space().next_mapping(at) {
-            match user.space().migrate(range, Place::RAM) {
-                Ok(report) => all.add(&report),
-                Err(RangeError::NotMigratable(_) | RangeError::NotMapped(_)) => {}
-                Err(error) => return Err(error.into()),
-            }
-            at = range.end;
-        }
-        if all.failed_pages() == 0 { Ok(all) } else { Err(DmirrorError::Busy) }
+        let mm = M::mm();
+        let report = mm.evict_range(self.device, mm.zone(self.device).frames());
+        if report.failed_pages() == 0 { Ok(report) } else { Err(DmirrorError::Busy) }
     }
 }
 

@@ -7,10 +7,11 @@ use crate::cursor::Cursor;
 use crate::entry::{Attrs, Entry, Leaf, SoftKind, SoftLeaf};
 use crate::folio::LockedFolio;
 use crate::machine::{FlushReason, Machine};
+use crate::notifier::NotifyEvent;
 use crate::space::Space;
 use crate::table::SpareTable;
 use crate::tlb::TlbGather;
-use crate::types::{Level, Vaddr};
+use crate::types::{Level, PMD_SIZE, VaRange, Vaddr};
 
 /// Splits the huge mapping over `addr` into 512 PTEs of the same folio, in the table given. Does nothing where the entry is
 /// no huge mapping (any more). Cannot fail.
@@ -42,7 +43,10 @@ fn split_at<M: Machine>(cursor: &mut Cursor<M>, mut spare: SpareTable<M>, dead: 
     let mm = M::mm();
     let left = 512 - (dead.end - dead.start);
     match cursor.entry() {
-        Entry::Leaf(_) => {
+        Entry::Leaf(leaf) => {
+            // The zero folio gives way to zero pages: to whoever has a copy, other frames.
+            let range = VaRange::new(cursor.addr().0, PMD_SIZE);
+            let _change = leaf.special.then(|| cursor.space().invalidate(range, NotifyEvent::Clear));
             // Break before make: a 2 MiB and a 4 KiB translation of one address must never live side by side (AMD
             // erratum 383), so the entry goes, its translations go, and only then the table is hooked in.
             let leaf = cursor.clear_leaf().flush(FlushReason::Split);

@@ -68,7 +68,11 @@ fn a_huge_page_is_reported_page_by_page_wherever_the_walk_begins() {
         assert_eq!((level, head.place()), (Level::Pmd, place));
         for start in [0, 1, 37, 480, 511] {
             for (i, pfn) in snapshot(&kit, base + start, (512 - start).min(32)).into_iter().enumerate() {
-                assert_eq!(pfn.frame(), Some(head.offset(start as u32 + i as u32)), "{place}, from {start}, page {i}");
+                assert_eq!(
+                    pfn.frame(),
+                    Some(head.offset(start as u32 + i as u32)),
+                    "{place}, from {start}, page {i}"
+                );
                 assert!(pfn.is_writable() && pfn.map_order() == Order::PMD && !pfn.is_zero());
             }
         }
@@ -109,14 +113,10 @@ fn only_what_is_wanted_is_faulted_in() {
     kit.map(0, 8, Small);
     let found = ask(&kit, 0, 2, HmmWant::FAULT).expect("memory");
     assert!(found.iter().all(|pfn| pfn.is_zero() && !pfn.is_writable()));
-    let mut out = [HmmPfn::NONE, HmmPfn::wanting(HmmWant::WRITE), HmmPfn::NONE, HmmPfn::wanting(HmmWant::FAULT)];
-    let request = RangeFault {
-        range: range(0, 4),
-        want: HmmWant::empty(),
-        per_page: true,
-        owner: None,
-        under: None,
-    };
+    let mut out =
+        [HmmPfn::NONE, HmmPfn::wanting(HmmWant::WRITE), HmmPfn::NONE, HmmPfn::wanting(HmmWant::FAULT)];
+    let request =
+        RangeFault { range: range(0, 4), want: HmmWant::empty(), per_page: true, owner: None, under: None };
     kit.space.space().range_fault(&request, &mut out).expect("memory");
     assert!(out[0].is_zero() && out[1].is_writable() && !out[2].is_valid() && out[3].is_zero());
     assert!(out[1].is_written(), "a write is noted before it is granted");
@@ -133,7 +133,11 @@ fn foreign_pages_come_back_at_both_levels_and_are_nothing_to_a_snapshot() {
     assert!(snapshot(&kit, 3, 4).iter().chain(&snapshot(&kit, 512, 4)).all(|pfn| *pfn == HmmPfn::NONE));
     for (page, order) in [(3, Order::PMD), (512, Order::BASE)] {
         let found = ask(&kit, page, 2, HmmWant::FAULT).expect("memory");
-        assert!(found.iter().all(|pfn| pfn.frame().is_some_and(|f| f.place().is_ram()) && pfn.map_order() == order));
+        assert!(
+            found
+                .iter()
+                .all(|pfn| pfn.frame().is_some_and(|f| f.place().is_ram()) && pfn.map_order() == order)
+        );
     }
     assert_eq!(entry(&kit, 514).1.place(), DEV1, "not asked for");
     kit.check(0, 516);
@@ -208,7 +212,9 @@ fn a_lent_page_is_nothing_to_a_snapshot_and_comes_back_to_a_fault() {
     let space = kit.space.space();
     for page in [0, 512] {
         drop(space.make_exclusive(at(page), DEV1).expect("memory"));
-        assert!(matches!(kit.space.entry_at(at(page)).1, Entry::NonPresent(s) if s.kind == SoftKind::DeviceExclusive));
+        assert!(
+            matches!(kit.space.entry_at(at(page)).1, Entry::NonPresent(s) if s.kind == SoftKind::DeviceExclusive)
+        );
         assert_eq!(snapshot(&kit, page, 1)[0], HmmPfn::NONE);
         assert!(ask(&kit, page, 1, HmmWant::FAULT).expect("memory")[0].is_writable());
     }

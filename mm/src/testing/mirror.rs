@@ -79,7 +79,10 @@ fn what_changes_is_dropped_and_the_rest_of_a_huge_entry_stays() {
     let mirror = mirror(&kit, DEV);
     mirror.fault(range(0, 1024), WRITE).expect("memory");
     space.unmap(range(100, 50)).expect("memory");
-    assert_eq!((order(&mirror, 99), order(&mirror, 100), order(&mirror, 149), order(&mirror, 150)), (Some(0), None, None, Some(0)));
+    assert_eq!(
+        (order(&mirror, 99), order(&mirror, 100), order(&mirror, 149), order(&mirror, 150)),
+        (Some(0), None, None, Some(0))
+    );
     assert_eq!(order(&mirror, 512), Some(9), "the neighbour is whole");
     for page in (0..100).chain(150..1024) {
         assert_eq!(word(&kit, &mirror, page), Some(Kit::value(page)), "page {page}");
@@ -166,5 +169,8 @@ fn the_end_of_a_space_empties_its_mirror() {
     assert!(mirror.fault(range(0, 1), HmmWant::FAULT).is_err());
     machine.mm.audit().expect("every invariant");
     drop(mirror);
-    assert_eq!((machine.mm.mirrors.live(), machine.mm.notifiers.live(), machine.mm.mirror_nodes.live()), (0, 0, 0));
+    assert_eq!(
+        (machine.mm.mirrors.live(), machine.mm.notifiers.live(), machine.mm.mirror_nodes.live()),
+        (0, 0, 0)
+    );
 }

@@ -115,13 +115,19 @@ fn every_change_of_entries_is_told_before_it_is_made() {
     recorder.expect("small to the device", range(1024, 16), Migrate(DEV), || migrate(range(1024, 16), DEV));
     recorder.expect("huge fault-back", range(0, 512), Migrate(DEV), || kit.check(7, 1));
     recorder.expect("small fault-back", range(1026, 1), Migrate(DEV), || kit.check(1026, 1));
-    recorder.expect("back by call", range(1027, 4), Migrate(Place::RAM), || migrate(range(1027, 4), Place::RAM));
+    recorder
+        .expect("back by call", range(1027, 4), Migrate(Place::RAM), || migrate(range(1027, 4), Place::RAM));
     kit.try_read(1100).expect("the zero page");
     recorder.expect("zero page written", range(1100, 1), Clear, || kit.fill(1100, 1));
     kit.try_read(600).expect("the zero folio");
-    recorder.expect("zero folio to the device", range(512, 512), Migrate(DEV), || migrate(range(512, 512), DEV));
-    recorder.expect("protect", range(0, 512), Protection, || space.protect(range(0, 512), Prot::READ).expect("mapped"));
-    recorder.expect("dontneed", range(1024, 4), Clear, || space.advise(range(1024, 4), Advice::DontNeed).expect("mapped"));
+    recorder
+        .expect("zero folio to the device", range(512, 512), Migrate(DEV), || migrate(range(512, 512), DEV));
+    recorder.expect("protect", range(0, 512), Protection, || {
+        space.protect(range(0, 512), Prot::READ).expect("mapped")
+    });
+    recorder.expect("dontneed", range(1024, 4), Clear, || {
+        space.advise(range(1024, 4), Advice::DontNeed).expect("mapped")
+    });
     recorder.expect("unmap", range(0, 50), Unmap, || space.unmap(range(0, 50)).expect("memory"));
     // What adds a mapping or permission, or happens elsewhere, is nobody's business.
     space.protect(range(50, 462), Prot::RW).expect("mapped");
@@ -176,7 +182,10 @@ fn one_that_comes_during_a_change_waits_for_its_end() {
     // Outside of every interval: nobody is called, and yet it counts.
     let outer = kit.space.space().invalidate(range(40, 8), NotifyEvent::Clear);
     let late = record(&kit, range(32, 8));
-    assert!(late.notifier.borrow().as_ref().is_some_and(NotifierRef::is_active), "the change began before it came");
+    assert!(
+        late.notifier.borrow().as_ref().is_some_and(NotifierRef::is_active),
+        "the change began before it came"
+    );
     let inner = kit.space.space().invalidate(range(32, 2), NotifyEvent::Clear);
     drop(outer);
     assert!(late.notifier.borrow().as_ref().is_some_and(NotifierRef::is_active), "one is left");
