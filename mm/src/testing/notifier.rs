@@ -61,7 +61,10 @@ fn record(kit: &Kit, range: VaRange) -> &'static Recorder {
 impl Recorder {
     fn take(&self) -> Vec<(VaRange, NotifyEvent)> {
         self.entries.borrow_mut().clear();
-        self.told.take()
+        let mut told = self.told.take();
+        // One operation may tell of the same twice.
+        told.dedup();
+        told
     }
 
     fn begin(&self) -> u64 {
