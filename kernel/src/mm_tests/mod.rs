@@ -4,6 +4,7 @@
 //! every word of memory. The runner audits all of it once more after each test.
 
 mod actions;
+mod advice;
 mod coherent;
 mod devices;
 mod faults;
@@ -13,8 +14,11 @@ mod migration;
 mod oracle;
 mod pressure;
 mod races;
+mod protect;
+mod remaps;
 mod roundtrip;
 mod splits;
 mod stale;
 mod stress;
 mod support;
+mod track;

@@ -80,8 +80,7 @@ fn every_kind_moves_to_every_alignment() {
                 }
                 match kind {
                     Kind::Zero => assert_eq!(setup.kit.try_read(to + 5), Ok(0)),
-                    Kind::Present | Kind::ProtNone => read_at(&setup.kit, 0, to, 512),
-                    _ => check_at(&setup.kit, 0, to, 512),
+                    _ => read_at(&setup.kit, 0, to, 512),
                 }
                 if flags == KEEP && kind != Kind::ProtNone {
                     assert_eq!(setup.kit.try_read(5), Ok(0), "{case}: the old mapping is empty");
@@ -129,10 +128,6 @@ fn before_or_after_a_migration_the_data_is_there() {
                         remap(&kit, (0, 512), (to, 512), flags).expect("memory");
                     }
                     kit.audit();
-                    if huge && to % 512 != 0 {
-                        check_at(&kit, 0, to, 512);
-                        continue;
-                    }
                     read_at(&kit, 0, to, 512);
                     kit.audit();
                     assert_eq!(kit.free(DEV), 8 * 512);
@@ -157,9 +152,9 @@ fn a_part_moves_and_the_rest_stays() {
                 }
                 remap(&kit, (start, len), (to, len), MOVE).expect("memory");
                 kit.audit();
-                check_at(&kit, start, to, len);
-                check_at(&kit, 0, 0, start);
-                check_at(&kit, start + len, start + len, 512 - start - len);
+                read_at(&kit, start, to, len);
+                read_at(&kit, 0, 0, start);
+                read_at(&kit, start + len, start + len, 512 - start - len);
                 assert!(kit.try_read(start).is_err());
                 kit.audit();
             }
@@ -211,9 +206,9 @@ fn what_is_at_the_target_goes() {
             }
             remap(&kit, (0, 512), (to, 512), MOVE).expect("memory");
             kit.audit();
-            check_at(&kit, 0, to, 512);
-            check_at(&kit, 1024, 1024, to - 1024);
-            check_at(&kit, to + 512, to + 512, 1024 + 1024 - to - 512);
+            read_at(&kit, 0, to, 512);
+            read_at(&kit, 1024, 1024, to - 1024);
+            read_at(&kit, to + 512, to + 512, 1024 + 1024 - to - 512);
             kit.audit();
         }
     }
@@ -302,7 +297,7 @@ fn a_parked_migration_finds_what_moved_or_gives_it_back_there() {
                     setup.kit.audit();
                     let there = attrs_of(setup.entry(to + 300).1);
                     assert!(there.contains(Attrs::SOFT_DIRTY | Attrs::WRITE | Attrs::EXCLUSIVE));
-                    check_at(&setup.kit, 0, to, 512);
+                    read_at(&setup.kit, 0, to, 512);
                     setup.kit.audit();
                 }
             }
@@ -325,9 +320,9 @@ fn a_folio_that_spans_two_tables_can_move_and_go() {
             space.migrate(range(1224, 512), place).expect("it is mapped");
             kit.audit();
         }
-        check_at(&kit, 0, 1224, 512);
+        read_at(&kit, 0, 1224, 512);
         space.unmap(range(1224 + 100, 300)).expect("memory");
         kit.audit();
-        check_at(&kit, 0, 1224, 100);
+        read_at(&kit, 0, 1224, 100);
     }
 }
