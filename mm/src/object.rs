@@ -281,6 +281,26 @@ impl<M: Machine> Object<M> {
         Ok(page)
     }
 
+    /// Reads words of page `index`, from word `word` of it on; they end inside the page (`pread`). A page that is not there yet is
+    /// read as zeros, and so is what lies beyond the end.
+    pub fn read(&self, index: u64, word: usize, to: &mut [u64]) {
+        match self.page(index) {
+            Some(page) => M::read_frame(page.frame(), word, to),
+            None => to.fill(0),
+        }
+    }
+
+    /// Writes words of page `index`, which end inside it (`pwrite`). All who map the page see them.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`]; also for a page beyond the end.
+    pub fn write(&self, index: u64, word: usize, from: &[u64]) -> Result<(), OutOfMemory> {
+        let page = self.page_or_alloc(index)?;
+        M::write_frame(page.frame(), word, from);
+        page.set_dirty();
+        Ok(())
+    }
+
     /// Calls `f` with every page that is there, in order, under the object's lock.
     pub(crate) fn for_each_page(&self, f: &mut dyn FnMut(u64, &Folio)) {
         self.index.lock().for_each(&mut |index, page| f(index, page));

@@ -5,12 +5,14 @@
 
 mod actions;
 mod advice;
+mod clones;
 mod coherent;
 mod devices;
 mod faults;
 mod hmm;
 mod injected;
 mod migration;
+mod objects;
 mod oracle;
 mod pressure;
 mod races;

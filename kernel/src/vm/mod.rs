@@ -332,6 +332,16 @@ pub(crate) fn new_space() -> Result<AddressSpace<Machine>, farpage_mm::OutOfMemo
     AddressSpace::new(paging::fill_kernel_half)
 }
 
+/// A clone of an address space, with the kernel's half.
+///
+/// # Errors
+/// Out of memory.
+pub(crate) fn clone_space(
+    space: &AddressSpace<Machine>,
+) -> Result<AddressSpace<Machine>, farpage_mm::OutOfMemory> {
+    space.clone_of(|words| paging::fill_kernel_half(words))
+}
+
 /// The memory manager.
 #[inline(always)]
 pub(crate) fn mm() -> &'static Mm<Machine> {

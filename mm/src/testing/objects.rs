@@ -1,11 +1,13 @@
 //! Objects and their mappings.
 
+use crate::advise::Advice;
 use crate::counters::Event;
 use crate::entry::{Attrs, Entry};
 use crate::error::{FaultError, RangeError};
 use crate::inject::Site;
 use crate::migrate::Cause;
 use crate::object::{Object, ObjectRef};
+use crate::remap::{RemapFlags, RemapTarget};
 use crate::space::AddressSpace;
 use crate::testing::clone::{fork, read, write};
 use crate::testing::kinds::attrs_of;
@@ -24,14 +26,15 @@ fn private(kit: &Kit, start: u64, len: u64, object: &ObjectRef<Soft>, advice: Hu
     space.map_private(range(start, len), Prot::RW, object, 0, advice).expect("nothing is in the way");
 }
 
-/// What page `index` of the object holds.
-fn word(kit: &Kit, object: &Object<Soft>, index: u64) -> u64 {
-    object.page(index).map_or(0, |page| kit.machine.data(page.frame())[0].get())
+/// The first word of page `index` of the object.
+fn word(object: &Object<Soft>, index: u64) -> u64 {
+    let mut word = [!0];
+    object.read(index, 0, &mut word);
+    word[0]
 }
 
-fn set_word(kit: &Kit, object: &Object<Soft>, index: u64, value: u64) {
-    let page = object.page_or_alloc(index).expect("memory");
-    kit.machine.data(page.frame())[0].set(value);
+fn set_word(object: &Object<Soft>, index: u64, value: u64) {
+    object.write(index, 0, &[value]).expect("memory");
 }
 
 #[test]
@@ -65,8 +68,8 @@ fn shared_memory_is_seen_by_all_before_and_after_the_first_touch() {
 fn a_file_is_written_through_shared_mappings_and_not_through_private_ones() {
     let kit = Kit::new();
     let file = Object::file(8).expect("memory");
-    set_word(&kit, &file, 0, 100);
-    set_word(&kit, &file, 1, 101);
+    set_word(&file, 0, 100);
+    set_word(&file, 1, 101);
     shared(&kit, 0, 8, &file, 0);
     private(&kit, 10, 8, &file, Small);
     assert_eq!(
@@ -74,15 +77,11 @@ fn a_file_is_written_through_shared_mappings_and_not_through_private_ones() {
         (100, 100, 0)
     );
     write(&kit, &kit.space, 0, 200);
-    assert_eq!(
-        (word(&kit, &file, 0), read(&kit, &kit.space, 10)),
-        (200, 200),
-        "not written yet: still the file's"
-    );
+    assert_eq!((word(&file, 0), read(&kit, &kit.space, 10)), (200, 200), "not written yet: still the file's");
     write(&kit, &kit.space, 10, 300);
     write(&kit, &kit.space, 11, 301); // without a read before
     write(&kit, &kit.space, 13, 303); // the file has no such page yet
-    assert_eq!((word(&kit, &file, 0), word(&kit, &file, 1), file.page(3).is_none()), (200, 101, true));
+    assert_eq!((word(&file, 0), word(&file, 1), file.page(3).is_none()), (200, 101, true));
     write(&kit, &kit.space, 0, 400);
     assert_eq!((read(&kit, &kit.space, 10), read(&kit, &kit.space, 11)), (300, 301), "a copy is a copy");
     assert_eq!(kit.machine.counted(Event::CowCopy), 2);
@@ -171,7 +170,7 @@ fn a_drivers_pages_are_mapped_at_once_uncounted_and_kept() {
     let kit = Kit::new();
     let pages = Object::driver(3).expect("memory");
     for i in 0..3 {
-        set_word(&kit, &pages, i, 70 + i);
+        set_word(&pages, i, 70 + i);
     }
     let first = pages.page(0).expect("it is there").frame();
     let space = kit.space.space();
@@ -233,8 +232,74 @@ fn mappings_of_an_object_that_touch_join_only_where_its_pages_go_on() {
     kit.space.for_each_vma(|vma| vmas.push(vma.range()));
     assert_eq!(vmas, [range(0, 4), range(4, 2)]);
     write(&kit, &kit.space, 1, 9);
-    assert_eq!((read(&kit, &kit.space, 5), word(&kit, &file, 1)), (9, 9));
+    assert_eq!((read(&kit, &kit.space, 5), word(&file, 1)), (9, 9));
     drop(file);
+    kit.audit();
+}
+
+#[test]
+fn operations_on_ranges_know_all_kinds_of_mappings() {
+    let kit = Kit::new();
+    let (file, driver) = (Object::file(8).expect("memory"), Object::driver(4).expect("memory"));
+    (0..8).for_each(|i| set_word(&file, i, 100 + i));
+    (0..4).for_each(|i| set_word(&driver, i, 70 + i));
+    let space = kit.space.space();
+    shared(&kit, 0, 8, &file, 0);
+    private(&kit, 10, 8, &file, Small);
+    space.map_device_pages(range(20, 4), Prot::RW, &driver, 0).expect("nothing is in the way");
+    write(&kit, &kit.space, 1, 1);
+    write(&kit, &kit.space, 11, 11);
+    read(&kit, &kit.space, 12);
+    // Hidden and seen again.
+    for start in [0, 10] {
+        space.protect(range(start, 8), Prot::empty()).expect("it is mapped");
+        kit.machine.mm.audit().expect("objects' handles are not folios'");
+        space.protect(range(start, 8), Prot::RW).expect("it is mapped");
+    }
+    assert_eq!(
+        (read(&kit, &kit.space, 1), read(&kit, &kit.space, 11), read(&kit, &kit.space, 12)),
+        (1, 11, 102)
+    );
+    write(&kit, &kit.space, 12, 12);
+    assert_eq!(word(&file, 2), 102, "a page of the file is not written through a private mapping");
+    // Tracked, but for a driver's pages.
+    write(&kit, &kit.space, 21, 5);
+    for start in [0, 10] {
+        space.clear_soft_dirty(range(start, 4)).expect("it is mapped");
+        let is_dirty = |page| attrs_of(kit.space.entry_at(at(page)).1).contains(Attrs::SOFT_DIRTY);
+        assert!(!is_dirty(start + 1));
+        write(&kit, &kit.space, start + 1, 5);
+        assert!(is_dirty(start + 1), "page {}", start + 1);
+    }
+    assert_eq!((word(&file, 1), word(&driver, 1)), (5, 5));
+    // Dropped: a private copy is gone, the file's page is found again.
+    space.advise(range(0, 8), Advice::DontNeed).expect("it is mapped");
+    space.advise(range(10, 8), Advice::DontNeed).expect("it is mapped");
+    assert_eq!(
+        (read(&kit, &kit.space, 1), read(&kit, &kit.space, 11), read(&kit, &kit.space, 12)),
+        (5, 5, 102)
+    );
+    // Moved, to another offset in the table and back.
+    write(&kit, &kit.space, 13, 13);
+    for (from, to) in [(0, 600), (10, 700), (20, 800)] {
+        let len = if from == 20 { 4 } else { 8 };
+        let target = RemapTarget { addr: at(to), len: range(0, len).len() };
+        space.remap(range(from, len), target, RemapFlags::empty()).expect("memory");
+        kit.machine.mm.audit().expect("objects' handles are not folios'");
+    }
+    assert_eq!(
+        (read(&kit, &kit.space, 601), read(&kit, &kit.space, 703), read(&kit, &kit.space, 802)),
+        (5, 13, 72)
+    );
+    let child = fork(&kit);
+    write(&kit, &child, 703, 14);
+    assert_eq!((read(&kit, &kit.space, 703), word(&file, 3)), (13, 103));
+    // A mapping that grows beyond its object has nothing there.
+    let target = RemapTarget { addr: at(600), len: range(0, 9).len() };
+    space.remap(range(600, 8), target, RemapFlags::empty()).expect("there is room");
+    let beyond = kit.machine.user_access(0, space, at(608), 0, None);
+    assert_eq!(beyond, Err(FaultError::NoPage(at(608))));
+    drop((file, driver, child));
     kit.audit();
 }
 
