@@ -75,6 +75,12 @@ events! {
     ThpSplitPageFailed = "thp_split_page_failed",
     /// Folios that are mapped only in part and could not be split at once.
     ThpDeferredSplit = "thp_deferred_split_page",
+    /// 2 MiB pages allocated to collapse small ones.
+    ThpCollapseAlloc = "thp_collapse_alloc",
+    /// Collapses that found no 2 MiB page.
+    ThpCollapseAllocFailed = "thp_collapse_alloc_failed",
+    /// 2 MiB of small pages on a device that became one page again.
+    DeviceMerge = "devmem_merge",
     /// Base pages unmapped by `unmap` and exit.
     PgUnmapped = "pgunmapped",
     /// TLB flush rounds.

@@ -85,6 +85,8 @@ pub trait PagemapOps<M: Machine>: Sync {
     fn folio_free(&self, _first: Frame, _order: Order, _driver_word: u64) {}
     /// *Atomic.* `tail` was split off `head` (which is smaller now); called once per piece, then once with no tail.
     fn folio_split(&self, _head: &Folio, _tail: Option<&Folio>) {}
+    /// *Atomic.* `tail` is about to become a part of `head`, whose neighbour it is on the device, and ends.
+    fn folio_merge(&self, _head: &Folio, _tail: &Folio) {}
     /// The engine that copies for this device; asked once, when the device is registered.
     fn engine(&self) -> &dyn CopyEngine;
 }

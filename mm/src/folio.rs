@@ -405,6 +405,14 @@ fn free<M: Machine>(folio: &'static Folio) {
 }
 
 impl Folio {
+    /// Ends a folio whose references are frozen and which is locked, without its memory: that is another folio's now.
+    pub(crate) fn end_frozen<M: Machine>(&'static self) {
+        self.set_maps(0);
+        self.anon.store(NIL, Relaxed);
+        self.unlock_raw::<M>();
+        M::mm().folios.free(self);
+    }
+
     /// The driver's word, which is 0 from now on.
     pub(crate) fn take_driver_word(&self) -> u64 {
         self.driver.swap(0, Relaxed)
