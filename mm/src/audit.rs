@@ -373,7 +373,8 @@ impl<M: Machine> Mm<M> {
     /// What each device counts adds up by itself, and over the devices to what the machine counts.
     fn audit_devices(&self) -> Audit {
         let (mut came, mut left, mut dropped) = (0, 0, 0);
-        for (n, device) in self.devices.iter().enumerate().filter(|(_, d)| d.zone.is_registered()) {
+        // Those that are gone too: their counts stay.
+        for (n, device) in self.devices.iter().enumerate() {
             let (at, stat) = (n as u64, device.stat());
             let stays = stat.pages_in.wrapping_sub(stat.out.pages() + stat.pages_dropped);
             expect("in - out - dropped = resident, of a device", at, stays, stat.resident)?;

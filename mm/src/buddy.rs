@@ -62,6 +62,16 @@ impl Buddy {
         }
     }
 
+    /// Takes all frames back out, if all are free: the map says that it has none, as before [`Buddy::add`].
+    pub(crate) fn retire(&mut self, map: &FrameMap) -> bool {
+        if self.free != self.managed {
+            return false;
+        }
+        *self = Self::new();
+        map.clear();
+        true
+    }
+
     /// Takes a chunk of `order`, splitting larger ones. The caller writes its slots, or its block word when the order is 9.
     #[inline]
     pub(crate) fn alloc(&mut self, map: &FrameMap, order: Order) -> Option<u32> {

@@ -199,7 +199,9 @@ impl<M: Machine> Small<M> {
         for i in 0..PTRS as u32 {
             let frame = named(cursor.entry_at(self.addr(i))).map(|(frame, _)| frame);
             run = match (run, frame) {
-                (Some((folio, range)), Some(frame)) if folio.covers(frame) => Some((folio, range.start..i + 1)),
+                (Some((folio, range)), Some(frame)) if folio.covers(frame) => {
+                    Some((folio, range.start..i + 1))
+                }
                 (before, frame) => {
                     if let Some((folio, range)) = before
                         && !f(cursor, folio, range)

@@ -1,5 +1,7 @@
 //! Device memory as the memory manager sees it: a zone of frames with an owner and its operations (Linux: `dev_pagemap`).
 
+use core::fmt;
+
 use spin::Once;
 
 use crate::error::{FaultError, RangeError};
@@ -9,7 +11,7 @@ use crate::migrate::FaultMigration;
 use crate::mm::Mm;
 use crate::stats::DeviceCounters;
 use crate::types::{Frame, FrameRange, Order, Place};
-use crate::zone::Zone;
+use crate::zone::{Need, Zone};
 
 /// One copy or clear for a [`CopyEngine`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -103,6 +105,32 @@ pub enum DeviceKind {
     },
 }
 
+/// Why a device cannot be taken out: a page on it that stays.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct StillInUse {
+    /// Its folio's first frame.
+    pub frame: Frame,
+    /// References: mappings, and handles somewhere.
+    pub refs: u32,
+    /// Entries that map it.
+    pub maps: u32,
+    /// Somebody holds its lock.
+    pub locked: bool,
+    /// References that are pins.
+    pub pins: u32,
+}
+
+impl fmt::Display for StillInUse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { frame, refs, maps, locked, pins } = *self;
+        write!(f, "{frame} stays: {refs} references, {maps} of them mappings and {pins} pins")?;
+        if locked { f.write_str(", and it is locked") } else { Ok(()) }
+    }
+}
+
+/// How often a teardown evicts what is there: a page may come back from a failed migration in between.
+const TEARDOWN_ROUNDS: u32 = 3;
+
 /// A registered device.
 pub struct Device<M: Machine> {
     pub(crate) zone: Zone<M>,
@@ -157,6 +185,9 @@ impl<M: Machine> Mm<M> {
     /// Registers device `number` with `pages` pages of memory, and says what place that is. The map takes 8 bytes of RAM per
     /// page.
     ///
+    /// A number that was given back ([`Mm::unregister_device`]) may be taken again, by the same owner and for no more memory than
+    /// the first time: look-ups without locks may still read the map of then.
+    ///
     /// # Errors
     /// [`RangeError::NoDevice`] when the number is taken or out of range; [`RangeError::Frames`] when coherent memory does not
     /// begin at a 2 MiB boundary, ends beyond the last frame number (16 TiB), or overlaps other memory that CPUs map.
@@ -180,11 +211,53 @@ impl<M: Machine> Mm<M> {
         if !base.is_multiple_of(Order::PMD.pages()) || place.is_coherent() && self.maps_any_of(base..end) {
             return Err(RangeError::Frames(base));
         }
+        let known = device.ops.get().is_none_or(|(before, _)| core::ptr::addr_eq(*before, ops));
+        if !known || device.zone.is_too_small_for(pages) {
+            return Err(RangeError::NoDevice(number));
+        }
         device.ops.call_once(|| (ops, ops.engine()));
         device.zone.set_place(place);
         device.zone.set_map(base, map.into_map());
         device.zone.add(base..end);
         Ok(place)
+    }
+
+    /// Takes a device out of the system: nothing is allocated there any more, everything on it moves to RAM, and its number is
+    /// free. Nothing is to be done for a number that is not registered. The caller holds no lock.
+    ///
+    /// # Errors
+    /// [`StillInUse`]: a page that cannot go, and why. The device goes on as before, though much of its memory has moved.
+    pub fn unregister_device(&self, number: usize) -> Result<(), StillInUse> {
+        let Some(device) = self.devices.get(number).filter(|device| device.zone.is_registered()) else {
+            return Ok(());
+        };
+        let (zone, place) = (&device.zone, device.zone.place());
+        let low_water = zone.close();
+        for _ in 0..TEARDOWN_ROUNDS {
+            self.evict_for(place, zone.frames(), Need::Reserve);
+            if zone.retire() {
+                return Ok(());
+            }
+        }
+        let found = zone.frames().find_map(|frame| self.try_get_folio(Frame::new(place, frame)));
+        zone.reopen(low_water);
+        Err(match found {
+            Some(folio) => StillInUse {
+                frame: folio.frame(),
+                refs: folio.refs() - 1,
+                maps: folio.map_count(),
+                locked: folio.is_locked(),
+                pins: folio.pins(),
+            },
+            // Memory that is no folio's yet, or no more: on its way.
+            None => StillInUse {
+                frame: Frame::new(place, zone.frames().start),
+                refs: 0,
+                maps: 0,
+                locked: false,
+                pins: 0,
+            },
+        })
     }
 
     /// True when CPUs map some of these frames already, as RAM or another device's memory.

@@ -111,6 +111,12 @@ impl FrameMap {
         Self { blocks, slots }
     }
 
+    /// Everything is reserved again.
+    pub(crate) fn clear(&self) {
+        self.blocks.iter().for_each(|block| block.store(Block::Reserved.encode(), Release));
+        self.slots.iter().for_each(|slot| slot.store(Slot::Reserved.encode(), Relaxed));
+    }
+
     /// Frames in the map.
     #[inline(always)]
     pub(crate) const fn frames(&self) -> u32 {

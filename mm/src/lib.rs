@@ -66,7 +66,7 @@ pub use advise::Advice;
 pub use audit::AuditError;
 pub use collapse::{MergeCause, MergeReport};
 pub use counters::Event;
-pub use device::{COPY_LIST, CopyEngine, CopyOp, Device, DeviceKind, Fence, PagemapOps};
+pub use device::{COPY_LIST, CopyEngine, CopyOp, Device, DeviceKind, Fence, PagemapOps, StillInUse};
 pub use dump::Run;
 pub use entry::{Attrs, BadEntry, CacheType, Entry, Leaf, NON_PRESENT_CLEAR, SoftKind, SoftLeaf};
 pub use error::{FaultError, OutOfMemory, RangeError};

@@ -83,7 +83,9 @@ impl<M: Machine> Small<M> {
         for i in 0..PTRS as u32 {
             let (frame, attrs) = match cursor.entry_at(self.addr(i)) {
                 Entry::NonPresent(SoftLeaf { kind: SoftKind::DevicePrivate, frame, attrs }) => (frame, attrs),
-                Entry::NonPresent(SoftLeaf { kind: SoftKind::Migration, .. }) => return Err(MergeCause::Busy),
+                Entry::NonPresent(SoftLeaf { kind: SoftKind::Migration, .. }) => {
+                    return Err(MergeCause::Busy);
+                }
                 _ => return Err(MergeCause::Elsewhere),
             };
             let folio = M::mm().mapped_folio(frame);

@@ -28,6 +28,9 @@ const CACHE: usize = 64;
 /// Frames moved between a CPU's cache and the buddy at a time.
 const BATCH_ORDER: Order = Order::new(5);
 
+/// A low-water mark that no zone has.
+const CLOSED: u32 = u32::MAX / 2;
+
 struct Cache {
     len: usize,
     frames: [u32; CACHE],
@@ -46,6 +49,8 @@ pub struct Zone<M> {
     pressed: AtomicBool,
     /// Some folio here may be mapped only in part ([`crate::split`]).
     partial: AtomicBool,
+    /// Its memory was taken away again.
+    gone: AtomicBool,
 }
 
 /// Free memory of a zone.
@@ -70,6 +75,7 @@ impl<M: Machine> Zone<M> {
             low_water: AtomicU32::new(0),
             pressed: AtomicBool::new(false),
             partial: AtomicBool::new(false),
+            gone: AtomicBool::new(false),
         }
     }
 
@@ -90,12 +96,42 @@ impl<M: Machine> Zone<M> {
         assert_eq!(base % BLOCK, 0, "a zone starts at a 2 MiB boundary");
         self.base.store(base, Relaxed);
         self.map.call_once(|| map);
+        self.gone.store(false, Relaxed);
     }
 
     /// Adds frames to the zone.
     pub(crate) fn add(&self, range: FrameRange) {
         let base = self.base();
         self.buddy.lock().add(self.map(), range.start - base..range.end - base);
+    }
+
+    /// True when a map of a former registration is there, and too small for `frames`.
+    pub(crate) fn is_too_small_for(&self, frames: u32) -> bool {
+        self.map.get().is_some_and(|map| map.frames() < frames)
+    }
+
+    /// From now on nothing is allocated here, and what is freed goes to the buddy. What the low-water mark was.
+    pub(crate) fn close(&self) -> u32 {
+        let low_water = self.low_water.swap(CLOSED, Relaxed);
+        self.pressed.store(true, Relaxed);
+        low_water
+    }
+
+    /// Undoes [`Zone::close`].
+    pub(crate) fn reopen(&self, low_water: u32) {
+        self.low_water.store(low_water, Relaxed);
+        self.pressed.store(false, Relaxed);
+    }
+
+    /// Takes all frames out of the zone, if all are free; it is as before it was registered, but for the storage of its map.
+    pub(crate) fn retire(&self) -> bool {
+        self.drain();
+        let done = self.buddy.lock().retire(self.map());
+        if done {
+            self.gone.store(true, Relaxed);
+            self.reopen(0);
+        }
+        done
     }
 
     /// Frames that user allocations leave alone.
@@ -106,7 +142,7 @@ impl<M: Machine> Zone<M> {
     /// True once the zone has memory.
     #[must_use]
     pub fn is_registered(&self) -> bool {
-        self.map.is_completed()
+        self.map.is_completed() && !self.gone.load(Relaxed)
     }
 
     /// Notes whether there may be folios that are mapped only in part; what was noted before.

@@ -2,6 +2,7 @@
 
 use crate::counters::Event;
 use crate::entry::{Entry, SoftKind};
+use crate::error::RangeError;
 use crate::folio::{FolioRef, LockedFolio};
 use crate::inject::Site;
 use crate::migrate::Cause;
@@ -174,5 +175,47 @@ fn a_half_that_nobody_maps_is_not_brought_back() {
     let report = kit.machine.mm.evict_range(DEV, 0..8 * 512);
     assert_eq!(report.pages, 1064 - 256, "{report:?}");
     kit.check_in_place(256, 1064 - 256);
+    kit.audit();
+}
+
+#[test]
+fn a_device_can_be_taken_out_and_registered_again() {
+    let kit = on_device();
+    let other = sharer(&kit);
+    kit.machine.mm.unregister_device(0).expect("nothing is held");
+    assert!(!kit.machine.mm.zone(DEV).is_registered());
+    assert_eq!(resident(&kit.space, 1064), 0);
+    check_shared(&kit, other.space(), 0, 1064);
+    kit.audit();
+    let space = kit.space.space();
+    assert_eq!(space.migrate(range(0, 1064), DEV), Err(RangeError::NoDevice(0)));
+    assert_eq!(kit.machine.mm.unregister_device(0), Ok(()), "nothing is to be done");
+    for _ in 0..2 {
+        kit.machine.register_again(0);
+        assert_eq!(kit.free(DEV), 8 * 512);
+        let report = space.migrate(range(0, 1064), DEV).expect("it is there again");
+        assert_eq!((report.pages, report.failed_pages()), (1064, 0));
+        kit.audit();
+        kit.machine.mm.unregister_device(0).expect("nothing is held");
+        kit.audit();
+    }
+    kit.check_in_place(0, 1064);
+}
+
+#[test]
+fn a_page_that_is_held_keeps_its_device_and_is_named() {
+    let kit = on_device();
+    let held = {
+        let Entry::NonPresent(soft) = kit.space.entry_at(at(0)).1 else { panic!("it is on the device") };
+        kit.machine.mm.try_get_folio(soft.frame).expect("a folio")
+    };
+    let error = kit.machine.mm.unregister_device(0).expect_err("somebody holds a page");
+    assert_eq!((error.frame, error.refs, error.maps, error.locked), (held.frame(), 2, 1, false));
+    assert_eq!(resident(&kit.space, 1064), 512);
+    let nobodys = kit.machine.mm.alloc_folio(DEV, Order::BASE, Need::User).expect("it goes on as before");
+    drop((held, nobodys));
+    kit.audit();
+    kit.machine.mm.unregister_device(0).expect("nobody holds anything");
+    kit.check(0, 1064);
     kit.audit();
 }

@@ -198,6 +198,14 @@ impl Soft {
 }
 
 impl State {
+    /// Registers a private device that was taken out.
+    pub(crate) fn register_again(&self, n: usize) {
+        let pages = self.config.devices[n];
+        let map = MapStorage::new(leak_words(MapStorage::words_for(pages)));
+        let place = self.mm.register_device(n, pages, DeviceKind::Private, map, &DEVICES[n]);
+        assert_eq!(place, Ok(crate::types::Place::device(n)));
+    }
+
     /// Notes that a rule was broken; the first one counts.
     pub(crate) fn fail(&self, what: impl FnOnce() -> String) {
         let mut failure = self.failure.borrow_mut();

@@ -21,6 +21,7 @@ mod host;
 mod kinds;
 mod kit;
 mod machine;
+mod merge;
 mod migrate_fault;
 mod migrate_gaps;
 mod migrate_holes;

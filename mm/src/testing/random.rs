@@ -58,6 +58,9 @@ fn random_actions_agree_with_the_model() {
         Event::ExclusiveFault,
         Event::FaultWait,
         Event::DeviceEvict,
+        Event::ThpCollapseAlloc,
+        Event::ThpCollapseAllocFailed,
+        Event::DeviceMerge,
     ];
     let missed = |event: &&Event| sum.events[**event as usize] == 0 && !later.contains(*event);
     let missed: Vec<_> = Event::ALL.iter().filter(missed).map(|event| event.name()).collect();
