@@ -91,6 +91,10 @@ events! {
     TableAlloc = "nr_table_alloc",
     /// Page tables freed.
     TableFree = "nr_table_free",
+    /// Pages pinned.
+    FollPinAcquired = "nr_foll_pin_acquired",
+    /// Pages unpinned.
+    FollPinReleased = "nr_foll_pin_released",
     /// Allocations that failed.
     AllocFail = "alloc_fail",
 }

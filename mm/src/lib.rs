@@ -34,6 +34,7 @@ mod fault;
 mod folio;
 mod framemap;
 mod frames;
+mod gup;
 mod hmm;
 mod inject;
 mod machine;
@@ -73,6 +74,7 @@ pub use error::{FaultError, OutOfMemory, RangeError};
 pub use exclusive::ExclusiveGuard;
 pub use fault::{FaultBits, FaultInfo, FaultOutcome};
 pub use folio::{Folio, FolioRef, LockedFolio};
+pub use gup::{Got, PinError, PinFlags, Pinned};
 pub use hmm::{HmmError, HmmPfn, HmmWant, RangeFault};
 pub use inject::{Inject, Site};
 pub use machine::{

@@ -16,6 +16,7 @@ mod dmirror;
 mod evict;
 mod exclusive;
 mod failures;
+mod gup;
 mod hmm;
 mod host;
 mod kinds;

@@ -61,6 +61,8 @@ fn random_actions_agree_with_the_model() {
         Event::ThpCollapseAlloc,
         Event::ThpCollapseAllocFailed,
         Event::DeviceMerge,
+        Event::FollPinAcquired,
+        Event::FollPinReleased,
     ];
     let missed = |event: &&Event| sum.events[**event as usize] == 0 && !later.contains(*event);
     let missed: Vec<_> = Event::ALL.iter().filter(missed).map(|event| event.name()).collect();
