@@ -1,6 +1,9 @@
 //! Single operations: each row is one operation, measured a few times from the outside, touch or call included.
 
-use farpage_mm::{AddressSpace, Entry, HugeAdvice, Order, PAGE_SIZE, PMD_SIZE, Place, Prot, VaRange, Vaddr};
+use farpage_mm::{
+    AddressSpace, Entry, HugeAdvice, Need, Order, PAGE_SIZE, PMD_SIZE, Place, Prot, RemapFlags, RemapTarget,
+    VaRange, Vaddr,
+};
 use ktest::record;
 
 use super::Stop;
@@ -8,7 +11,7 @@ use super::samples::{Raw, Samples, raw_ns};
 use crate::console;
 use crate::measure::measure;
 use crate::vm::user::{UserFault, user_fill, user_touch_read, user_write_u64};
-use crate::vm::{Machine, activate, new_space};
+use crate::vm::{Machine, activate, clone_space, mm, new_space};
 
 /// One operation.
 pub(super) struct Row {
@@ -25,6 +28,8 @@ const DEV: Place = Place::device(0);
 const BASE: u64 = 0x10_0000_0000;
 /// Repetitions with 2 MiB pages.
 const HUGE: u64 = 8;
+/// 2 MiB pages of the rows that have many at once.
+const MANY: u64 = 16;
 /// Repetitions with 4 KiB pages.
 const SMALL: u64 = 256;
 
@@ -69,7 +74,7 @@ pub(super) static ROWS: &[Row] = &[
     },
     Row {
         name: "fault-back, 1 MiB left of 2 MiB",
-        goal: None,
+        goal: Some(5000),
         raw: Raw::Out { order: Order::new(8), count: 1 },
         measure: fault_back_half,
     },
@@ -99,11 +104,26 @@ pub(super) static ROWS: &[Row] = &[
         measure: |s, m| migrate(s, m, HugeAdvice::NoHuge, 1, false),
     },
     Row {
-        name: "to device, 8 x 2 MiB in one call",
-        goal: None,
-        raw: Raw::In { order: Order::PMD, count: 8 },
-        measure: |s, m| migrate(s, m, HugeAdvice::Huge, HUGE, true),
+        name: "to device, 16 x 2 MiB in one call",
+        goal: Some(MANY * 2500),
+        raw: Raw::In { order: Order::PMD, count: MANY as u32 },
+        measure: |s, m| migrate(s, m, HugeAdvice::Huge, MANY, true),
     },
+    Row {
+        name: "to system, 16 x 2 MiB in one call",
+        goal: Some(MANY * 2500),
+        raw: Raw::Out { order: Order::PMD, count: MANY as u32 },
+        measure: |s, m| migrate(s, m, HugeAdvice::Huge, MANY, false),
+    },
+    Row {
+        name: "alloc and free of 2 MiB on the device",
+        goal: Some(300),
+        raw: Raw::None,
+        measure: alloc_and_free,
+    },
+    Row { name: "protect 2 MiB on the device", goal: Some(1500), raw: Raw::None, measure: protect },
+    Row { name: "remap 2 MiB on the device", goal: Some(2000), raw: Raw::None, measure: remap },
+    Row { name: "clone of 16 x 2 MiB on the device", goal: Some(20_000), raw: Raw::None, measure: clone },
     Row {
         name: "split of a present 2 MiB mapping (1 page unmapped)",
         goal: None,
@@ -112,7 +132,7 @@ pub(super) static ROWS: &[Row] = &[
     },
     Row {
         name: "unmap half of 2 MiB on the device",
-        goal: None,
+        goal: Some(6000),
         raw: Raw::None,
         measure: |s, m| unmap_part(s, m, PMD_SIZE / 2, true),
     },
@@ -122,7 +142,18 @@ pub(super) static ROWS: &[Row] = &[
         raw: Raw::None,
         measure: |s, m| unmap_part(s, m, PAGE_SIZE, true),
     },
-    Row { name: "unmap 2 MiB on the device", goal: None, raw: Raw::None, measure: unmap_whole },
+    Row {
+        name: "unmap 2 MiB on the device",
+        goal: None,
+        raw: Raw::None,
+        measure: |s, m| unmap_whole(s, m, 1),
+    },
+    Row {
+        name: "unmap 16 x 2 MiB on the device",
+        goal: Some(15_000),
+        raw: Raw::None,
+        measure: |s, m| unmap_whole(s, m, MANY),
+    },
 ];
 
 /// Measures one row and prints it.
@@ -278,7 +309,7 @@ fn migrate(
     there: bool,
 ) -> Result<(), Stop> {
     let range = filled(space, n, advice)?;
-    for round in 0..=HUGE / n {
+    for round in 0..=(HUGE / n).max(2) {
         let (moved, cost) = measure(|| to(space, range, DEV));
         moved?;
         let (back, cost_back) = measure(|| to(space, range, Place::RAM));
@@ -325,12 +356,66 @@ fn unmap_part(
     Ok(())
 }
 
-fn unmap_whole(space: &AddressSpace<Machine>, samples: &mut Samples) -> Result<(), Stop> {
-    let range = on_device(space, HUGE, HugeAdvice::Huge)?;
-    for at in pages(range, PMD_SIZE) {
-        let (done, cost) = measure(|| space.space().unmap(VaRange::new(at, PMD_SIZE)));
+/// Unmaps `n` times 2 MiB in one call.
+fn unmap_whole(space: &AddressSpace<Machine>, samples: &mut Samples, n: u64) -> Result<(), Stop> {
+    let rounds = if n == 1 { HUGE } else { 3 };
+    for _ in 0..rounds {
+        let range = on_device(space, n, HugeAdvice::Huge)?;
+        let (done, cost) = measure(|| space.space().unmap(range));
         done?;
         samples.push(cost);
+    }
+    Ok(())
+}
+
+/// A folio of device memory, taken and given back, with its descriptor and frame map.
+fn alloc_and_free(_: &AddressSpace<Machine>, samples: &mut Samples) -> Result<(), Stop> {
+    for round in 0..=HUGE {
+        let (folio, cost) = measure(|| mm().alloc_folio(DEV, Order::PMD, Need::User).map(drop));
+        folio?;
+        if round > 0 {
+            samples.push(cost);
+        }
+    }
+    Ok(())
+}
+
+/// Takes the write permission of one page after the other, which share a VMA before and after.
+fn protect(space: &AddressSpace<Machine>, samples: &mut Samples) -> Result<(), Stop> {
+    let range = on_device(space, HUGE + 1, HugeAdvice::Huge)?;
+    for (i, at) in pages(range, PMD_SIZE).enumerate() {
+        let (done, cost) = measure(|| space.space().protect(VaRange::new(at, PMD_SIZE), Prot::READ));
+        done?;
+        if i > 0 {
+            samples.push(cost);
+        }
+    }
+    Ok(())
+}
+
+/// Moves one page after the other, huge as it is, to another gigabyte.
+fn remap(space: &AddressSpace<Machine>, samples: &mut Samples) -> Result<(), Stop> {
+    let range = on_device(space, HUGE + 1, HugeAdvice::Huge)?;
+    for (i, at) in pages(range, PMD_SIZE).enumerate() {
+        let target = RemapTarget { addr: Vaddr(at + (1 << 30)), len: PMD_SIZE };
+        let (done, cost) =
+            measure(|| space.space().remap(VaRange::new(at, PMD_SIZE), target, RemapFlags::empty()));
+        done?;
+        if i > 0 {
+            samples.push(cost); // the first made the tables there
+        }
+    }
+    Ok(())
+}
+
+fn clone(space: &AddressSpace<Machine>, samples: &mut Samples) -> Result<(), Stop> {
+    on_device(space, MANY, HugeAdvice::Huge)?;
+    for round in 0..4 {
+        let (child, cost) = measure(|| clone_space(space));
+        drop(child?);
+        if round > 0 {
+            samples.push(cost);
+        }
     }
     Ok(())
 }

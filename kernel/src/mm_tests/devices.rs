@@ -1,13 +1,15 @@
 //! Other machines: two devices, small and large ones, little RAM and much.
 
-use farpage_mm::{Cause, HugeAdvice, Order, PAGE_SIZE, PMD_SIZE, Place};
+use farpage_mm::{
+    Cause, HugeAdvice, MigrateFlags, MigrateOptions, Order, PAGE_SIZE, PMD_SIZE, Place, Sources, Verdict,
+};
 
 use super::support::{
-    DEV0, Held, Kinds, check, fill, frame_at, in_space, kinds, map, pages, pattern, resident,
+    DEV0, Held, Kinds, check, check_zero, fill, frame_at, in_space, kinds, map, pages, pattern, resident,
 };
 use crate::testing::Unmet;
-use crate::vm::devmem;
 use crate::vm::user::user_read_u64;
+use crate::vm::{devmem, mm};
 
 const DEV1: Place = Place::device(1);
 /// The first page frame number above 4 GiB.
@@ -40,6 +42,57 @@ crate::ktest! {
             // By way of RAM it goes.
             crate::check_eq!(space.space().migrate(range, DEV1)?.pages, 2048);
             check(range, 91)
+        })?;
+    }
+}
+
+crate::ktest! {
+    needs(devices = 2)
+    fn pages_go_from_one_device_straight_to_the_other() {
+        in_space(|space| {
+            let range = map(space, 3 * PMD_SIZE, HugeAdvice::Huge)?;
+            let small = pages(range, 1024, 512);
+            space.space().advise_huge(small, HugeAdvice::NoHuge)?;
+            fill(range, 93)?;
+            space.space().migrate(range, DEV0)?;
+            let ram = mm().zone(Place::RAM).stat().free;
+            let options = MigrateOptions::to(DEV1).from(Sources::of(DEV0));
+            let mut moved = 0;
+            let report = space.space().migrate_with(range, DEV1, &options, &mut |unit| {
+                moved += if unit.verdict == Verdict::Moved { unit.pages } else { 0 };
+            })?;
+            crate::check_eq!((report.units, report.pages, report.failed_pages(), moved), (514, 1536, 0, 1536));
+            crate::check_eq!((resident(0), resident(1)), (0, 1536));
+            crate::check!(mm().zone(Place::RAM).stat().free >= ram - 64, "nothing goes through RAM");
+            // Word for word in the other BAR.
+            let (Some(device), Some(frame)) = (devmem::device(1), frame_at(space, small.start.0 + PAGE_SIZE)) else {
+                crate::fail!("no second device")
+            };
+            let at = farpage_device::DeviceAddr(u64::from(frame.index()) * PAGE_SIZE + 8);
+            crate::check_eq!(device.read(at), Some(pattern(small.start.0 + PAGE_SIZE + 8, 93)));
+            check(range, 93)?;
+            crate::check_eq!((resident(0), resident(1)), (0, 0));
+            Ok(())
+        })?;
+    }
+}
+
+crate::ktest! {
+    needs(devices = 2)
+    fn what_is_absent_or_elsewhere_is_faulted_in_by_the_migration_itself() {
+        in_space(|space| {
+            let range = map(space, 4 * PMD_SIZE, HugeAdvice::Huge)?;
+            let (filled, zero) = (pages(range, 0, 1024), pages(range, 1024, 1024));
+            fill(filled, 94)?;
+            user_read_u64(zero.start.0)?;
+            space.space().migrate(pages(range, 0, 512), DEV0)?;
+            let options = MigrateOptions::to(DEV1).with(MigrateFlags::FAULT | MigrateFlags::WRITE);
+            let report = space.space().migrate_with(range, DEV1, &options, &mut |_| {})?;
+            crate::check_eq!((report.pages, report.holes, report.failed_pages()), (2048, 1024, 0));
+            let expected = Kinds { huge_device: 4, ..Kinds::default() };
+            crate::check_eq!((kinds(space, range), resident(0), resident(1)), (expected, 0, 2048));
+            check(filled, 94)?;
+            check_zero(zero)
         })?;
     }
 }

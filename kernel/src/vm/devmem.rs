@@ -201,6 +201,7 @@ impl Device {
     }
 
     /// Where one of its frames lies in it.
+    #[inline(always)]
     pub(crate) const fn address_of(&self, frame: Frame) -> DeviceAddr {
         DeviceAddr((frame.index() - self.base) as u64 * PAGE_SIZE)
     }
@@ -230,25 +231,39 @@ impl Device {
                 // SAFETY: the source folio is unmapped and flushed everywhere (`Migration<Unmapped>`): nobody writes it
                 // now. It is a whole folio in the direct map.
                 let from = unsafe { core::slice::from_raw_parts(ram::<u64>(src.index()), words) };
-                self.memory.copy_in(device_addr(dst), from)
+                self.memory.copy_in(self.address_of(dst), from)
             }
             CopyOp::Copy { src, dst, .. } if dst.place() == Place::RAM => {
                 // SAFETY: the destination was just allocated and is not mapped: it is the caller's alone.
                 let to = unsafe { core::slice::from_raw_parts_mut(ram::<u64>(dst.index()), words) };
-                self.memory.copy_out(device_addr(src), to)
+                self.memory.copy_out(self.address_of(src), to)
+            }
+            CopyOp::Copy { src, dst, .. } if src.place() != dst.place() => {
+                return self.copy_between(src, dst, words);
             }
             CopyOp::Copy { src, dst, .. } => {
-                self.memory.copy_within(device_addr(src), device_addr(dst), order.bytes())
+                self.memory.copy_within(self.address_of(src), self.address_of(dst), order.bytes())
             }
-            CopyOp::Zero { dst, .. } => self.memory.zero(device_addr(dst), order.bytes()),
+            CopyOp::Zero { dst, .. } => self.memory.zero(self.address_of(dst), order.bytes()),
         };
         done.is_ok()
     }
-}
 
-#[inline(always)]
-const fn device_addr(frame: Frame) -> DeviceAddr {
-    DeviceAddr(frame.index() as u64 * PAGE_SIZE)
+    /// From one device's memory to another's, one of which is this one, by way of the CPU.
+    #[cold]
+    fn copy_between(&self, src: Frame, dst: Frame, words: usize) -> bool {
+        let (Some(from), Some(to)) = (src.place().device_number(), dst.place().device_number()) else {
+            return false;
+        };
+        let (from, to) = (memory_of(from), memory_of(to));
+        let mut part = [0; 64];
+        (0..words).step_by(part.len()).all(|at| {
+            let offset = at as u64 * 8;
+            let (src, dst) = (from.address_of(src).0 + offset, to.address_of(dst).0 + offset);
+            from.memory.copy_out(DeviceAddr(src), &mut part).is_ok()
+                && to.memory.copy_in(DeviceAddr(dst), &part).is_ok()
+        })
+    }
 }
 
 impl CopyEngine for Device {
