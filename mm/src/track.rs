@@ -112,7 +112,7 @@ fn mark_entry<M: Machine>(cursor: &mut Cursor<M>, add: Attrs, remove: Attrs, gat
             if (soft.attrs & remove).contains(Attrs::WRITE) {
                 TlbGather::settle(Some(gather), cursor.space());
             }
-            let attrs = soft.attrs - remove | add;
+            let attrs = (soft.attrs - remove) | add;
             cursor.replace_soft(Entry::NonPresent(SoftLeaf { attrs, ..soft }));
         }
         Entry::None | Entry::Table(_) => {}

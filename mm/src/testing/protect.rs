@@ -88,7 +88,7 @@ fn nothing_is_present_without_access_and_all_of_it_comes_back() {
                 kind => kind,
             };
             assert!(setup.is(9, expected), "{kind:?} {level:?} became {:?}", setup.entry(9));
-            assert_eq!(setup.attrs(9), before - Attrs::WRITE | Attrs::NO_ACCESS, "{kind:?} {level:?}");
+            assert_eq!(setup.attrs(9), (before - Attrs::WRITE) | Attrs::NO_ACCESS, "{kind:?} {level:?}");
         }
         if kind.is_present() {
             assert_eq!(setup.flushes() - flushes, 1, "{kind:?} {level:?}: one round");

@@ -290,9 +290,9 @@ fn a_parked_migration_finds_what_moved_or_gives_it_back_there() {
                     let mut setup = Setup::new(kind, level);
                     remap(&setup.kit, (0, 512), (to, 512), MOVE).expect("memory");
                     if finish {
-                        setup.finish()
+                        setup.finish();
                     } else {
-                        setup.give_up()
+                        setup.give_up();
                     }
                     setup.kit.audit();
                     let there = attrs_of(setup.entry(to + 300).1);
