@@ -12,6 +12,7 @@ mod faults;
 mod hmm;
 mod injected;
 mod migration;
+mod mirror;
 mod objects;
 mod oracle;
 mod pins;
