@@ -10,9 +10,7 @@ use alloc::string::String;
 use core::cell::{Cell, RefCell};
 
 use farpage_mm::exercise::{self, Failure, Model, Step, WORDS, World};
-use farpage_mm::{
-    AddressSpace, FaultError, Frame, Machine as _, OutOfMemory, PAGE_SIZE, Space, VaRange, Vaddr,
-};
+use farpage_mm::{AddressSpace, FaultError, OutOfMemory, PAGE_SIZE, Space, VaRange, Vaddr};
 
 use crate::arch::x86_64::percpu;
 use crate::testing::Outcome;
@@ -26,9 +24,6 @@ const ACTIONS: u64 = 20_000;
 const LIST: usize = 1000;
 /// Runs that a list may take to become shorter.
 const SHRINK_RUNS: usize = 200;
-/// The words of a page that programs touch: its ends and two in between.
-const AT: [usize; WORDS] = [0, 170, 341, 511];
-
 /// This machine, with one list under way.
 #[derive(Default)]
 struct Here {
@@ -40,6 +35,7 @@ struct Here {
 impl World for Here {
     type Machine = Machine;
     const BATCH: usize = 40;
+    const AT: [usize; WORDS] = [0, 170, 341, 511];
 
     fn cpus(&self) -> usize {
         1
@@ -71,6 +67,9 @@ impl World for Here {
     fn new_space(&self) -> Result<AddressSpace<Machine>, OutOfMemory> {
         new_space()
     }
+    fn clone_space(&self, of: &AddressSpace<Machine>) -> Result<AddressSpace<Machine>, OutOfMemory> {
+        clone_space(of)
+    }
     fn loaded(&self, _cpu: usize) -> Option<usize> {
         self.loaded.borrow().as_ref().map(|(n, _)| *n)
     }
@@ -90,7 +89,7 @@ impl World for Here {
         word: usize,
         value: Option<u64>,
     ) -> Result<u64, FaultError> {
-        let addr = page.0 + AT[word] as u64 * 8;
+        let addr = page.0 + Self::AT[word] as u64 * 8;
         let result = match value {
             Some(value) => user_write_u64(addr, value).map(|()| value),
             None => user_read_u64(addr),
@@ -102,11 +101,6 @@ impl World for Here {
                 FaultError::NoVma(page)
             }
         })
-    }
-    fn peek(&self, frame: Frame, word: usize) -> u64 {
-        let mut found = [0];
-        Machine::read_frame(frame, AT[word], &mut found);
-        found[0]
     }
 
     fn fail_copies(&self, skip: u64, times: u64) {

@@ -49,6 +49,22 @@ pub enum Action {
     /// then either finishes or drops the migration. `what`: 0 to unmap, 1 to forbid everything, 2 to allow reads alone, 3 to
     /// allow writes, 4 for `DontNeed`, 5 for `Free`.
     Park { space: u8, start: u16, len: u16, to: u8, phases: u8, what: u8, gone: (u16, u16), finish: bool },
+    /// Space `to` ends, and a clone of `from` takes its place.
+    Fork { from: u8, to: u8 },
+    /// Maps one of two objects from its page `index` on, shared or privately.
+    MapObject { space: u8, start: u16, len: u16, prot: u8, object: u8, index: u16, shared: bool },
+    /// A new, empty object takes the place of an old one.
+    Renew { object: u8 },
+    /// Moves a mapping to page `to`, where it is `new_len` pages long; `keep` leaves an empty one behind.
+    Remap { space: u8, start: u16, len: u16, to: u16, new_len: u16, keep: bool },
+    /// Finds out what is written: `what` is 0 to clear soft-dirty, 1 to begin to track writes, 2 to end it.
+    Track { space: u8, start: u16, len: u16, what: u8 },
+    /// A device begins to mirror a space, or ends it.
+    Mirror { space: u8, device: u8 },
+    /// The device that mirrors a space reads (0), writes (1), borrows for atomic access (2), or takes a snapshot (3).
+    Device { space: u8, start: u16, len: u16, what: u8 },
+    /// Empties a range of a device's frames.
+    Evict { device: u8, start: u16, len: u16 },
     /// Takes folios until only `keep` frames are free. `reserve`: those under the low-water mark too.
     Hold { place: u8, order: u8, keep: u16, reserve: bool },
     /// Takes a reference of the folio at a page.
@@ -143,7 +159,8 @@ fn action(rng: &mut Rng, huge: bool) -> Action {
     let page = if rng.one_in(2) { start } else { rng.below(PAGES) as u16 };
     let to = rng.pick(&[0, 0, 0, 1, 1, 1, 1, 2]);
     let prot = rng.pick(&[3, 3, 3, 3, 3, 7, 1, 0]);
-    match rng.below(108) {
+    let few = len.min(1 + rng.below(9) as u16);
+    match rng.below(136) {
         0..=13 => Action::Map { space, start, len, prot, huge: !rng.one_in(if huge { 20 } else { 3 }) },
         14..=20 => Action::Unmap { space, start, len },
         21..=22 => Action::Advise { space, start, len, huge: rng.one_in(2) },
@@ -171,6 +188,21 @@ fn action(rng: &mut Rng, huge: bool) -> Action {
         93..=94 => Action::Switch { cpu, space },
         95..=96 => Action::Exit { space },
         97..=103 => Action::Protect { space, start, len, prot: rng.pick(&[3, 3, 1, 1, 7, 5, 0, 0]) },
+        108..=112 => Action::Fork { from: space, to: rng.below(3) as u8 },
+        113..=115 => {
+            let index = if rng.one_in(2) { 0 } else { rng.below(1024) as u16 };
+            Action::MapObject { space, start, len, prot, object: cpu % 2, index, shared: rng.one_in(2) }
+        }
+        116 => Action::Renew { object: cpu },
+        117..=120 => {
+            let to = self::start(rng, huge);
+            let new_len = if rng.one_in(4) { self::len(rng, huge) } else { len };
+            Action::Remap { space, start, len, to, new_len, keep: rng.one_in(4) }
+        }
+        121..=124 => Action::Track { space, start, len, what: rng.pick(&[0, 0, 1, 1, 2]) },
+        125..=127 => Action::Mirror { space, device: rng.below(2) as u8 },
+        128..=132 => Action::Device { space, start, len: few, what: rng.below(4) as u8 },
+        133..=135 => Action::Evict { device: rng.below(2) as u8, start, len },
         _ => Action::Contents { space, start, len, advice: rng.pick(&[0, 0, 1, 1, 2, 3]) },
     }
 }

@@ -5,12 +5,14 @@ use alloc::vec::Vec;
 
 use super::WORDS;
 use crate::entry::{Attrs, Entry, SoftKind};
-use crate::exercise::model::{ModelSpace, ModelVma, pages};
+use crate::exercise::model::{Backing, Model, ModelVma, pages};
 use crate::exercise::runner::Runner;
 use crate::exercise::world::World;
+use crate::machine::Machine;
 use crate::migrate::Report;
 use crate::space::Space;
-use crate::types::{Frame, PAGE_SHIFT, PAGE_SIZE, Place, Prot, VaRange, Vaddr};
+use crate::types::{Frame, Level, PAGE_SHIFT, PAGE_SIZE, Place, Prot, VaRange, Vaddr};
+use crate::vma::VmaKind;
 
 impl<W: World> Runner<'_, W> {
     pub(super) fn check_report(&self, range: VaRange, to: Place, report: &Report) {
@@ -20,7 +22,8 @@ impl<W: World> Runner<'_, W> {
     }
 
     pub(super) fn check_moved(&self, n: usize, space: &'static Space<W::Machine>, range: VaRange, to: Place) {
-        for page in pages(range) {
+        let model = self.world.model().borrow();
+        for page in pages(range).filter(|&page| model.is_own(n, page)) {
             let at = Vaddr(page * PAGE_SIZE);
             let entry = space.entry_at(at).1;
             let fine = match entry {
@@ -41,14 +44,20 @@ impl<W: World> Runner<'_, W> {
     }
 
     pub(super) fn check_contents(&self, n: usize) {
-        let model = &self.world.model().borrow().spaces[n];
+        let all = self.world.model().borrow();
+        let model = &all.spaces[n];
         let mut written = 0;
         self.space(n as u8).1.for_each_entry(
             &mut |at, level, word| {
                 let entry = Entry::decode(word, level);
                 for i in 0..u64::from(level.order().pages()) {
-                    written +=
-                        u64::from(self.check_page(model, n, (at.0 >> PAGE_SHIFT) + i, entry, i as u32));
+                    written += u64::from(self.check_page(
+                        &all,
+                        n,
+                        (at.0 >> PAGE_SHIFT) + i,
+                        (level, entry),
+                        i as u32,
+                    ));
                 }
             },
             &mut |_, _, _| {},
@@ -65,45 +74,58 @@ impl<W: World> Runner<'_, W> {
     }
 
     /// True when the page was ever written.
-    fn check_page(&self, model: &ModelSpace, n: usize, page: u64, entry: Entry, i: u32) -> bool {
+    fn check_page(&self, all: &Model, n: usize, page: u64, (level, entry): (Level, Entry), i: u32) -> bool {
+        let model = &all.spaces[n];
         let (frame, attrs, special) = match entry {
             Entry::Leaf(leaf) => (leaf.frame.offset(i), leaf.attrs, leaf.special),
             Entry::NonPresent(soft) => (soft.frame.offset(i), soft.attrs, false),
             Entry::None | Entry::Table(_) => return false,
         };
-        let expected = model.content.get(&page);
-        let found: [u64; WORDS] = core::array::from_fn(|w| self.world.peek(frame, w));
-        if found != expected.copied().unwrap_or_default().words {
+        let (own, expected, found) = (model.content.get(&page), all.words(n, page), self.peek(frame));
+        if found != expected {
             self.fail(|| {
                 format!(
                     "space {n}: page {page:#x} in {frame} holds {found:x?}, not {expected:x?} ({entry:?})"
                 )
             });
         }
-        if expected.is_some_and(|page| !page.clean) && !special {
-            self.check_dirty(n, page, frame, attrs);
+        if let Some(own) = own {
+            if !own.clean && !special {
+                self.check_dirty(n, page, frame, attrs);
+            }
+            let marks = (attrs.contains(Attrs::SOFT_DIRTY), attrs.contains(Attrs::UFFD_WP));
+            self.check_marks(n, page, level, own, marks);
         }
         if let Some(vma) = model.vma(page)
-            && !is_allowed(entry, attrs, vma.prot)
+            && !is_allowed(entry, attrs, vma)
         {
             self.fail(|| {
                 format!("space {n}: page {page:#x} is mapped as {entry:?}, where {:?} is allowed", vma.prot)
             });
         }
-        expected.is_some()
+        own.is_some()
+    }
+
+    /// The words of a page, looked at where it lies.
+    pub(super) fn peek(&self, frame: Frame) -> [u64; WORDS] {
+        W::AT.map(|at| {
+            let mut word = [0];
+            W::Machine::read_frame(frame, at, &mut word);
+            word[0]
+        })
     }
 
     /// The real mappings are the model's.
     pub(super) fn check_vmas(&self, n: usize) {
         let model = &self.world.model().borrow().spaces[n];
-        let mut expected = model.vmas.iter().copied();
-        let mut now: Option<ModelVma> = None;
+        let mut expected = flat(&model.vmas).into_iter();
+        let mut now: Option<(u64, u64, Prot, VmaKind)> = None;
         // Real ones may be more: they differ in what the model does not know.
         self.space(n as u8).1.for_each_vma(|vma| {
             let pages = pages(vma.range());
-            let next = ModelVma { start: pages.start, end: pages.end, prot: vma.prot() };
+            let next = (pages.start, pages.end, vma.prot(), vma.kind());
             match &mut now {
-                Some(now) if now.end == next.start && now.prot == next.prot => now.end = next.end,
+                Some(now) if now.1 == next.0 && (now.2, now.3) == (next.2, next.3) => now.1 = next.1,
                 _ => {
                     if now.is_some() && now != expected.next() {
                         self.fail(|| format!("space {n} has {now:x?}, not {:x?}", model.vmas));
@@ -129,13 +151,30 @@ impl<W: World> Runner<'_, W> {
     }
 }
 
+/// Mappings as the memory manager tells of them: it does not say which object they show.
+fn flat(vmas: &[ModelVma]) -> Vec<(u64, u64, Prot, VmaKind)> {
+    let mut flat: Vec<(u64, u64, Prot, VmaKind)> = Vec::new();
+    for vma in vmas {
+        let kind = match vma.backing {
+            Backing::Anon => VmaKind::Anon,
+            Backing::Shared(_) => VmaKind::Shared,
+            Backing::Private(_) => VmaKind::Private,
+        };
+        match flat.last_mut() {
+            Some(last) if last.1 == vma.start && (last.2, last.3) == (vma.prot, kind) => last.1 = vma.end,
+            _ => flat.push((vma.start, vma.end, vma.prot, kind)),
+        }
+    }
+    flat
+}
+
 /// No entry allows more than its mapping, and none is present where nothing is allowed.
-fn is_allowed(entry: Entry, attrs: Attrs, prot: Prot) -> bool {
+fn is_allowed(entry: Entry, attrs: Attrs, vma: &ModelVma) -> bool {
     let hidden = match entry {
         Entry::NonPresent(soft) => attrs.contains(Attrs::NO_ACCESS) || soft.kind == SoftKind::ProtNone,
         _ => false,
     };
-    hidden == prot.is_empty()
-        && (!attrs.contains(Attrs::WRITE) || prot.contains(Prot::WRITE))
-        && (!attrs.contains(Attrs::EXEC) || prot.contains(Prot::EXEC))
+    hidden == vma.prot.is_empty()
+        && (!attrs.contains(Attrs::WRITE) || vma.prot.contains(Prot::WRITE))
+        && (!attrs.contains(Attrs::EXEC) || vma.prot.contains(Prot::EXEC))
 }

@@ -5,7 +5,7 @@ use alloc::format;
 use super::WORDS;
 use crate::advise::Advice;
 use crate::error::{FaultError, RangeError};
-use crate::exercise::model::pages;
+use crate::exercise::model::{Backing, pages};
 use crate::exercise::rng::Rng;
 use crate::exercise::runner::Runner;
 use crate::exercise::world::World;
@@ -20,7 +20,7 @@ impl<W: World> Runner<'_, W> {
         let result = space.map_anon(range, prot, advice);
         let model = &mut self.world.model().borrow_mut().spaces[n];
         match result {
-            Ok(()) if !model.overlaps(range) => model.map(range, prot),
+            Ok(()) if !model.overlaps(range) => model.map(range, prot, Backing::Anon, 0),
             Err(RangeError::Exists(_)) if model.overlaps(range) => {}
             Err(RangeError::Oom(_)) if self.may_be_oom() => {}
             other => self.fail(|| format!("map of {range} in space {n}: {other:?}")),
@@ -83,7 +83,10 @@ impl<W: World> Runner<'_, W> {
     pub(super) fn protect(&self, space: u8, range: VaRange, prot: u8) {
         let (n, space) = self.space(space);
         let prot = Prot::from_bits_truncate(prot);
+        // What it gains is there before it ends.
+        self.world.model().borrow_mut().flux = Some((n, range));
         let result = space.protect(range, prot);
+        self.world.model().borrow_mut().flux = None;
         if self.is_told(n, range, "protection", result) {
             let model = &mut self.world.model().borrow_mut().spaces[n];
             let hole = model.first(range, |vma| vma.is_none()).unwrap_or(range.end);
@@ -96,26 +99,28 @@ impl<W: World> Runner<'_, W> {
         let (cpu, (n, space)) = (self.cpu(cpu), self.space(space));
         self.switch(cpu, n);
         let word = rng.below(WORDS as u64) as usize;
+        let was_huge = self.is_huge(n, addr >> PAGE_SHIFT);
         let result = self.world.access(cpu, space, Vaddr(addr), word, value);
-        let model = &mut self.world.model().borrow_mut().spaces[n];
+        let model = &mut *self.world.model().borrow_mut();
         let page = addr >> PAGE_SHIFT;
         let access = if value.is_some() { Access::Write } else { Access::Read };
-        let fine = match (result, model.allows(page, access)) {
+        let fine = match (result, model.allows(n, page, access)) {
             (Ok(found), Some(true)) => {
                 if let Some(value) = value {
-                    model.write(page, word, value);
+                    model.write(n, page, word, value);
+                    if was_huge || self.is_huge(n, page) {
+                        model.spaces[n].blur(page);
+                    }
                 }
-                found == model.read(page, word)
+                found == model.read(n, page, word)
             }
             (Err(FaultError::NoVma(_)), None) | (Err(FaultError::Access(..)), Some(false)) => true,
             (Err(FaultError::Oom(_)), Some(true)) => self.failing || self.short_of(Place::RAM, 512),
-            (Err(FaultError::Device(_) | FaultError::Held(_)), Some(true)) => {
-                self.failing || self.failing_copies || self.pinned || !self.held.is_empty()
-            }
+            (Err(FaultError::Device(_) | FaultError::Held(_)), Some(true)) => self.has_obstacles(),
             _ => false,
         };
         if !fine {
-            let expected = (model.allows(page, access), model.read(page, word));
+            let expected = (model.allows(n, page, access), model.read(n, page, word));
             self.fail(|| {
                 format!(
                     "CPU {cpu}: {access:?} of {addr:#x} word {word} in space {n}: {result:x?}, expected {expected:x?}"

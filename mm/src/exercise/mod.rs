@@ -12,17 +12,19 @@
 //! `exercise` does not have it.
 
 mod actions;
+mod borrowers;
 mod checks;
 mod memory;
 mod model;
 mod moves;
+mod relatives;
 mod rng;
 mod runner;
 mod shrink;
 mod world;
 
 pub use actions::{Action, PAGES, Step, about_huge, addr, generate, range};
-pub use model::{Model, ModelPage, ModelSpace, ModelVma, WORDS, pages};
+pub use model::{Backing, Model, ModelPage, ModelSpace, ModelVma, OBJECT_PAGES, OBJECTS, WORDS, pages};
 pub use rng::{Rng, mix};
 pub use runner::{Failure, Progress, Runner, SPACES, run};
 pub use shrink::{as_rust, shrink};

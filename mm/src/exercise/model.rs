@@ -8,6 +8,22 @@ use crate::types::{Access, PAGE_SHIFT, PAGE_SIZE, Prot, VaRange, Vaddr};
 /// Words of a page that are looked at.
 pub const WORDS: usize = 4;
 
+/// Objects that there are at a time.
+pub const OBJECTS: usize = 2;
+/// Pages of an object.
+pub const OBJECT_PAGES: u64 = 1024;
+
+/// What a mapping shows. Objects are numbered for ever.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Backing {
+    /// Memory of its own.
+    Anon,
+    /// An object, shared with all who map it.
+    Shared(usize),
+    /// An object, until somebody writes.
+    Private(usize),
+}
+
 /// One mapping. Neighbours that are equal are one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ModelVma {
@@ -17,15 +33,23 @@ pub struct ModelVma {
     pub end: u64,
     /// What may be done there.
     pub prot: Prot,
+    /// What is there.
+    pub backing: Backing,
+    /// Index in the object minus page number; 0 without an object.
+    pub shift: u64,
 }
 
-/// What is in a page that was ever written.
+/// What is in a page that belongs to a space alone.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct ModelPage {
     /// Its words.
     pub words: [u64; WORDS],
     /// Nobody has to know any more that it was written.
     pub clean: bool,
+    /// Soft-dirty, where it is known: a huge page is so as a whole.
+    pub soft: Option<bool>,
+    /// Write-protected by a tracker, where it is known.
+    pub wp: Option<bool>,
 }
 
 /// One address space. Pages are virtual page numbers.
@@ -33,7 +57,7 @@ pub struct ModelPage {
 pub struct ModelSpace {
     /// What is mapped, in address order.
     pub vmas: Vec<ModelVma>,
-    /// Pages that were ever written; all others are zero.
+    /// Pages that were written, outside shared mappings; all others are what they were at first.
     pub content: BTreeMap<u64, ModelPage>,
 }
 
@@ -42,6 +66,88 @@ pub struct ModelSpace {
 pub struct Model {
     /// Address spaces.
     pub spaces: Vec<ModelSpace>,
+    /// Pages of objects that were written.
+    pub objects: Vec<BTreeMap<u64, [u64; WORDS]>>,
+    /// Numbers of the objects that there are now.
+    pub current: [usize; OBJECTS],
+    /// Pages of a space that an operation changes at this moment: what other CPUs do there proves nothing.
+    pub flux: Option<(usize, VaRange)>,
+}
+
+impl Model {
+    /// The words of a page that a space sees.
+    #[must_use]
+    pub fn words(&self, space: usize, page: u64) -> [u64; WORDS] {
+        let space = &self.spaces[space];
+        if let Some(page) = space.content.get(&page) {
+            return page.words;
+        }
+        match space.vma(page) {
+            Some(vma) => match vma.backing {
+                Backing::Anon => [0; WORDS],
+                Backing::Shared(object) | Backing::Private(object) => {
+                    let words = self.objects[object].get(&page.wrapping_add(vma.shift));
+                    words.copied().unwrap_or_default()
+                }
+            },
+            None => [0; WORDS],
+        }
+    }
+
+    /// A word of a page.
+    #[must_use]
+    pub fn read(&self, space: usize, page: u64, word: usize) -> u64 {
+        self.words(space, page)[word]
+    }
+
+    /// A program writes a word.
+    pub fn write(&mut self, space: usize, page: u64, word: usize, value: u64) {
+        let mut words = self.words(space, page);
+        words[word] = value;
+        self.write_all(space, page, words);
+    }
+
+    /// A program or a device writes a page.
+    pub fn write_all(&mut self, space: usize, page: u64, words: [u64; WORDS]) {
+        let space = &mut self.spaces[space];
+        let Some(vma) = space.vma(page).copied() else { return };
+        if let Backing::Shared(object) = vma.backing {
+            self.objects[object].insert(page.wrapping_add(vma.shift), words);
+        } else {
+            let written = ModelPage { words, clean: false, soft: Some(true), wp: Some(false) };
+            space.content.insert(page, written);
+        }
+    }
+
+    /// What an access must lead to, once memory suffices.
+    #[must_use]
+    pub fn allows(&self, space: usize, page: u64, access: Access) -> Option<bool> {
+        self.spaces.get(space)?.vma(page).map(|vma| vma.prot.allows(access))
+    }
+
+    /// True when a page, or a hole, is a space's own and not an object's.
+    #[must_use]
+    pub fn is_own(&self, space: usize, page: u64) -> bool {
+        let space = &self.spaces[space];
+        match space.vma(page).map(|vma| vma.backing) {
+            Some(Backing::Anon) => true,
+            Some(Backing::Private(_)) => space.content.contains_key(&page),
+            Some(Backing::Shared(_)) | None => false,
+        }
+    }
+
+    /// An object ends, as far as nobody maps it, and an empty one takes its place.
+    pub fn renew(&mut self, object: usize) {
+        self.current[object] = self.objects.len();
+        self.objects.push(BTreeMap::new());
+        for (n, content) in self.objects.iter_mut().enumerate() {
+            let maps =
+                |vma: &ModelVma| matches!(vma.backing, Backing::Shared(o) | Backing::Private(o) if o == n);
+            if !self.current.contains(&n) && !self.spaces.iter().any(|s| s.vmas.iter().any(maps)) {
+                content.clear();
+            }
+        }
+    }
 }
 
 /// The pages of an address range.
@@ -74,11 +180,45 @@ impl ModelSpace {
         at
     }
 
-    /// Maps a range where nothing is.
-    pub fn map(&mut self, range: VaRange, prot: Prot) {
+    /// Maps a range where nothing is, of an object from page `index` on.
+    pub fn map(&mut self, range: VaRange, prot: Prot, backing: Backing, index: u64) {
         let pages = pages(range);
-        self.vmas.push(ModelVma { start: pages.start, end: pages.end, prot });
+        let shift = if backing == Backing::Anon { 0 } else { index.wrapping_sub(pages.start) };
+        self.vmas.push(ModelVma { start: pages.start, end: pages.end, prot, backing, shift });
         self.tidy();
+    }
+
+    /// Moves what is in one mapping to another address, where it may be longer; `keep` leaves an empty mapping behind.
+    pub fn remap(&mut self, old: VaRange, new: VaRange, keep: bool) {
+        let (from, to) = (pages(old), pages(new));
+        let Some(vma) = self.vma(from.start).copied() else { return };
+        if from.start == to.start {
+            self.change(old, |_| None);
+            let gone = to.end.min(from.end)..from.end;
+            self.content.retain(|page, _| !gone.contains(page));
+        } else {
+            self.unmap(new);
+            let mut moved: Vec<_> = self.content.range(from.clone()).map(|(page, p)| (*page, *p)).collect();
+            self.forget(old);
+            moved.retain(|(page, _)| page - from.start < to.end - to.start);
+            for (page, content) in moved {
+                let content = ModelPage { soft: Some(true), ..content };
+                self.content.insert(page - from.start + to.start, content);
+            }
+            if !keep {
+                self.change(old, |_| None);
+            }
+        }
+        let index = from.start.wrapping_add(vma.shift);
+        self.map(new, vma.prot, vma.backing, index);
+    }
+
+    /// Nobody says what the pages that share a 2 MiB page with this one are marked as.
+    pub fn blur(&mut self, page: u64) {
+        let first = page & !511;
+        for (_, other) in self.content.range_mut(first..first + 512).filter(|(at, _)| **at != page) {
+            (other.soft, other.wp) = (None, None);
+        }
     }
 
     /// Nothing is mapped in the range any more, and nothing in it.
@@ -128,25 +268,6 @@ impl ModelSpace {
             }
             joins
         });
-    }
-
-    /// What an access must lead to, once memory suffices.
-    #[must_use]
-    pub fn allows(&self, page: u64, access: Access) -> Option<bool> {
-        self.vma(page).map(|vma| vma.prot.allows(access))
-    }
-
-    /// A word of a page.
-    #[must_use]
-    pub fn read(&self, page: u64, word: usize) -> u64 {
-        self.content.get(&page).map_or(0, |page| page.words[word])
-    }
-
-    /// A program writes a word.
-    pub fn write(&mut self, page: u64, word: usize, value: u64) {
-        let page = self.content.entry(page).or_default();
-        page.words[word] = value;
-        page.clean = false;
     }
 
     /// The first page of a range for which `bad` holds.

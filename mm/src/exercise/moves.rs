@@ -14,7 +14,7 @@ use crate::types::{Order, PAGE_SHIFT, PAGE_SIZE, Place, Prot, VaRange, Vaddr};
 use crate::zone::Need;
 
 impl<W: World> Runner<'_, W> {
-    fn place(&self, to: u8) -> Place {
+    pub(super) fn place(&self, to: u8) -> Place {
         if to == 0 {
             Place::RAM
         } else {
@@ -51,9 +51,9 @@ impl<W: World> Runner<'_, W> {
             }
         };
         self.check_report(range, to, &report);
-        let calm = roomy && !self.failing && !self.failing_copies && self.held.is_empty();
-        let foreign = report.failed[Cause::Foreign as usize];
-        if calm && report.failed_pages() != foreign {
+        let calm = roomy && !self.has_obstacles();
+        let stay = report.failed[Cause::Foreign as usize] + report.failed[Cause::NotAnon as usize];
+        if calm && report.failed_pages() != stay {
             self.fail(|| format!("migrate {range} of space {n} to {to} had all it needs: {report:?}"));
         }
         if calm {

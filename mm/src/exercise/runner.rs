@@ -8,12 +8,14 @@ use core::cell::Cell;
 use core::mem::{ManuallyDrop, take};
 
 use crate::exercise::actions::{Action, Step, range};
-use crate::exercise::model::{ModelSpace, pages};
+use crate::exercise::model::{Model, ModelSpace, OBJECTS, pages};
 use crate::exercise::moves::Held;
 use crate::exercise::rng::{Rng, mix};
 use crate::exercise::world::World;
 use crate::machine::Machine;
+use crate::mirror::dmirror::Dmirror;
 use crate::mm::Mm;
+use crate::object::ObjectRef;
 use crate::space::{AddressSpace, Space};
 use crate::types::{PAGE_SHIFT, Place, VaRange};
 
@@ -68,6 +70,10 @@ pub fn run<W: World>(world: &W, steps: &[Step], progress: &Progress, tidy: bool)
 pub struct Runner<'w, W: World> {
     pub(super) world: &'w W,
     pub(super) spaces: ManuallyDrop<[Option<Rc<AddressSpace<W::Machine>>>; SPACES]>,
+    /// Objects that can be mapped.
+    pub(super) objects: ManuallyDrop<[Option<ObjectRef<W::Machine>>; OBJECTS]>,
+    /// Devices that mirror spaces.
+    pub(super) mirrors: ManuallyDrop<[Option<Dmirror<W::Machine>>; SPACES]>,
     /// What holds memory back.
     pub(super) held: ManuallyDrop<Held<W::Machine>>,
     /// Folios of mapped pages are among those.
@@ -88,13 +94,17 @@ impl<'w, W: World> Runner<'w, W> {
         let mut runner = Self {
             world,
             spaces: ManuallyDrop::new([const { None }; SPACES]),
+            objects: ManuallyDrop::new([const { None }; OBJECTS]),
+            mirrors: ManuallyDrop::new([const { None }; SPACES]),
             held: ManuallyDrop::new(Held(Vec::new())),
             pinned: false,
             failing: false,
             failing_copies: false,
             before: W::Machine::mm().folios_in_use(),
         };
-        world.model().borrow_mut().spaces = alloc::vec![ModelSpace::default(); SPACES];
+        *world.model().borrow_mut() =
+            Model { spaces: alloc::vec![ModelSpace::default(); SPACES], ..Model::default() };
+        (0..OBJECTS as u8).for_each(|object| runner.renew(object));
         for space in &mut *runner.spaces {
             *space = Some(Rc::new(world.new_space().expect("memory for a space")));
         }
@@ -117,7 +127,7 @@ impl<'w, W: World> Runner<'w, W> {
         (n, self.owner(n).space())
     }
 
-    fn owner(&self, n: usize) -> &Rc<AddressSpace<W::Machine>> {
+    pub(super) fn owner(&self, n: usize) -> &Rc<AddressSpace<W::Machine>> {
         self.spaces[n].as_ref().expect("a space that ends is replaced")
     }
 
@@ -134,6 +144,11 @@ impl<'w, W: World> Runner<'w, W> {
     /// Allocations may fail in this step: they were told to, or memory is short.
     pub(super) fn may_be_oom(&self) -> bool {
         self.failing || self.short_of(Place::RAM, 0)
+    }
+
+    /// Somebody holds pages, or failures were asked for: not everything goes where it should.
+    pub(super) fn has_obstacles(&self) -> bool {
+        self.failing || self.failing_copies || self.pinned || !self.held.is_empty()
     }
 
     /// Mostly, a range that is mapped as a whole: the same, moved into or cut at the mapping nearest to it.
@@ -233,6 +248,31 @@ impl<'w, W: World> Runner<'w, W> {
                 self.failing_copies = true;
             }
             Action::Chaos { n } => self.world.disturb(n),
+            Action::Fork { from, to } => self.fork(from, to),
+            Action::MapObject { space, start, len, prot, object, index, shared } => {
+                if rng.one_in(2) {
+                    self.unmap(space, range(start, len));
+                }
+                self.map_object(space, range(start, len), prot, object, index, shared);
+            }
+            Action::Renew { object } => self.renew(object),
+            Action::Remap { space, start, len, to, new_len, keep } => {
+                let mut old = self.aim(space, range(start, len), rng);
+                if !rng.one_in(8) {
+                    old = self.in_one(space, old);
+                }
+                let new_len = if new_len == len { old.nr_pages() as u16 } else { new_len };
+                self.remap(space, old, range(to, new_len), keep);
+            }
+            Action::Track { space, start, len, what } => {
+                self.track(space, self.aim(space, range(start, len), rng), what);
+            }
+            Action::Mirror { space, device } => self.mirror(space, device),
+            Action::Device { space, start, len, what } => {
+                let range = self.aim(space, range(start, len), rng);
+                self.device(space, range, what, rng);
+            }
+            Action::Evict { device, start, len } => self.evict(device, start, len),
             Action::Switch { cpu, space } => self.switch(self.cpu(cpu), self.space(space).0),
             Action::Exit { space } => self.exit(space),
         }
@@ -247,6 +287,12 @@ impl<'w, W: World> Runner<'w, W> {
     fn exit(&mut self, space: u8) {
         Self::mm().inject.disarm();
         self.end(self.space(space).0);
+        self.replace_ended();
+    }
+
+    /// Empty spaces take the place of those that have ended.
+    pub(super) fn replace_ended(&mut self) {
+        Self::mm().inject.disarm();
         while let Some(n) = (0..SPACES).find(|&n| self.spaces[n].is_none()) {
             match self.world.new_space() {
                 Ok(new) => self.spaces[n] = Some(Rc::new(new)),
@@ -258,12 +304,13 @@ impl<'w, W: World> Runner<'w, W> {
     }
 
     /// A space ends; CPUs that have it loaded leave it first.
-    fn end(&mut self, n: usize) {
+    pub(super) fn end(&mut self, n: usize) {
         for cpu in 0..self.world.cpus() {
             if self.world.loaded(cpu) == Some(n) {
                 self.world.unload(cpu);
             }
         }
+        self.mirrors[n] = None;
         self.spaces[n] = None;
         self.world.model().borrow_mut().spaces[n] = ModelSpace::default();
     }
@@ -287,6 +334,8 @@ impl<'w, W: World> Runner<'w, W> {
             self.exit(n);
         }
         self.check();
+        drop(take(&mut *self.mirrors));
+        drop(take(&mut *self.objects));
         let left = Self::mm().folios_in_use();
         if left != self.before {
             self.fail(|| format!("{left} folios are left at the end, {} were there before", self.before));
@@ -300,7 +349,9 @@ impl<'w, W: World> Runner<'w, W> {
         self.world.fail_copies(0, 0);
         self.release();
         (0..self.world.cpus()).for_each(|cpu| self.world.unload(cpu));
+        drop(take(&mut *self.mirrors));
         drop(take(&mut *self.spaces));
+        drop(take(&mut *self.objects));
     }
 
     /// Audit and contents, without touching anything.
@@ -318,5 +369,6 @@ impl<'w, W: World> Runner<'w, W> {
             self.check_vmas(n);
             self.check_contents(n);
         }
+        self.check_objects();
     }
 }

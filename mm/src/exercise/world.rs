@@ -6,10 +6,10 @@ use core::cell::RefCell;
 
 use crate::error::{FaultError, OutOfMemory};
 use crate::exercise::actions::Step;
-use crate::exercise::model::Model;
+use crate::exercise::model::{Model, WORDS};
 use crate::machine::Machine;
 use crate::space::{AddressSpace, Space};
-use crate::types::{Frame, VaRange, Vaddr};
+use crate::types::{VaRange, Vaddr};
 
 /// A place where action lists run. One list at a time; spaces have the runner's numbers.
 pub trait World {
@@ -17,6 +17,8 @@ pub trait World {
     type Machine: Machine;
     /// Steps between two audits with a look at every page: as many as the place can pay for.
     const BATCH: usize;
+    /// Which words of a page are looked at.
+    const AT: [usize; WORDS];
 
     /// CPUs that programs run on.
     fn cpus(&self) -> usize;
@@ -40,6 +42,14 @@ pub trait World {
     /// # Errors
     /// [`OutOfMemory`].
     fn new_space(&self) -> Result<AddressSpace<Self::Machine>, OutOfMemory>;
+    /// A clone of an address space.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    fn clone_space(
+        &self,
+        of: &AddressSpace<Self::Machine>,
+    ) -> Result<AddressSpace<Self::Machine>, OutOfMemory>;
     /// The number of the space that a CPU has loaded.
     fn loaded(&self, cpu: usize) -> Option<usize>;
     /// A CPU loads space `n`, and leaves the one before.
@@ -60,9 +70,6 @@ pub trait World {
         word: usize,
         value: Option<u64>,
     ) -> Result<u64, FaultError>;
-    /// A sampled word of a page, looked at where it lies.
-    fn peek(&self, frame: Frame, word: usize) -> u64;
-
     /// After `skip` copies of the engines, `times` fail.
     fn fail_copies(&self, skip: u64, times: u64);
     /// `n` disturbances, where there is somebody to disturb.

@@ -8,11 +8,11 @@ use std::sync::Once;
 
 use crate::counters::Event;
 use crate::error::{FaultError, OutOfMemory};
-use crate::exercise::{self, Failure, Model, Rng, Step, World, about_huge, mix};
+use crate::exercise::{self, Failure, Model, Rng, Step, WORDS, World, about_huge, mix};
 use crate::machine::FlushReason;
 use crate::space::{AddressSpace, Space};
 use crate::testing::machine::{Config, Soft, State};
-use crate::types::{Frame, VaRange, Vaddr};
+use crate::types::{VaRange, Vaddr};
 
 /// How a run is watched.
 #[derive(Clone, Debug, Default)]
@@ -86,6 +86,7 @@ impl Host {
 impl World for Host {
     type Machine = Soft;
     const BATCH: usize = 8;
+    const AT: [usize; WORDS] = [0, 1, 2, 3];
 
     fn cpus(&self) -> usize {
         self.state.config.cpus
@@ -119,6 +120,9 @@ impl World for Host {
     fn new_space(&self) -> Result<AddressSpace<Soft>, OutOfMemory> {
         AddressSpace::new(|_| {})
     }
+    fn clone_space(&self, of: &AddressSpace<Soft>) -> Result<AddressSpace<Soft>, OutOfMemory> {
+        of.clone_of(|_| {})
+    }
     fn loaded(&self, cpu: usize) -> Option<usize> {
         self.state.mmu.borrow().loaded(cpu).map(|(_, n)| n)
     }
@@ -141,9 +145,6 @@ impl World for Host {
         value: Option<u64>,
     ) -> Result<u64, FaultError> {
         self.state.user_access(cpu, space, page, word, value)
-    }
-    fn peek(&self, frame: Frame, word: usize) -> u64 {
-        self.state.data(frame)[word].get()
     }
 
     fn fail_copies(&self, skip: u64, times: u64) {

@@ -460,11 +460,13 @@ impl State {
         let addr = self.somewhere(mmu, cpu) & !(PAGE_SIZE - 1);
         let (page, word) = (addr / PAGE_SIZE, mmu.rng.below(WORDS as u64) as usize);
         let value = if mmu.rng.one_in(2) { Some(mmu.rng.next()) } else { None };
-        let Ok(t) = self.access(mmu, cpu, root, addr, value.is_some()) else { return };
         let Ok(mut model) = self.model.try_borrow_mut() else { return };
+        if model.flux.is_some_and(|(n, range)| n == space && range.contains(Vaddr(addr))) {
+            return;
+        }
+        let Ok(t) = self.access(mmu, cpu, root, addr, value.is_some()) else { return };
         let access = if value.is_some() { Access::Write } else { Access::Read };
-        let Some(model) = model.spaces.get_mut(space) else { return };
-        if model.allows(page, access) != Some(true) {
+        if model.allows(space, page, access) != Some(true) {
             self.fail(|| {
                 format!("CPU {cpu} did a {access:?} of {addr:#x} through {t:x?}, which is not allowed")
             });
@@ -472,9 +474,14 @@ impl State {
         }
         let Some(found) = self.through(&t, addr, word, value) else { return };
         match value {
-            Some(value) => model.write(page, word, value),
-            None if found != model.read(page, word) => self.fail(|| {
-                let expected = model.read(page, word);
+            Some(value) => {
+                model.write(space, page, word, value);
+                if t.size == MIB2 {
+                    model.spaces[space].blur(page);
+                }
+            }
+            None if found != model.read(space, page, word) => self.fail(|| {
+                let expected = model.read(space, page, word);
                 format!(
                     "CPU {cpu} read {found:#x} at {addr:#x} word {word} through {t:x?}, not {expected:#x}"
                 )

@@ -1,0 +1,235 @@
+//! Trackers, devices that mirror a space, and evictions.
+
+use alloc::format;
+use alloc::vec;
+use alloc::vec::Vec;
+
+use crate::error::RangeError;
+use crate::exercise::model::{ModelPage, WORDS, pages};
+use crate::exercise::rng::Rng;
+use crate::exercise::runner::Runner;
+use crate::exercise::world::World;
+use crate::mirror::dmirror::{Dmirror, DmirrorError, PAGE_WORDS, Snap};
+use crate::types::{Access, Frame, Level, PAGE_SHIFT, PAGE_SIZE, Place, Prot, VaRange, Vaddr};
+
+impl<W: World> Runner<'_, W> {
+    /// `what`: 0 to clear soft-dirty, 1 to begin to track writes, 2 to end it.
+    pub(super) fn track(&self, space: u8, range: VaRange, what: u8) {
+        let (n, space) = self.space(space);
+        let result = match what {
+            0 => space.clear_soft_dirty(range),
+            what => space.write_protect(range, what == 1),
+        };
+        let model = &mut self.world.model().borrow_mut().spaces[n];
+        let hole = model.first(range, |vma| vma.is_none());
+        match result {
+            Ok(()) if what == 0 || hole.is_none() => {}
+            Err(RangeError::NotMapped(at)) if what != 0 && hole == Some(at) => return,
+            Err(RangeError::Oom(_)) if self.may_be_oom() => return,
+            other => {
+                self.fail(|| format!("tracking ({what}) of {range} in space {n}: {other:?}, hole {hole:?}"));
+                return;
+            }
+        }
+        for (_, page) in model.content.range_mut(pages(range)) {
+            match what {
+                0 => page.soft = Some(false),
+                what => page.wp = Some(what == 1),
+            }
+        }
+    }
+
+    /// What trackers say of a page that was written.
+    pub(super) fn check_marks(
+        &self,
+        n: usize,
+        page: u64,
+        level: Level,
+        expected: &ModelPage,
+        marks: (bool, bool),
+    ) {
+        let differs = |known: Option<bool>, found: bool| known.is_some_and(|known| known != found);
+        let (soft, wp) = marks;
+        if differs(expected.soft, soft) || differs(expected.wp, wp) {
+            self.fail(|| {
+                format!(
+                    "space {n}: page {page:#x} ({level:?}) is soft-dirty: {soft}, write-protected: {wp}, not {expected:x?}"
+                )
+            });
+        }
+    }
+
+    /// A device begins to mirror a space, or ends it.
+    pub(super) fn mirror(&mut self, space: u8, device: u8) {
+        let n = self.space(space).0;
+        if self.mirrors[n].take().is_some() {
+            return;
+        }
+        match Dmirror::open(self.place(1 + device), self.owner(n)) {
+            Ok(mirror) => self.mirrors[n] = Some(mirror),
+            Err(DmirrorError::NoMemory) if self.may_be_oom() => {}
+            Err(e) => self.fail(|| format!("mirror of space {n}: {e:?}")),
+        }
+    }
+
+    /// A device's access to a range: 0 reads, 1 writes, 2 borrows for atomic access, 3 takes a snapshot.
+    pub(super) fn device(&self, space: u8, range: VaRange, what: u8, rng: &mut Rng) {
+        let n = self.space(space).0;
+        let Some(mirror) = &self.mirrors[n] else { return };
+        let access = if matches!(what, 1 | 2) { Access::Write } else { Access::Read };
+        let forbidden = |page| self.world.model().borrow().allows(n, page, access) != Some(true);
+        let smooth = !self.has_obstacles() && !self.short_of(Place::RAM, 600) && !pages(range).any(forbidden);
+        if what == 3 {
+            return self.snapshot(n, mirror, range);
+        }
+        // Where it may fail half way, a page at a time, so that it is known what was done.
+        let step = if smooth { range.nr_pages() } else { 1 };
+        for first in pages(range).step_by(step as usize) {
+            let part = VaRange::new(first << PAGE_SHIFT, step * PAGE_SIZE);
+            let result = match what {
+                0 => self.device_reads(n, mirror, part),
+                1 => self.device_writes(n, mirror, part, rng),
+                _ => self.device_borrows(n, mirror, part),
+            };
+            match result {
+                Ok(()) if pages(part).any(forbidden) => {
+                    self.fail(|| format!("a device's access ({what}) to {part} of space {n} is allowed"));
+                }
+                Ok(()) => {}
+                Err(_) if pages(part).any(forbidden) => {}
+                Err(DmirrorError::NoMemory) if self.failing || self.short_of(Place::RAM, 600) => {}
+                Err(DmirrorError::Fault | DmirrorError::NotThere) if self.has_obstacles() => {}
+                // What belongs to an object is not lent.
+                Err(DmirrorError::Fault) if what == 2 && pages(part).any(|page| self.is_shared(n, page)) => {}
+                Err(e) => self.fail(|| format!("a device's access ({what}) to {part} of space {n}: {e:?}")),
+            }
+        }
+    }
+
+    fn is_shared(&self, n: usize, page: u64) -> bool {
+        use crate::exercise::model::Backing;
+        let model = self.world.model().borrow();
+        model.spaces[n].vma(page).is_some_and(|vma| matches!(vma.backing, Backing::Shared(_)))
+    }
+
+    fn device_reads(
+        &self,
+        n: usize,
+        mirror: &Dmirror<W::Machine>,
+        range: VaRange,
+    ) -> Result<(), DmirrorError> {
+        let mut words = vec![0; range.nr_pages() as usize * PAGE_WORDS];
+        mirror.read(range.start, &mut words)?;
+        self.compare(n, range, &words);
+        Ok(())
+    }
+
+    fn compare(&self, n: usize, range: VaRange, words: &[u64]) {
+        let model = self.world.model().borrow();
+        for (page, words) in pages(range).zip(words.chunks_exact(PAGE_WORDS)) {
+            let found = W::AT.map(|at| words[at]);
+            let expected = model.words(n, page);
+            if found != expected {
+                self.fail(|| {
+                    format!("space {n}: a device finds {found:x?} in page {page:#x}, not {expected:x?}")
+                });
+            }
+        }
+    }
+
+    fn device_writes(
+        &self,
+        n: usize,
+        mirror: &Dmirror<W::Machine>,
+        range: VaRange,
+        rng: &mut Rng,
+    ) -> Result<(), DmirrorError> {
+        let written: Vec<[u64; WORDS]> = pages(range).map(|_| [(); WORDS].map(|()| rng.next())).collect();
+        let mut words = vec![0; range.nr_pages() as usize * PAGE_WORDS];
+        for (page, values) in words.chunks_exact_mut(PAGE_WORDS).zip(&written) {
+            W::AT.iter().zip(values).for_each(|(at, value)| page[*at] = *value);
+        }
+        // Other CPUs see a page when the device has written it, and not all pages at once.
+        self.world.model().borrow_mut().flux = Some((n, range));
+        let result = mirror.write(range.start, &words);
+        let model = &mut *self.world.model().borrow_mut();
+        model.flux = None;
+        result?;
+        for (page, values) in pages(range).zip(written) {
+            model.write_all(n, page, values);
+            if self.is_huge(n, page) {
+                model.spaces[n].blur(page);
+            }
+        }
+        Ok(())
+    }
+
+    fn device_borrows(
+        &self,
+        n: usize,
+        mirror: &Dmirror<W::Machine>,
+        range: VaRange,
+    ) -> Result<(), DmirrorError> {
+        let mut words = vec![0; range.nr_pages() as usize * PAGE_WORDS];
+        let result = mirror.exclusive(range.start, &mut words);
+        // Each page that was lent counts as written; how far it came is not known after an error.
+        let model = &mut *self.world.model().borrow_mut();
+        for page in pages(range) {
+            model.spaces[n].blur(page);
+            if let Some(content) = model.spaces[n].content.get_mut(&page) {
+                (content.soft, content.wp) =
+                    if result.is_ok() { (Some(true), Some(false)) } else { (None, None) };
+            }
+        }
+        result.map(|_| ())
+    }
+
+    fn snapshot(&self, n: usize, mirror: &Dmirror<W::Machine>, range: VaRange) {
+        let mut bytes = vec![0; range.nr_pages() as usize];
+        let mapped = pages(range).all(|page| self.world.model().borrow().spaces[n].vma(page).is_some());
+        match mirror.snapshot(range.start, &mut bytes) {
+            Ok(_) => {}
+            Err(e) => {
+                if mapped {
+                    self.fail(|| format!("a snapshot of {range} of space {n}: {e:?}"));
+                }
+                return;
+            }
+        }
+        let model = self.world.model().borrow();
+        for (page, byte) in pages(range).zip(bytes) {
+            let prot = model.spaces[n].vma(page).map(|vma| vma.prot);
+            let readable = prot.is_some_and(|prot| prot.contains(Prot::READ));
+            let is_error = byte == Snap::ERROR.bits();
+            let writable = !is_error && byte & Snap::WRITE.bits() != 0;
+            if is_error == readable || writable && !prot.is_some_and(|prot| prot.contains(Prot::WRITE)) {
+                self.fail(|| {
+                    format!("space {n}: the snapshot of page {page:#x} is {byte:#x}, with {prot:?}")
+                });
+            }
+        }
+    }
+
+    /// True when the page is mapped by a huge entry now.
+    pub(super) fn is_huge(&self, n: usize, page: u64) -> bool {
+        self.space(n as u8).1.entry_at(Vaddr(page * PAGE_SIZE)).0 == Level::Pmd
+    }
+
+    /// Device memory is emptied by where it lies.
+    pub(super) fn evict(&self, device: u8, start: u16, len: u16) {
+        let place = self.place(1 + device);
+        let zone = Self::mm().zone(place).frames();
+        let pages = u64::from(zone.end - zone.start);
+        let first = zone.start + (u64::from(start) * 7 % pages) as u32;
+        let range = first..(first + u32::from(len)).min(zone.end);
+        let calm = !self.has_obstacles() && !self.short_of(Place::RAM, u64::from(len) + 600);
+        let report = Self::mm().evict_range(place, range.clone());
+        if !calm {
+            return;
+        }
+        let left = range.clone().find(|&index| Self::mm().try_get_folio(Frame::new(place, index)).is_some());
+        if report.failed_pages() != 0 || left.is_some() {
+            self.fail(|| format!("eviction of {range:x?} of {place}: {report:?}, left: {left:x?}"));
+        }
+    }
+}
