@@ -12,7 +12,7 @@ use core::cell::{Cell, RefCell};
 use farpage_mm::exercise::{self, Failure, Model, Step, WORDS, World};
 use farpage_mm::{AddressSpace, FaultError, OutOfMemory, PAGE_SIZE, Space, VaRange, Vaddr};
 
-use crate::arch::x86_64::percpu;
+use crate::arch::x86_64::{paging, percpu};
 use crate::testing::Outcome;
 use crate::vm::shared::{self, Loaded};
 use crate::vm::user::{last_refusal, user_read_u64, user_write_u64};
@@ -24,6 +24,7 @@ const ACTIONS: u64 = 20_000;
 const LIST: usize = 1000;
 /// Runs that a list may take to become shorter.
 const SHRINK_RUNS: usize = 200;
+
 /// This machine, with one list under way.
 #[derive(Default)]
 struct Here {
@@ -68,7 +69,7 @@ impl World for Here {
         new_space()
     }
     fn clone_space(&self, of: &AddressSpace<Machine>) -> Result<AddressSpace<Machine>, OutOfMemory> {
-        clone_space(of)
+        of.clone_of(paging::fill_kernel_half)
     }
     fn loaded(&self, _cpu: usize) -> Option<usize> {
         self.loaded.borrow().as_ref().map(|(n, _)| *n)

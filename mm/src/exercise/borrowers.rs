@@ -99,6 +99,8 @@ impl<W: World> Runner<'_, W> {
                 Err(_) if pages(part).any(forbidden) => {}
                 Err(DmirrorError::NoMemory) if self.failing || self.short_of(Place::RAM, 600) => {}
                 Err(DmirrorError::Fault | DmirrorError::NotThere) if self.has_obstacles() => {}
+                // The next page was on a device: when it came back, its neighbours were looked for again too.
+                Err(DmirrorError::NotThere) if what == 2 && step > 1 => {}
                 // What belongs to an object is not lent.
                 Err(DmirrorError::Fault) if what == 2 && pages(part).any(|page| self.is_shared(n, page)) => {}
                 Err(e) => self.fail(|| format!("a device's access ({what}) to {part} of space {n}: {e:?}")),

@@ -27,6 +27,10 @@ impl<W: World> Runner<'_, W> {
             let at = Vaddr(page * PAGE_SIZE);
             let entry = space.entry_at(at).1;
             let fine = match entry {
+                // What is lent and in RAM already stays lent.
+                Entry::NonPresent(soft) if soft.kind == SoftKind::DeviceExclusive => {
+                    to.is_ram() && soft.frame.place().is_ram()
+                }
                 Entry::NonPresent(soft) => soft.kind == SoftKind::DevicePrivate && !to.is_ram(),
                 Entry::Leaf(leaf) if leaf.special => to.is_ram(),
                 // What is on another device stays there.

@@ -57,11 +57,7 @@ fn random_actions_agree_with_the_model() {
     // A path that nobody takes is not tested. These need threads, or an action that there is none for yet.
     let later = [
         Event::PgFaultSpurious,
-        Event::CowCopy,
-        Event::ObjectFault,
-        Event::ExclusiveFault,
         Event::FaultWait,
-        Event::DeviceEvict,
         Event::ThpCollapseAlloc,
         Event::ThpCollapseAllocFailed,
         Event::DeviceMerge,

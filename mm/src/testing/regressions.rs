@@ -75,3 +75,20 @@ fn a_hole_that_is_forbidden_while_its_page_is_on_the_way_gets_a_hidden_page() {
     ];
     passes(&config(), &steps);
 }
+
+#[test]
+fn a_device_hears_of_a_zero_folio_that_becomes_zero_pages() {
+    let steps = [
+        Step(421867114, Hold { place: 0, order: 0, keep: 1100, reserve: false }),
+        Step(2387625837, Mirror { space: 2, device: 1 }),
+        Step(1159186614, Map { space: 5, start: 0, len: 512, prot: 3, huge: true }),
+        Step(1572571997, Device { space: 2, start: 1536, len: 5, what: 0 }),
+        Step(3921220272, Fill { cpu: 7, space: 2, start: 1536, len: 8 }),
+        Step(1, Release),
+        Step(2, Chaos { n: 0 }),
+        Step(3, Chaos { n: 0 }),
+    ];
+    let config =
+        Config { ram: vec![526..1044, 1051..20992], devices: vec![1024, 999], late_copies: true, ..config() };
+    passes(&config, &steps);
+}
