@@ -5,12 +5,15 @@
 //! the audit. All of them share one machine of four devices.
 
 mod basic;
+mod clones;
 mod exclusive;
 mod failing;
+mod files;
 mod huge;
 mod kit;
 mod migrating;
 mod moving;
+mod racing;
 mod snapshots;
 
 use kit::{COHERENT, PRIVATE, run};
@@ -38,16 +41,26 @@ scenarios! {
         anon_read_prot in basic,
         anon_write in basic,
         anon_write_prot in basic,
+        anon_write_child in clones,
+        anon_write_child_shared in clones,
         anon_write_huge in basic,
         anon_write_hugetlbfs in basic,
-        anon_read_multiple in basic,
+        file_read in files,
+        file_write in files,
         migrate in migrating,
+        migrate_file_private in files,
         migrate_fault in migrating,
         migrate_release in migrating,
+        migrate_shared in files,
         migrate_multiple in migrating,
+        anon_read_multiple in basic,
+        anon_teardown in racing,
+        mixedmap in files,
         compound in snapshots,
         exclusive in exclusive,
         exclusive_mprotect in exclusive,
+        exclusive_cow in clones,
+        hmm_cow_in_device in clones,
         migrate_anon_huge_empty in huge,
         migrate_anon_huge_zero in huge,
         migrate_anon_huge_free in huge,
