@@ -3,7 +3,7 @@
 use alloc::sync::Arc;
 
 use farpage_mm::dmirror::{Done, Snap};
-use farpage_mm::{HugeAdvice, ObjectRef, Prot, VaRange};
+use farpage_mm::{HugeAdvice, Object, Prot, VaRange};
 
 use super::exclusive::increment;
 use super::kit::{
@@ -45,7 +45,7 @@ fn child_writes(on: Fixture, child: &Space, range: VaRange) -> Result<(), Unmet>
 
 /// Shared memory is shared: what the child's device writes, the parent reads.
 pub(super) fn anon_write_child_shared(on: Fixture, space: &Arc<Space>) -> Result<(), Unmet> {
-    let memory = ObjectRef::anon_shared(PAGES)?;
+    let memory = Object::anon_shared(PAGES)?;
     let range = buffer(PAGES);
     space.space().map_shared(range, Prot::RW, &memory, 0)?;
     fill(range)?;

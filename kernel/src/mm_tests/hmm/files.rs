@@ -3,7 +3,7 @@
 use alloc::sync::Arc;
 
 use farpage_mm::dmirror::{DmirrorError, PAGE_WORDS, Snap};
-use farpage_mm::{HugeAdvice, Machine as _, ObjectRef, PAGE_SIZE, Prot};
+use farpage_mm::{HugeAdvice, Machine as _, Object, ObjectRef, PAGE_SIZE, Prot};
 
 use super::basic::ALL;
 use super::kit::{
@@ -17,7 +17,7 @@ use crate::vm::user::user_read_u64;
 
 /// A file with the numbers of a buffer.
 fn file() -> Result<ObjectRef<Machine>, Unmet> {
-    let file = ObjectRef::file(PAGES)?;
+    let file = Object::file(PAGES)?;
     for page in 0..PAGES {
         let words: [u64; PAGE_WORDS] = core::array::from_fn(|i| ints(page * PAGE_WORDS as u64 + i as u64, 0));
         Machine::write_frame(file.page_or_alloc(page)?.frame(), 0, &words);
@@ -77,7 +77,7 @@ pub(super) fn migrate_file_private(on: Fixture, space: &Arc<Space>) -> Result<()
 /// Shared memory does not go to a device, and holes in it are not filled.
 pub(super) fn migrate_shared(on: Fixture, space: &Arc<Space>) -> Result<(), Unmet> {
     let device = on.open(0, space)?;
-    let memory = ObjectRef::anon_shared(PAGES)?;
+    let memory = Object::anon_shared(PAGES)?;
     let range = buffer(PAGES);
     space.space().map_shared(range, Prot::RW, &memory, 0)?;
     crate::check_eq!(try_to_device(&device, range), Err(DmirrorError::NotThere));
@@ -89,7 +89,7 @@ pub(super) fn migrate_shared(on: Fixture, space: &Arc<Space>) -> Result<(), Unme
 /// A driver's own pages, mapped: the device may read them.
 pub(super) fn mixedmap(on: Fixture, space: &Arc<Space>) -> Result<(), Unmet> {
     let device = on.open(0, space)?;
-    let pages = ObjectRef::driver(1)?;
+    let pages = Object::driver(1)?;
     let range = buffer(1);
     space.space().map_device_pages(range, Prot::READ, &pages, 0)?;
     all_are(&snapshot(&device, range)?, Snap::READ)?;
