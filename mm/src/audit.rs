@@ -208,7 +208,7 @@ impl<M: Machine> Mm<M> {
                     return bad("migration entry at rest", 0);
                 }
                 if (soft.kind == SoftKind::DevicePrivate) == soft.frame.place().is_mappable()
-                    || (soft.kind == SoftKind::ProtNone) > soft.attrs.contains(Attrs::NO_ACCESS)
+                    || soft.kind == SoftKind::ProtNone && !soft.attrs.contains(Attrs::NO_ACCESS)
                 {
                     return bad("kind and place of a non-present entry", 0);
                 }

@@ -144,7 +144,7 @@ impl<M: Machine> Space<M> {
         }
         // Another frame: not present, flush, new entry. The old page's reference goes last.
         let old = cursor.clear_leaf().flush(FlushReason::CopyOnWrite);
-        let attrs = want.of_copy(old.attrs - Attrs::EXEC | exec_of(vma));
+        let attrs = want.of_copy((old.attrs - Attrs::EXEC) | exec_of(vma));
         copy.set_maps(1);
         cursor.install(Entry::Leaf(Leaf::ram(copy.frame(), attrs)));
         drop(cursor);

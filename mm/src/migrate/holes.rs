@@ -130,7 +130,7 @@ fn mark<M: Machine>(cursor: &mut Cursor<M>, frame: Frame, attrs: Attrs, gather: 
 
 /// The attributes of a new page that takes the place of a zero page: one that a tracker has write-protected has not been written.
 fn over_zero(attrs: Attrs, zero: &Leaf) -> Attrs {
-    if zero.attrs.contains(Attrs::UFFD_WP) { attrs - Attrs::WRITE | Attrs::UFFD_WP } else { attrs }
+    if zero.attrs.contains(Attrs::UFFD_WP) { (attrs - Attrs::WRITE) | Attrs::UFFD_WP } else { attrs }
 }
 
 /// After the flush: the entries of a marked hole become mappings. An error when all of them were unmapped meanwhile.

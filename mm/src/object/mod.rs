@@ -193,7 +193,7 @@ impl<M: Machine> Object<M> {
     /// # Errors
     /// [`OutOfMemory`], also for more than [`Object::MAX_PAGES`].
     pub fn anon_shared(pages: u64) -> Result<ObjectRef<M>, OutOfMemory> {
-        Self::new(ObjectKind::Anon, pages)
+        Self::make(ObjectKind::Anon, pages)
     }
 
     /// A file of `pages` pages, all zero and not there yet.
@@ -201,7 +201,7 @@ impl<M: Machine> Object<M> {
     /// # Errors
     /// As [`Object::anon_shared`].
     pub fn file(pages: u64) -> Result<ObjectRef<M>, OutOfMemory> {
-        Self::new(ObjectKind::File, pages)
+        Self::make(ObjectKind::File, pages)
     }
 
     /// `pages` cleared pages of a driver, for [`crate::Space::map_device_pages`].
@@ -209,14 +209,14 @@ impl<M: Machine> Object<M> {
     /// # Errors
     /// As [`Object::anon_shared`], and when not all pages can be had.
     pub fn driver(pages: u64) -> Result<ObjectRef<M>, OutOfMemory> {
-        let object = Self::new(ObjectKind::Driver, pages)?;
+        let object = Self::make(ObjectKind::Driver, pages)?;
         for index in 0..pages {
             object.page_or_alloc(index)?;
         }
         Ok(object)
     }
 
-    fn new(kind: ObjectKind, pages: u64) -> Result<ObjectRef<M>, OutOfMemory> {
+    fn make(kind: ObjectKind, pages: u64) -> Result<ObjectRef<M>, OutOfMemory> {
         let mm = M::mm();
         if pages > Self::MAX_PAGES {
             return Err(OutOfMemory { order: 0 });

@@ -110,7 +110,7 @@ fn mark(space: &'static Space<Soft>, set: Attrs, clear: Attrs) {
             cursor.upgrade(set);
         }
         Entry::NonPresent(soft) => {
-            let attrs = soft.attrs - clear | set;
+            let attrs = (soft.attrs - clear) | set;
             cursor.replace_soft(Entry::NonPresent(SoftLeaf { attrs, ..soft }));
         }
         Entry::None | Entry::Table(_) => {}

@@ -120,7 +120,8 @@ fn a_leaf_that_loses_permission_keeps_everything_else_and_owes_a_flush() {
     assert_eq!(kit.space.flush.pending(), 0, "no TLB knows of these");
     let owed = cursor.restrict(Attrs::WRITE | Attrs::EXCLUSIVE | Attrs::EXEC);
     assert_eq!(kit.space.flush.pending(), 1);
-    let attrs = before.attrs - Attrs::SOFT_DIRTY - Attrs::WRITE - Attrs::EXCLUSIVE | Attrs::UFFD_WP;
+    let kept = before.attrs - Attrs::SOFT_DIRTY - Attrs::WRITE - Attrs::EXCLUSIVE;
+    let attrs = kept | Attrs::UFFD_WP;
     assert_eq!(cursor.entry(), Entry::Leaf(Leaf { attrs, ..before }));
     drop(cursor);
     owed.flush(FlushReason::Protect);
