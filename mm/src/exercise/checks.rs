@@ -27,9 +27,9 @@ impl<W: World> Runner<'_, W> {
             let at = Vaddr(page * PAGE_SIZE);
             let entry = space.entry_at(at).1;
             let fine = match entry {
-                // What is lent and in RAM already stays lent.
+                // What is lent and need not move stays lent; another device's memory that CPUs map stays where it is.
                 Entry::NonPresent(soft) if soft.kind == SoftKind::DeviceExclusive => {
-                    to.is_ram() && soft.frame.place().is_ram()
+                    soft.frame.place().is_ram() == to.is_ram()
                 }
                 Entry::NonPresent(soft) => soft.kind == SoftKind::DevicePrivate && !to.is_ram(),
                 Entry::Leaf(leaf) if leaf.special => to.is_ram(),

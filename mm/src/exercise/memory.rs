@@ -104,6 +104,13 @@ impl<W: World> Runner<'_, W> {
         let model = &mut *self.world.model().borrow_mut();
         let page = addr >> PAGE_SHIFT;
         let access = if value.is_some() { Access::Write } else { Access::Read };
+        if result.is_err() && value.is_some() {
+            // A write that comes to nothing may have been noted already.
+            model.spaces[n].blur(page);
+            if let Some(content) = model.spaces[n].content.get_mut(&page) {
+                (content.soft, content.wp) = (None, None);
+            }
+        }
         let fine = match (result, model.allows(n, page, access)) {
             (Ok(found), Some(true)) => {
                 if let Some(value) = value {

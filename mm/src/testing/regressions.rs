@@ -92,3 +92,25 @@ fn a_device_hears_of_a_zero_folio_that_becomes_zero_pages() {
         Config { ram: vec![526..1044, 1051..20992], devices: vec![1024, 999], late_copies: true, ..config() };
     passes(&config, &steps);
 }
+
+#[test]
+fn a_device_hears_of_lent_pages_that_move() {
+    let steps = [
+        Step(4196362290, Map { space: 7, start: 512, len: 512, prot: 3, huge: true }),
+        Step(2164901963, Mirror { space: 7, device: 1 }),
+        Step(664357016, Device { space: 1, start: 512, len: 7, what: 2 }),
+        Step(4158220225, Track { space: 7, start: 512, len: 1, what: 1 }),
+        Step(1690936834, Migrate { space: 1, start: 512, len: 512, to: 1 }),
+        Step(1, Chaos { n: 0 }),
+        Step(2, Chaos { n: 0 }),
+        Step(3, Chaos { n: 0 }),
+    ];
+    let config = Config {
+        cpus: 3,
+        ram: vec![529..1091, 1098..5632],
+        devices: vec![2048, 1006],
+        chaos: 0,
+        ..config()
+    };
+    passes(&config, &steps);
+}
