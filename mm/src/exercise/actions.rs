@@ -65,6 +65,12 @@ pub enum Action {
     Device { space: u8, start: u16, len: u16, what: u8 },
     /// Empties a range of a device's frames.
     Evict { device: u8, start: u16, len: u16 },
+    /// Makes 2 MiB pages of small ones: in RAM, or where they lie on a device.
+    Collapse { space: u8, start: u16, len: u16, device: bool },
+    /// Pins pages until the next release; `long` leaves no memory of a device pinned.
+    PinPages { space: u8, start: u16, len: u16, write: bool, long: bool },
+    /// As `Migrate`, from everywhere; `fault` brings in what is absent, `write` makes it writable too.
+    Fetch { space: u8, start: u16, len: u16, to: u8, fault: bool, write: bool },
     /// Takes folios until only `keep` frames are free. `reserve`: those under the low-water mark too.
     Hold { place: u8, order: u8, keep: u16, reserve: bool },
     /// Takes a reference of the folio at a page.
@@ -115,7 +121,7 @@ pub fn generate(seed: u64, n: usize) -> Vec<Step> {
         let action = action(&mut rng, huge);
         steps.push(Step(seed, action));
         // What holds memory back is released soon, so that audits can run.
-        if matches!(action, Action::Hold { .. } | Action::Pin { .. }) {
+        if matches!(action, Action::Hold { .. } | Action::Pin { .. } | Action::PinPages { .. }) {
             for _ in 0..rng.below(5) {
                 steps.push(Step(rng.next() as u32, self::action(&mut rng, huge)));
             }
@@ -160,7 +166,7 @@ fn action(rng: &mut Rng, huge: bool) -> Action {
     let to = rng.pick(&[0, 0, 0, 1, 1, 1, 1, 2]);
     let prot = rng.pick(&[3, 3, 3, 3, 3, 7, 1, 0]);
     let few = len.min(1 + rng.below(9) as u16);
-    match rng.below(136) {
+    match rng.below(146) {
         0..=13 => Action::Map { space, start, len, prot, huge: !rng.one_in(if huge { 20 } else { 3 }) },
         14..=20 => Action::Unmap { space, start, len },
         21..=22 => Action::Advise { space, start, len, huge: rng.one_in(2) },
@@ -202,6 +208,12 @@ fn action(rng: &mut Rng, huge: bool) -> Action {
         121..=124 => Action::Track { space, start, len, what: rng.pick(&[0, 0, 1, 1, 2]) },
         125..=127 => Action::Mirror { space, device: rng.below(2) as u8 },
         128..=132 => Action::Device { space, start, len: few, what: rng.below(4) as u8 },
+        136..=138 => Action::Collapse { space, start, len, device: rng.one_in(2) },
+        139..=140 => Action::PinPages { space, start, len: few, write: rng.one_in(2), long: rng.one_in(3) },
+        141..=145 => {
+            let fault = rng.one_in(2);
+            Action::Fetch { space, start, len, to, fault, write: fault && rng.one_in(2) }
+        }
         133..=135 => Action::Evict { device: rng.below(2) as u8, start, len },
         _ => Action::Contents { space, start, len, advice: rng.pick(&[0, 0, 1, 1, 2, 3]) },
     }

@@ -21,6 +21,7 @@ mod relatives;
 mod rng;
 mod runner;
 mod shrink;
+mod takers;
 mod world;
 
 pub use actions::{Action, PAGES, Step, about_huge, addr, generate, range};

@@ -23,10 +23,10 @@ impl<W: World> Runner<'_, W> {
     }
 
     /// What the model says about the range as a whole.
-    fn migratable(&self, n: usize, range: VaRange) -> Result<(), RangeError> {
+    pub(super) fn migratable(&self, n: usize, range: VaRange, needed: Prot) -> Result<(), RangeError> {
         let model = &self.world.model().borrow().spaces[n];
         let hole = model.first(range, |vma| vma.is_none());
-        let closed = model.first(range, |vma| vma.is_some_and(|v| !v.prot.contains(Prot::READ)));
+        let closed = model.first(range, |vma| vma.is_some_and(|v| !v.prot.contains(needed)));
         match (hole, closed) {
             (Some(h), Some(c)) if c < h => Err(RangeError::NotMigratable(c)),
             (Some(h), _) => Err(RangeError::NotMapped(h)),
@@ -38,7 +38,7 @@ impl<W: World> Runner<'_, W> {
     pub(super) fn migrate(&self, space: u8, range: VaRange, to: u8) {
         let (n, space) = self.space(space);
         let to = self.place(to);
-        let expected = self.migratable(n, range);
+        let expected = self.migratable(n, range, Prot::READ);
         let roomy = !self.short_of(to, range.nr_pages()) && !self.short_of(Place::RAM, 0);
         let report = match space.migrate(range, to) {
             Ok(report) if expected.is_ok() => report,
@@ -65,7 +65,7 @@ impl<W: World> Runner<'_, W> {
         let Action::Park { space: number, to, phases, what, gone, finish, .. } = action else { return };
         let (n, space) = self.space(number);
         let to = self.place(to);
-        let expected = self.migratable(n, range);
+        let expected = self.migratable(n, range, Prot::READ);
         let collected = match space.migrate_collect(range, to) {
             Ok((migration, next)) if expected.is_ok() => {
                 if next > range.end || next < range.start {
@@ -149,6 +149,7 @@ impl<W: World> Runner<'_, W> {
     }
 
     pub(super) fn release(&mut self) {
+        self.pins.clear();
         self.held.0.clear();
         self.pinned = false;
     }

@@ -12,6 +12,7 @@ use crate::exercise::model::{Model, ModelSpace, OBJECTS, pages};
 use crate::exercise::moves::Held;
 use crate::exercise::rng::{Rng, mix};
 use crate::exercise::world::World;
+use crate::gup::Pinned;
 use crate::machine::Machine;
 use crate::mirror::dmirror::Dmirror;
 use crate::mm::Mm;
@@ -76,6 +77,8 @@ pub struct Runner<'w, W: World> {
     pub(super) mirrors: ManuallyDrop<[Option<Dmirror<W::Machine>>; SPACES]>,
     /// What holds memory back.
     pub(super) held: ManuallyDrop<Held<W::Machine>>,
+    /// Pages that somebody has pinned.
+    pub(super) pins: ManuallyDrop<Vec<Pinned<W::Machine>>>,
     /// Folios of mapped pages are among those.
     pub(super) pinned: bool,
     /// Failures are planned for the step under way.
@@ -97,6 +100,7 @@ impl<'w, W: World> Runner<'w, W> {
             objects: ManuallyDrop::new([const { None }; OBJECTS]),
             mirrors: ManuallyDrop::new([const { None }; SPACES]),
             held: ManuallyDrop::new(Held(Vec::new())),
+            pins: ManuallyDrop::new(Vec::new()),
             pinned: false,
             failing: false,
             failing_copies: false,
@@ -148,7 +152,7 @@ impl<'w, W: World> Runner<'w, W> {
 
     /// Somebody holds pages, or failures were asked for: not everything goes where it should.
     pub(super) fn has_obstacles(&self) -> bool {
-        self.failing || self.failing_copies || self.pinned || !self.held.is_empty()
+        self.failing || self.failing_copies || self.pinned || !self.held.is_empty() || !self.pins.is_empty()
     }
 
     /// Mostly, a range that is mapped as a whole: the same, moved into or cut at the mapping nearest to it.
@@ -271,6 +275,16 @@ impl<'w, W: World> Runner<'w, W> {
             Action::Device { space, start, len, what } => {
                 let range = self.aim(space, range(start, len), rng);
                 self.device(space, range, what, rng);
+            }
+            Action::Collapse { space, start, len, device } => {
+                self.collapse(space, self.aim(space, range(start, len), rng), device);
+            }
+            Action::PinPages { space, start, len, write, long } => {
+                let range = self.aim(space, range(start, len), rng);
+                self.pin_pages(space, range, write, long);
+            }
+            Action::Fetch { space, start, len, to, fault, write } => {
+                self.fetch(space, self.aim(space, range(start, len), rng), to, fault, write);
             }
             Action::Evict { device, start, len } => self.evict(device, start, len),
             Action::Switch { cpu, space } => self.switch(self.cpu(cpu), self.space(space).0),

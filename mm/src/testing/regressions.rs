@@ -105,12 +105,7 @@ fn a_device_hears_of_lent_pages_that_move() {
         Step(2, Chaos { n: 0 }),
         Step(3, Chaos { n: 0 }),
     ];
-    let config = Config {
-        cpus: 3,
-        ram: vec![529..1091, 1098..5632],
-        devices: vec![2048, 1006],
-        chaos: 0,
-        ..config()
-    };
+    let config =
+        Config { cpus: 3, ram: vec![529..1091, 1098..5632], devices: vec![2048, 1006], chaos: 0, ..config() };
     passes(&config, &steps);
 }
