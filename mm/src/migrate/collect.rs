@@ -360,8 +360,9 @@ impl<M: Machine> Space<M> {
         if !collecting.batch().units.reserve() {
             return None;
         }
-        let _change =
-            self.invalidate(VaRange::between(addr, end), NotifyEvent::Migrate(collecting.batch().to));
+        // A folio is taken as a whole: its entries may go on in the next VMA, and in the next table.
+        let told = VaRange::between(addr, next.add(PMD_SIZE).min(limit));
+        let _change = self.invalidate(told, NotifyEvent::Migrate(collecting.batch().to));
         let fills = collecting.batch().fills(vma);
         match self.peek(addr) {
             Peek::NoTable if !fills => Some(addr.align_down(PUD_SIZE).add(PUD_SIZE).min(part.end)),
