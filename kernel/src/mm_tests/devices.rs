@@ -78,6 +78,34 @@ crate::ktest! {
 }
 
 crate::ktest! {
+    needs(devices = 4, coherent = 2)
+    fn pages_go_between_devices_of_either_kind() {
+        in_space(|space| {
+            let range = map(space, 2 * PMD_SIZE, HugeAdvice::Huge)?;
+            let small = pages(range, 512, 512);
+            space.space().advise_huge(small, HugeAdvice::NoHuge)?;
+            fill(range, 95)?;
+            let mut from = DEV0;
+            space.space().migrate(range, from)?;
+            // Private to coherent, coherent to coherent, coherent to private, private to private.
+            for to in [Place::coherent(2), Place::coherent(3), DEV1, DEV0] {
+                let options = MigrateOptions::to(to).from(Sources::of(from));
+                let report = space.space().migrate_with(range, to, &options, &mut |_| {})?;
+                crate::check_eq!((report.units, report.pages, report.failed_pages()), (513, 1024, 0));
+                let held = [0, 1, 2, 3].map(resident);
+                let expected = [0, 1, 2, 3].map(|n| if to.device_number() == Some(n) { 1024 } else { 0 });
+                crate::check_eq!(held, expected);
+                if to.is_coherent() {
+                    check(range, 95)?; // where it lies
+                }
+                from = to;
+            }
+            check(range, 95)
+        })?;
+    }
+}
+
+crate::ktest! {
     needs(devices = 2)
     fn what_is_absent_or_elsewhere_is_faulted_in_by_the_migration_itself() {
         in_space(|space| {

@@ -231,39 +231,51 @@ impl Device {
                 // SAFETY: the source folio is unmapped and flushed everywhere (`Migration<Unmapped>`): nobody writes it
                 // now. It is a whole folio in the direct map.
                 let from = unsafe { core::slice::from_raw_parts(ram::<u64>(src.index()), words) };
-                self.memory.copy_in(self.address_of(dst), from)
+                self.memory.copy_in(device_addr(dst), from)
             }
             CopyOp::Copy { src, dst, .. } if dst.place() == Place::RAM => {
                 // SAFETY: the destination was just allocated and is not mapped: it is the caller's alone.
                 let to = unsafe { core::slice::from_raw_parts_mut(ram::<u64>(dst.index()), words) };
-                self.memory.copy_out(self.address_of(src), to)
+                self.memory.copy_out(device_addr(src), to)
             }
             CopyOp::Copy { src, dst, .. } if src.place() != dst.place() => {
                 return self.copy_between(src, dst, words);
             }
             CopyOp::Copy { src, dst, .. } => {
-                self.memory.copy_within(self.address_of(src), self.address_of(dst), order.bytes())
+                self.memory.copy_within(device_addr(src), device_addr(dst), order.bytes())
             }
-            CopyOp::Zero { dst, .. } => self.memory.zero(self.address_of(dst), order.bytes()),
+            CopyOp::Zero { dst, .. } => self.memory.zero(device_addr(dst), order.bytes()),
         };
         done.is_ok()
     }
 
-    /// From one device's memory to another's, one of which is this one, by way of the CPU.
+    /// From one device's memory to another's, one of which is this one, by way of the CPU. Frames of this device count from its
+    /// start already ([`super::coherent`] sees to that), those of the other one are as the memory manager has them.
     #[cold]
     fn copy_between(&self, src: Frame, dst: Frame, words: usize) -> bool {
-        let (Some(from), Some(to)) = (src.place().device_number(), dst.place().device_number()) else {
-            return false;
-        };
-        let (from, to) = (memory_of(from), memory_of(to));
+        let (Some((from, src)), Some((to, dst))) = (self.end(src), self.end(dst)) else { return false };
         let mut part = [0; 64];
         (0..words).step_by(part.len()).all(|at| {
             let offset = at as u64 * 8;
-            let (src, dst) = (from.address_of(src).0 + offset, to.address_of(dst).0 + offset);
-            from.memory.copy_out(DeviceAddr(src), &mut part).is_ok()
-                && to.memory.copy_in(DeviceAddr(dst), &part).is_ok()
+            from.memory.copy_out(DeviceAddr(src.0 + offset), &mut part).is_ok()
+                && to.memory.copy_in(DeviceAddr(dst.0 + offset), &part).is_ok()
         })
     }
+
+    /// The device that one end of a copy lies on, and where in it.
+    fn end(&self, frame: Frame) -> Option<(&Self, DeviceAddr)> {
+        if frame.place() == self.place {
+            return Some((self, device_addr(frame)));
+        }
+        let peer = device(frame.place().device_number()?)?;
+        Some((peer, peer.address_of(frame)))
+    }
+}
+
+/// Where a frame whose number counts from the start of its device lies in it.
+#[inline(always)]
+const fn device_addr(frame: Frame) -> DeviceAddr {
+    DeviceAddr(frame.index() as u64 * PAGE_SIZE)
 }
 
 impl CopyEngine for Device {
