@@ -67,10 +67,13 @@ pub fn run<W: World>(world: &W, steps: &[Step], progress: &Progress, tidy: bool)
     }
 }
 
+/// An address space, which a CPU may have loaded; none in the middle of an exit.
+type Owner<M> = Option<Rc<AddressSpace<M>>>;
+
 /// One run under way. Handles are not dropped when a check fails.
 pub struct Runner<'w, W: World> {
     pub(super) world: &'w W,
-    pub(super) spaces: ManuallyDrop<[Option<Rc<AddressSpace<W::Machine>>>; SPACES]>,
+    pub(super) spaces: ManuallyDrop<[Owner<W::Machine>; SPACES]>,
     /// Objects that can be mapped.
     pub(super) objects: ManuallyDrop<[Option<ObjectRef<W::Machine>>; OBJECTS]>,
     /// Devices that mirror spaces.
