@@ -20,6 +20,7 @@ use crate::machine::{FlushReason, Machine};
 use crate::migrate::to_migration;
 use crate::notifier::NotifyEvent;
 use crate::space::Space;
+use crate::stats::merged;
 use crate::table::Table;
 use crate::tlb::TlbGather;
 use crate::types::{Frame, Level, Order, PAGE_SIZE, PMD_SIZE, PTRS, Place, Prot, VaRange, Vaddr};
@@ -157,6 +158,7 @@ impl<M: Machine> Space<M> {
                 put_many::<M>(folio, n - 1);
             }
         });
+        merged(self, Place::RAM);
         Ok(Merged::Copied)
     }
 }

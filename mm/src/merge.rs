@@ -16,6 +16,7 @@ use crate::folio::{Folio, FolioRef, RmapLink};
 use crate::machine::Machine;
 use crate::notifier::NotifyEvent;
 use crate::space::Space;
+use crate::stats::merged;
 use crate::types::{Frame, Level, Order, PMD_SIZE, PTRS, VaRange, Vaddr};
 use crate::vma::Vma;
 use crate::zone::Need;
@@ -61,12 +62,14 @@ impl<M: Machine> Space<M> {
         if found.in_place {
             small.join(vma, &found);
             M::count(Event::DeviceMerge, 1);
+            merged(self, owner);
             return Ok(Merged::InPlace);
         }
         match small.copy_on_device(vma, &found) {
             Ok(copy) => {
                 small.move_in(vma, &found, copy);
                 M::count(Event::DeviceMerge, 1);
+                merged(self, owner);
                 Ok(Merged::Copied)
             }
             Err(cause) => {

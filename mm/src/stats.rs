@@ -207,7 +207,6 @@ impl<M: Machine> Device<M> {
         self.counters.splits.fetch_add(1, Relaxed);
     }
     /// Smaller folios became one.
-    #[allow(dead_code, reason = "for merging, which counts here")]
     pub(crate) fn merged(&self) {
         self.counters.merges.fetch_add(1, Relaxed);
     }
@@ -335,7 +334,6 @@ impl SpaceCounters {
         self.splits.fetch_add(1, Relaxed);
     }
     /// Smaller folios became one.
-    #[allow(dead_code, reason = "for merging, which counts here")]
     pub(crate) fn merged(&self) {
         self.merges.fetch_add(1, Relaxed);
     }
@@ -470,6 +468,14 @@ pub(crate) fn batch_stayed<M: Machine>(to: Place, space: Option<&Space<M>>, repo
     }
     if let Some(number) = to.device_number() {
         M::mm().device(number).counters.stayed.add_all(&report.failed);
+    }
+}
+
+/// Counts 2 MiB in a space that became one folio, in `place`.
+pub(crate) fn merged<M: Machine>(space: &Space<M>, place: Place) {
+    space.counters.merged();
+    if let Some(number) = place.device_number() {
+        M::mm().device(number).merged();
     }
 }
 

@@ -233,3 +233,20 @@ fn evictions_are_counted_for_the_device_and_the_spaces_that_lose_pages_there() {
     kit.check(0, 520);
     kit.audit();
 }
+
+#[test]
+fn merges_are_counted_for_the_device_and_the_space() {
+    let kit = kit();
+    kit.map(0, 512, Small);
+    kit.map(512, 512, Small);
+    kit.fill(0, 1024);
+    migrate(&kit, 0, 512, DEV);
+    let space = kit.space.space();
+    space.merge_device(range(0, 512)).expect("it is mapped");
+    assert_eq!((device(&kit, 0).merges, kit.space.stat().merges), (1, 1));
+    assert_eq!(kit.machine.mm.device(0).folios().0[9], 1);
+    space.collapse(range(512, 512)).expect("it is mapped");
+    assert_eq!((device(&kit, 0).merges, kit.space.stat().merges), (1, 2), "in RAM");
+    kit.check(0, 1024);
+    kit.audit();
+}
