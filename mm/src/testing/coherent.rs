@@ -59,7 +59,10 @@ fn pages_of_both_sizes_go_are_used_where_they_lie_and_come_back_on_request() {
     assert_eq!((leaf(&kit, 0).0, leaf(&kit, 512).0), (Level::Pmd, Level::Pte));
     assert!((0..576).all(|page| place(&kit, page) == COH));
     let first = leaf(&kit, 0).1.frame;
-    assert!(first.index() >= coherent_base(1) && first.index().is_multiple_of(512), "{first} is a physical frame");
+    assert!(
+        first.index() >= coherent_base(1) && first.index().is_multiple_of(512),
+        "{first} is a physical frame"
+    );
     kit.audit();
     // Reads and writes reach the device without a fault.
     let before = faults(&kit);

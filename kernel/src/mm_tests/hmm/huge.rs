@@ -2,9 +2,12 @@
 
 use alloc::sync::Arc;
 
+use farpage_mm::dmirror::Snap;
 use farpage_mm::{Advice, Event, HugeAdvice, Level, Prot};
 
-use super::kit::{Fixture, buffer, check_zero, device_finds_zeros, fill, map, to_device};
+use super::kit::{
+    Fixture, all_are, buffer, check, check_zero, device_finds_zeros, fill, map, snapshot, to_device,
+};
 use crate::mm_tests::support::{Space, counting, frame_at, kinds};
 use crate::testing::Unmet;
 use crate::vm::user::user_read_u64;
@@ -54,5 +57,29 @@ pub(super) fn migrate_anon_huge_free(on: Fixture, space: &Arc<Space>) -> Result<
     is_one_device_page(on, space, range.start.0)?;
     crate::check_eq!(on.resident(0), 512);
     space.space().unmap(range)?;
+    Ok(())
+}
+
+/// Small pages that were put together to one go to the device as one, and come back as one.
+pub(super) fn migrate_anon_huge_fault(on: Fixture, space: &Arc<Space>) -> Result<(), Unmet> {
+    let device = on.open(0, space)?;
+    let range = map(space, 512, HugeAdvice::Default)?;
+    fill(range)?;
+    crate::check_eq!(kinds(space, range).present, 512);
+    space.space().advise(range, Advice::Huge)?;
+    crate::check_eq!(space.space().collapse(range)?.copied, 1);
+    crate::check_eq!(kinds(space, range).huge_present, 1);
+    to_device(&device, range)?;
+    all_are(&snapshot(&device, range)?, on.local() | Snap::WRITE | Snap::PMD)?;
+    let mut wrong = 0;
+    space.space().pagemap(range, |_, page| {
+        // Private memory is away, all of it; coherent memory is there.
+        wrong += u64::from((page.is_present(), page.is_swapped()) != (on.is_coherent(), !on.is_coherent()));
+    })?;
+    crate::check_eq!(wrong, 0);
+    let (read, faults) = counting(Event::DeviceFault, || check(range));
+    read?;
+    crate::check_eq!(faults, u64::from(!on.is_coherent()));
+    crate::check_eq!(space.entry_at(range.start).0, Level::Pmd);
     Ok(())
 }

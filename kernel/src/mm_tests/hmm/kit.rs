@@ -5,7 +5,6 @@ use alloc::vec::Vec;
 
 use farpage_mm::dmirror::{Dmirror, DmirrorError, Done, PAGE_WORDS, Snap};
 use farpage_mm::{HugeAdvice, PAGE_SIZE, Place, Prot, VaRange};
-use spin::Mutex;
 
 use crate::arch::x86_64::uaccess::{copy_words_from_user, copy_words_to_user};
 use crate::mm_tests::support::{BASE, Space, resident};
@@ -158,19 +157,9 @@ fn expect(range: VaRange, expected: impl Fn(u64) -> u64) -> Result<(), Unmet> {
     Ok(())
 }
 
-/// The memory that commands bring data from and to. One, as large as the largest that was asked for.
-static BOUNCE: Mutex<Vec<u64>> = Mutex::new(Vec::new());
-
-/// Lends `f` memory of `pages` pages.
+/// Lends `f` memory of `pages` pages to bring data from and to.
 pub(super) fn with_bounce<R>(pages: u64, f: impl FnOnce(&mut [u64]) -> R) -> R {
-    let mut words = core::mem::take(&mut *BOUNCE.lock());
-    let len = pages as usize * PAGE_WORDS;
-    if words.len() < len {
-        words.resize(len, 0);
-    }
-    let result = f(&mut words[..len]);
-    *BOUNCE.lock() = words;
-    result
+    f(&mut alloc::vec![0; pages as usize * PAGE_WORDS])
 }
 
 /// A command that reads finds the numbers that a buffer from `start` on was filled with, each plus `add`.

@@ -13,8 +13,10 @@ mod huge;
 mod kit;
 mod migrating;
 mod moving;
+mod pinning;
 mod racing;
 mod snapshots;
+mod uncovered;
 
 use kit::{COHERENT, PRIVATE, run};
 
@@ -60,10 +62,12 @@ scenarios! {
         exclusive in exclusive,
         exclusive_mprotect in exclusive,
         exclusive_cow in clones,
+        hmm_gup_test in pinning,
         hmm_cow_in_device in clones,
         migrate_anon_huge_empty in huge,
         migrate_anon_huge_zero in huge,
         migrate_anon_huge_free in huge,
+        migrate_anon_huge_fault in huge,
         migrate_partial_unmap_fault in moving,
         migrate_remap_fault in moving,
         migrate_anon_huge_err in failing,
