@@ -9,7 +9,7 @@ use crate::exercise::runner::Runner;
 use crate::exercise::world::World;
 use crate::object::Object;
 use crate::remap::{RemapFlags, RemapTarget};
-use crate::types::{PAGE_SHIFT, PAGE_SIZE, Prot, VaRange};
+use crate::types::{PAGE_SHIFT, PAGE_SIZE, Prot, USER_END, VaRange};
 use crate::vma::HugeAdvice;
 
 impl<W: World> Runner<'_, W> {
@@ -20,7 +20,14 @@ impl<W: World> Runner<'_, W> {
             return;
         }
         self.end(to);
-        match self.world.clone_space(self.owner(from)) {
+        if !self.pins.is_empty() {
+            // A pinned page is copied in the middle of the clone, and stays writable for the parent: a write at that moment is
+            // in both, or in one.
+            self.world.model().borrow_mut().flux = Some((from, VaRange::new(0, USER_END)));
+        }
+        let clone = self.world.clone_space(self.owner(from));
+        self.world.model().borrow_mut().flux = None;
+        match clone {
             Ok(clone) => {
                 self.spaces[to] = Some(Rc::new(clone));
                 let mut model = self.world.model().borrow_mut();
