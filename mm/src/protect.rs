@@ -12,10 +12,11 @@ use crate::entry::{Attrs, Entry, Leaf, SoftKind, SoftLeaf};
 use crate::error::RangeError;
 use crate::machine::{FlushReason, Machine};
 use crate::notifier::NotifyEvent;
+use crate::slab::NIL;
 use crate::space::Space;
 use crate::tlb::TlbGather;
-use crate::types::{Prot, VaRange};
-use crate::vma::{VmaIndex, VmaKind};
+use crate::types::{Prot, VaRange, Vaddr};
+use crate::vma::{Vma, VmaAttrs, VmaIndex, VmaKind};
 
 impl<M: Machine> Space<M> {
     /// Sets what the VMAs of `range` allow (`mprotect`). VMAs and huge mappings are cut at its ends; one flush round pays for all
@@ -56,6 +57,9 @@ impl<M: Machine> Space<M> {
         if !changes {
             return Ok(());
         }
+        if let Some(before) = self.grows_by_protect(vmas, range, prot) {
+            return self.protect_start(before, range, prot);
+        }
         self.cut_at_ends(vmas, range)?;
         let _change = self.invalidate(range, NotifyEvent::Protection);
         let mut gather = TlbGather::new(FlushReason::Protect);
@@ -69,6 +73,32 @@ impl<M: Machine> Space<M> {
         }
         gather.flush();
         self.merge_vmas(vmas, range);
+        Ok(())
+    }
+
+    /// The commonest change of a part: `range` is the start of a VMA, and will be what the one before it is already. Only their
+    /// border moves then.
+    fn grows_by_protect(&self, vmas: &VmaIndex<M>, range: VaRange, prot: Prot) -> Option<[&'static Vma; 2]> {
+        let vma = vmas.find(range.start).filter(|vma| vma.start() == range.start && vma.object() == NIL)?;
+        let before = vmas.find(Vaddr(range.start.0.wrapping_sub(1)))?;
+        let grows = range.end < vma.range().end && before.is_continued_by(&VmaAttrs { prot, ..vma.attrs() });
+        grows.then_some([before, vma])
+    }
+
+    fn protect_start(
+        &'static self,
+        [before, vma]: [&'static Vma; 2],
+        range: VaRange,
+        prot: Prot,
+    ) -> Result<(), RangeError> {
+        let cuts = self.reserve_cuts(range)?;
+        before.set_end(range.end);
+        self.set_vma_start(vma, range.end);
+        self.cut_mappings(cuts);
+        let _change = self.invalidate(range, NotifyEvent::Protection);
+        let mut gather = TlbGather::new(FlushReason::Protect);
+        self.for_each_mapped(range, |cursor| protect_entry(cursor, prot, &mut gather));
+        gather.flush();
         Ok(())
     }
 }

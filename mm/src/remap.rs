@@ -10,6 +10,8 @@
 //! Where both sides are aligned alike, everything under a PMD entry moves as that entry: a huge mapping stays one, and a table of
 //! small ones is hooked in elsewhere. Otherwise huge mappings are split, and PTEs move one by one.
 
+use core::sync::atomic::Ordering::Relaxed;
+
 use crate::cursor::{Cursor, Peek};
 use crate::entry::{Attrs, Entry, Leaf, SoftKind, SoftLeaf};
 use crate::error::RangeError;
@@ -54,6 +56,23 @@ impl Stretch {
     /// Everything under one PMD entry goes to under one PMD entry.
     const fn is_whole(self) -> bool {
         self.len == PMD_SIZE
+    }
+}
+
+/// What a move has met.
+#[derive(Clone, Copy, Default)]
+struct Found {
+    /// Leaves that were present, and are hidden at their new place.
+    hidden: bool,
+    /// PTE tables, which may be empty now.
+    tables: bool,
+}
+
+/// The VMA that holds `addr`, where one was found under the same hold of the lock.
+fn find<M: Machine>(vmas: &VmaIndex<M>, addr: Vaddr) -> &'static Vma {
+    match vmas.find(addr) {
+        Some(vma) => vma,
+        None => unreachable!("the mapping was found under this lock"),
     }
 }
 
@@ -136,36 +155,94 @@ impl<M: Machine> Space<M> {
     ) -> Result<(), RangeError> {
         let moved = VaRange::new(old.start.0, old.len().min(new.len()));
         let tail = VaRange::between(moved.end, old.end);
+        let vma = find(vmas, moved.start);
+        let attrs = VmaAttrs { range: new, pgoff: vma.page_index(moved.start), ..vma.attrs() };
+        let occupied = vmas.iter_in(new).next().is_some();
+        // Where it continues what is there before it, that VMA grows.
+        let grows = vmas
+            .find(Vaddr(new.start.0.wrapping_sub(1)))
+            .filter(|before| !occupied && before.is_continued_by(&attrs));
         let mut stash = self.stash_for_move(moved, new.start)?;
-        let cuts = [self.reserve_cuts(new)?, self.reserve_cuts(tail)?];
-        let ends = [old.start, moved.end, old.end, new.start, new.end];
-        let mut spares = VmaSpares::for_cuts(vmas, &ends, 1).map_err(|_| RangeError::Oom(old.start))?;
+        let cuts = |gone: VaRange| {
+            if vmas.iter_in(gone).next().is_none() { Ok(None) } else { self.reserve_cuts(gone).map(Some) }
+        };
+        let cuts = [cuts(new)?, cuts(tail)?];
+        let splits = !keep && (vma.start() < moved.start || vma.object() != NIL);
+        let mut ends = [vma.start(); 4]; // where a VMA is not cut
+        if splits || !tail.is_empty() {
+            [ends[0], ends[1]] = [moved.end, old.end];
+        }
+        if occupied {
+            [ends[2], ends[3]] = [new.start, new.end];
+        }
+        let more = usize::from(grows.is_none());
+        let mut spares = VmaSpares::for_cuts(vmas, &ends, more).map_err(|_| RangeError::Oom(old.start))?;
         // Nothing can fail from here on.
-        ends.into_iter().for_each(|end| self.split_vma(vmas, end, &mut spares));
-        cuts.into_iter().for_each(|cuts| self.cut_mappings(cuts));
-        [new, tail].into_iter().filter(|gone| !gone.is_empty()).for_each(|gone| self.unmap_cut(vmas, gone));
-        let Some(vma) = vmas.find(old.start) else { unreachable!("the mapping was found under this lock") };
-        let there = spares.take();
-        there.set(&VmaAttrs { range: new, ..vma.attrs() });
-        self.link_vma(there, Some(vma));
-        vmas.insert(there);
-
-        let change = self.invalidate(moved, NotifyEvent::Unmap);
-        let mut gather = TlbGather::new(FlushReason::Remap);
-        let hidden = self.move_mappings(vma, moved, new.start, &mut stash, &mut gather);
-        self.free_empty_tables(vmas, moved, &mut gather);
-        gather.flush();
-        if hidden {
-            self.reveal(VaRange::new(new.start.0, moved.len()));
+        for (gone, cuts) in [new, tail].into_iter().zip(cuts) {
+            if let Some(cuts) = cuts {
+                self.split_vma(vmas, gone.start, &mut spares);
+                self.split_vma(vmas, gone.end, &mut spares);
+                self.cut_mappings(cuts);
+                self.unmap_cut(vmas, gone);
+            }
         }
-        drop(change);
+        let vma = find(vmas, moved.start);
+        match grows {
+            Some(before) => before.set_end(new.end),
+            None => {
+                let there = spares.take();
+                there.set(&attrs);
+                self.link_vma(there, Some(vma));
+                vmas.insert(there);
+            }
+        }
+        self.move_between(vmas, vma, moved, new.start, &mut stash);
         if !keep {
-            self.drop_vma(vmas, vma);
+            self.leave(vmas, vma, moved, &mut spares);
         }
-        self.cache.clear();
-        self.merge_vmas(vmas, moved);
         self.merge_vmas(vmas, new);
         Ok(())
+    }
+
+    /// Moves what is mapped in `old`, which `vma` covers, to addresses from `new` on, where there is a VMA for it and nothing in it.
+    fn move_between(
+        &'static self,
+        vmas: &VmaIndex<M>,
+        vma: &Vma,
+        old: VaRange,
+        new: Vaddr,
+        stash: &mut TableStash<M>,
+    ) {
+        let _change = self.invalidate(old, NotifyEvent::Unmap);
+        let mut gather = TlbGather::new(FlushReason::Remap);
+        let found = self.move_mappings(vma, old, new, stash, &mut gather);
+        if found.tables {
+            self.free_empty_tables(vmas, old, &mut gather);
+        }
+        gather.flush();
+        if found.hidden {
+            self.reveal(VaRange::new(new.0, old.len()));
+        }
+    }
+
+    /// Takes `gone`, where nothing is mapped any more, out of `vma`.
+    fn leave(
+        &'static self,
+        vmas: &mut VmaIndex<M>,
+        vma: &'static Vma,
+        gone: VaRange,
+        spares: &mut VmaSpares<M>,
+    ) {
+        let range = vma.range();
+        if gone.start == range.start && gone.end < range.end && vma.object() == NIL {
+            return self.set_vma_start(vma, gone.end);
+        }
+        self.split_vma(vmas, gone.end, spares);
+        if gone.start == range.start {
+            self.drop_vma(vmas, vma);
+        } else {
+            vma.set_end(gone.start);
+        }
     }
 
     /// Sets aside the tables that a move takes: one for each huge mapping that does not move as a whole, one for each 2 MiB at the
@@ -203,8 +280,7 @@ impl<M: Machine> Space<M> {
         Ok(stash)
     }
 
-    /// Moves every entry of `old`, which `vma` covers, to addresses from `new` on, where nothing is. True when some of them are
-    /// hidden there now.
+    /// Moves every entry of `old`, which `vma` covers, to addresses from `new` on, where nothing is.
     fn move_mappings(
         &'static self,
         vma: &Vma,
@@ -212,9 +288,9 @@ impl<M: Machine> Space<M> {
         new: Vaddr,
         stash: &mut TableStash<M>,
         gather: &mut TlbGather<M>,
-    ) -> bool {
+    ) -> Found {
         let set = (vma.anon() != NIL).then(|| M::mm().anons.get(vma.anon()));
-        let mut hidden = false;
+        let mut found = Found::default();
         let mut at = old.start;
         while at < old.end {
             let step = stretch(old, new, at);
@@ -222,7 +298,8 @@ impl<M: Machine> Space<M> {
                 at = at.align_down(PUD_SIZE).add(PUD_SIZE);
                 continue;
             };
-            let entry = self.cursor_in(pmd, Level::Pmd, at).entry();
+            let entry = Entry::decode(pmd.words()[at.index(Level::Pmd)].load(Relaxed), Level::Pmd);
+            found.tables |= matches!(entry, Entry::Table(_));
             if entry == Entry::None {
                 at = at.add(step.len);
                 continue;
@@ -233,12 +310,12 @@ impl<M: Machine> Space<M> {
             match entry {
                 _ if step.is_whole() => {
                     let _walks = set.map(|set| set.hold());
-                    hidden |= Pair::lock(self, Level::Pmd, pmd, pmd_there, step).move_all(step, gather);
+                    found.hidden |= Pair::lock(self, Level::Pmd, pmd, pmd_there, step).move_all(step, gather);
                 }
                 Entry::Table(pfn) => {
                     let there = self.pte_table_there(pmd_there, step.to, stash);
                     let _walks = set.map(|set| set.hold());
-                    hidden |=
+                    found.hidden |=
                         Pair::lock(self, Level::Pte, M::mm().table(pfn), there, step).move_all(step, gather);
                 }
                 _ => {
@@ -251,7 +328,7 @@ impl<M: Machine> Space<M> {
             }
             at = at.add(step.len);
         }
-        hidden
+        found
     }
 
     /// The PTE table at the destination, made of a spare one if need be.

@@ -318,6 +318,13 @@ impl<M: Machine> Space<M> {
         self.cache.clear();
     }
 
+    /// Takes what lies before `at` from a VMA of no object.
+    pub(crate) fn set_vma_start(&self, vma: &Vma, at: Vaddr) {
+        // Not by one store: walks of the reverse map wait.
+        let _walks = (vma.anon() != NIL).then(|| M::mm().anons.get(vma.anon()).hold());
+        vma.set_range(VaRange::between(at, vma.range().end), vma.page_index(at));
+    }
+
     /// Joins VMAs that touch at the ends of `range` or in it and are equal in all but their addresses.
     pub(crate) fn merge_vmas(&self, vmas: &mut VmaIndex<M>, range: VaRange) {
         let mut at = range.start;

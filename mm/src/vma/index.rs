@@ -110,7 +110,7 @@ impl<M: Machine> VmaIndex<M> {
     pub(crate) fn iter_in(&self, range: VaRange) -> impl Iterator<Item = &'static Vma> + '_ {
         let mut at = range.start;
         core::iter::from_fn(move || {
-            let vma = self.first_after(at).filter(|vma| vma.start() < range.end)?;
+            let vma = self.first_after(at).filter(|vma| at < range.end && vma.start() < range.end)?;
             at = vma.range().end;
             Some(vma)
         })

@@ -2,7 +2,7 @@
 //!
 //! A [`Vma`] is a shared slab object: page-table code and the reverse map reach it by reference. Its fields change only with
 //! the VMA lock held alone. Walks of the reverse map read the range without it, under their set's lock: so a VMA grows before
-//! another one leaves the set, and shrinks after its other part has joined, each by one store of its end.
+//! another one leaves the set, and shrinks after its other part has joined, each by one store of its end, or with that lock held.
 
 mod index;
 
