@@ -8,6 +8,7 @@ mod advice;
 mod clones;
 mod coherent;
 mod devices;
+mod evict;
 mod faults;
 mod hmm;
 mod injected;
