@@ -206,9 +206,9 @@ fn meanwhile_in_phase(
         let range = map(space, PMD_SIZE, HugeAdvice::NoHuge)?;
         fill(range, 65)?;
         if gives_up {
-            drop(migration)
+            drop(migration);
         } else {
-            migration.go_on()
+            migration.go_on();
         }
         check(range, 65)
     })?;

@@ -197,7 +197,7 @@ crate::ktest! {
 crate::ktest! {
     destructive(expect = "panic")
     fn a_panic_names_its_thread() {
-        spawn("unlucky", || panic!("on purpose, in {}", current())).join()
+        spawn("unlucky", || panic!("on purpose, in {}", current())).join();
     }
 }
 
