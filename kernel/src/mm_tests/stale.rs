@@ -66,10 +66,12 @@ fn shapes() -> [(HugeAdvice, u64); 2] {
     [(HugeAdvice::NoHuge, PAGE_SIZE), (HugeAdvice::Huge, PMD_SIZE / PROBES)]
 }
 
-/// The addresses to look at.
+/// The addresses to look at. No two of their page numbers are the same modulo 64, the size that the translator's table can
+/// shrink to: looking at one must not push another out.
 pub(super) fn probes(range: VaRange) -> impl Iterator<Item = u64> {
     let step = range.len() / PROBES;
-    (0..PROBES).map(move |n| range.start.0 + n * step + 8 * n)
+    let aside = if step > PAGE_SIZE { PAGE_SIZE } else { 0 };
+    (0..PROBES).map(move |n| range.start.0 + n * (step + aside) + 8 * n)
 }
 
 /// Writes a word of user memory as another CPU would, which has none of this one's translations.
