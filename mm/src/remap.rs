@@ -155,7 +155,7 @@ impl<M: Machine> Space<M> {
     ) -> Result<(), RangeError> {
         let moved = VaRange::new(old.start.0, old.len().min(new.len()));
         let tail = VaRange::between(moved.end, old.end);
-        let vma = find(vmas, moved.start);
+        let mut vma = find(vmas, moved.start);
         let attrs = VmaAttrs { range: new, pgoff: vma.page_index(moved.start), ..vma.attrs() };
         let occupied = vmas.iter_in(new).next().is_some();
         // Where it continues what is there before it, that VMA grows.
@@ -163,30 +163,25 @@ impl<M: Machine> Space<M> {
             .find(Vaddr(new.start.0.wrapping_sub(1)))
             .filter(|before| !occupied && before.is_continued_by(&attrs));
         let mut stash = self.stash_for_move(moved, new.start)?;
-        let cuts = |gone: VaRange| {
-            if vmas.iter_in(gone).next().is_none() { Ok(None) } else { self.reserve_cuts(gone).map(Some) }
-        };
-        let cuts = [cuts(new)?, cuts(tail)?];
+        let cuts_there = if occupied { Some(self.reserve_cuts(new)?) } else { None };
+        let cuts_here = if tail.is_empty() { None } else { Some(self.reserve_cuts(tail)?) };
         let splits = !keep && (vma.start() < moved.start || vma.object() != NIL);
-        let mut ends = [vma.start(); 4]; // where a VMA is not cut
-        if splits || !tail.is_empty() {
-            [ends[0], ends[1]] = [moved.end, old.end];
-        }
-        if occupied {
-            [ends[2], ends[3]] = [new.start, new.end];
-        }
+        let ends = [new.start, new.end, moved.end, old.end];
+        let there = if occupied { 0 } else { 2 };
+        let here = if splits || !tail.is_empty() { 4 } else { 2 };
         let more = usize::from(grows.is_none());
-        let mut spares = VmaSpares::for_cuts(vmas, &ends, more).map_err(|_| RangeError::Oom(old.start))?;
+        let mut spares =
+            VmaSpares::for_cuts(vmas, &ends[there..here], more).map_err(|_| RangeError::Oom(old.start))?;
         // Nothing can fail from here on.
-        for (gone, cuts) in [new, tail].into_iter().zip(cuts) {
+        for (gone, cuts) in [(new, cuts_there), (tail, cuts_here)] {
             if let Some(cuts) = cuts {
                 self.split_vma(vmas, gone.start, &mut spares);
                 self.split_vma(vmas, gone.end, &mut spares);
                 self.cut_mappings(cuts);
                 self.unmap_cut(vmas, gone);
+                vma = find(vmas, moved.start);
             }
         }
-        let vma = find(vmas, moved.start);
         match grows {
             Some(before) => before.set_end(new.end),
             None => {
@@ -200,7 +195,10 @@ impl<M: Machine> Space<M> {
         if !keep {
             self.leave(vmas, vma, moved, &mut spares);
         }
-        self.merge_vmas(vmas, new);
+        if grows.is_none() {
+            self.merge_vmas_at(vmas, new.start);
+        }
+        self.merge_vmas_at(vmas, new.end);
         Ok(())
     }
 

@@ -335,7 +335,8 @@ impl<M: Machine> Space<M> {
         }
     }
 
-    fn merge_vmas_at(&self, vmas: &mut VmaIndex<M>, at: Vaddr) {
+    /// Joins the VMAs that touch at `at`, if they are equal in all but their addresses.
+    pub(crate) fn merge_vmas_at(&self, vmas: &mut VmaIndex<M>, at: Vaddr) {
         let Some(next) = vmas.find(at).filter(|next| next.start() == at && at.0 != 0) else { return };
         let Some(vma) = vmas.find(Vaddr(at.0 - 1)) else { return };
         if vma.is_continued_by(&next.attrs()) {
