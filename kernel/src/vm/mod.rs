@@ -139,16 +139,10 @@ impl farpage_mm::Machine for Machine {
         assert!(word + to.len() <= words_of(Order::BASE), "words of one page");
         match frame.place().device_number() {
             None => {
+                let at = ram::<u64>(frame.index()).wrapping_add(word);
                 // SAFETY: the words lie in one frame of RAM, which the direct map shows; the target is an exclusive slice. The
                 // frame belongs to a folio, whose users may write it meanwhile: no reference to it is made.
-                unsafe {
-                    copy_words(
-                        CopyRoutine::RepMovsq,
-                        to.as_mut_ptr(),
-                        ram::<u64>(frame.index()).add(word),
-                        to.len(),
-                    );
-                }
+                unsafe { copy_words(CopyRoutine::RepMovsq, to.as_mut_ptr(), at, to.len()) };
             }
             Some(number) => devmem::memory_of(number).read_words(frame, word, to),
         }
@@ -158,15 +152,9 @@ impl farpage_mm::Machine for Machine {
         assert!(word + from.len() <= words_of(Order::BASE), "words of one page");
         match frame.place().device_number() {
             None => {
+                let at = ram::<u64>(frame.index()).wrapping_add(word);
                 // SAFETY: as in `read_frame`, with the parts exchanged.
-                unsafe {
-                    copy_words(
-                        CopyRoutine::RepMovsq,
-                        ram::<u64>(frame.index()).add(word),
-                        from.as_ptr(),
-                        from.len(),
-                    );
-                }
+                unsafe { copy_words(CopyRoutine::RepMovsq, at, from.as_ptr(), from.len()) };
             }
             Some(number) => devmem::memory_of(number).write_words(frame, word, from),
         }
@@ -339,7 +327,7 @@ pub(crate) fn new_space() -> Result<AddressSpace<Machine>, farpage_mm::OutOfMemo
 pub(crate) fn clone_space(
     space: &AddressSpace<Machine>,
 ) -> Result<AddressSpace<Machine>, farpage_mm::OutOfMemory> {
-    space.clone_of(|words| paging::fill_kernel_half(words))
+    space.clone_of(paging::fill_kernel_half)
 }
 
 /// The memory manager.

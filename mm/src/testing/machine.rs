@@ -203,7 +203,7 @@ impl State {
         let pages = self.config.devices[n];
         let map = MapStorage::new(leak_words(MapStorage::words_for(pages)));
         let place = self.mm.register_device(n, pages, DeviceKind::Private, map, &DEVICES[n]);
-        assert_eq!(place, Ok(crate::types::Place::device(n)));
+        assert_eq!(place, Ok(Place::device(n)));
     }
 
     /// Notes that a rule was broken; the first one counts.

@@ -126,10 +126,10 @@ fn every_change_of_entries_is_told_before_it_is_made() {
     recorder
         .expect("zero folio to the device", range(512, 512), Migrate(DEV), || migrate(range(512, 512), DEV));
     recorder.expect("protect", range(0, 512), Protection, || {
-        space.protect(range(0, 512), Prot::READ).expect("mapped")
+        space.protect(range(0, 512), Prot::READ).expect("mapped");
     });
     recorder.expect("dontneed", range(1024, 4), Clear, || {
-        space.advise(range(1024, 4), Advice::DontNeed).expect("mapped")
+        space.advise(range(1024, 4), Advice::DontNeed).expect("mapped");
     });
     recorder.expect("unmap", range(0, 50), Unmap, || space.unmap(range(0, 50)).expect("memory"));
     // What adds a mapping or permission, or happens elsewhere, is nobody's business.
@@ -298,7 +298,7 @@ impl World {
             Role::Reader => actor.step == 4,
         };
         let sleeps = actor.role == Role::Reader && actor.step == 10;
-        !(locks && self.locked_by.get().is_some()) && !(sleeps && self.sequence.is_active())
+        !(locks && self.locked_by.get().is_some() || sleeps && self.sequence.is_active())
     }
 
     fn step(&self, me: usize, actor: &mut Actor, mistake: Mistake) {

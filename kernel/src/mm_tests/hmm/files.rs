@@ -8,7 +8,7 @@ use farpage_mm::{HugeAdvice, Machine as _, Object, ObjectRef, PAGE_SIZE, Prot};
 use super::basic::ALL;
 use super::kit::{
     Fixture, PAGES, all_are, buffer, check, check_from, device_finds, device_writes, fill_from, ints,
-    snapshot, to_device, try_to_device,
+    snapshot, try_to_device,
 };
 use crate::mm_tests::support::Space;
 use crate::testing::Unmet;
