@@ -25,7 +25,7 @@ const ORDERS: usize = Order::PMD.get() as usize + 1;
 
 type ByOrder = [AtomicU64; ORDERS];
 
-fn read(counters: &ByOrder) -> [u64; ORDERS] {
+fn read(counters: &[AtomicU64]) -> [u64; ORDERS] {
     core::array::from_fn(|order| counters[order].load(Relaxed))
 }
 
@@ -115,8 +115,9 @@ pub(crate) struct DeviceCounters {
     freed_pages: AtomicU64,
     units_in: AtomicU64,
     pages_in: AtomicU64,
-    /// Folios that faults brought back by themselves, and whose memory was freed. A folio's whole story in one add.
-    returned: ByOrder,
+    /// Folios that faults brought back by themselves, and whose memory was freed. A folio's whole story in one add; there are
+    /// as many as an order has bits, so that the index needs no check.
+    returned: [AtomicU64; 16],
     /// Folios that left in a batch.
     left: ByOrder,
     pages_dropped: AtomicU64,
@@ -136,7 +137,7 @@ impl DeviceCounters {
             freed_pages: AtomicU64::new(0),
             units_in: AtomicU64::new(0),
             pages_in: AtomicU64::new(0),
-            returned: [const { AtomicU64::new(0) }; ORDERS],
+            returned: [const { AtomicU64::new(0) }; 16],
             left: [const { AtomicU64::new(0) }; ORDERS],
             pages_dropped: AtomicU64::new(0),
             batch_faults: AtomicU64::new(0),
@@ -184,7 +185,7 @@ impl<M: Machine> Device<M> {
     /// A fault brought a folio back, and its memory here is freed. Instead of [`Device::freed`] and [`Device::left`].
     #[inline(always)]
     pub(crate) fn returned(&self, order: Order) {
-        self.counters.returned[order.get() as usize].fetch_add(1, Relaxed);
+        self.counters.returned[usize::from(order.get() & 0xf)].fetch_add(1, Relaxed);
     }
     /// A folio left.
     #[inline(always)]
