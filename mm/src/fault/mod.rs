@@ -119,22 +119,46 @@ impl<M: Machine> Space<M> {
         if fault.bits.contains(FaultBits::RSVD) {
             return Err(refused::<M>(FaultError::Reserved(fault.addr)));
         }
+        // Nearly every fault is done at the first look. That one stands outside of any loop, so that the compiler prepares nothing
+        // for others.
+        match self.resolve(fault) {
+            Ok(Step::Done(outcome)) => Ok(outcome),
+            Ok(step) => self.fault_later(fault, step),
+            Err(error) => self.fault_again(fault, error),
+        }
+    }
+
+    /// After a first look that resolved nothing yet.
+    #[cold]
+    #[inline(never)]
+    fn fault_later(&'static self, fault: &FaultInfo, mut step: Step) -> Result<FaultOutcome, FaultError> {
         loop {
-            match self.resolve(fault) {
-                Ok(Step::Done(outcome)) => return Ok(outcome),
-                Ok(Step::Again) => {}
-                Ok(Step::Sleep(folio)) => {
+            match step {
+                Step::Done(outcome) => return Ok(outcome),
+                Step::Again => {}
+                Step::Sleep(folio) => {
                     M::count(Event::FaultWait, 1);
                     folio.wait_unlocked::<M>();
                 }
-                Err(error) => return self.fault_again(fault, error),
             }
+            step = match self.resolve_later(fault) {
+                Ok(step) => step,
+                Err(error) => return self.fault_again(fault, error),
+            };
         }
+    }
+
+    /// [`Space::resolve`], out of line.
+    #[cold]
+    #[inline(never)]
+    fn resolve_later(&'static self, fault: &FaultInfo) -> Result<Step, FaultError> {
+        self.resolve(fault)
     }
 
     /// An error, unless it is only that somebody holds the page for a moment: a look-up without locks, say. Nobody tells when
     /// a reference goes, so this looks again, with no lock held in between.
     #[cold]
+    #[inline(never)]
     fn fault_again(
         &'static self,
         fault: &FaultInfo,
@@ -144,7 +168,7 @@ impl<M: Machine> Space<M> {
         while matches!(error, FaultError::Held(_)) && looks < HELD_LOOKS {
             looks += 1;
             M::relax();
-            match self.resolve(fault) {
+            match self.resolve_later(fault) {
                 Ok(Step::Done(outcome)) => return Ok(outcome),
                 Ok(Step::Again) => {}
                 Ok(Step::Sleep(folio)) => {

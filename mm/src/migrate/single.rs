@@ -18,7 +18,7 @@ use crate::space::Space;
 use crate::stats::fault_stayed;
 use crate::table::Table;
 use crate::tlb::TlbGather;
-use crate::types::{Frame, Level, Place, Vaddr};
+use crate::types::{Frame, Level, Order, Place, Vaddr};
 use crate::zone::Need;
 
 /// How often a fault looks whether it is alone with its folio, before it lets go of the folio and begins again.
@@ -145,8 +145,20 @@ impl<M: Machine> FaultMigration<M> {
     /// when the copy failed. It is put back then.
     #[inline]
     pub fn back_to_ram(self) -> Result<(), FaultError> {
+        // A body of its own for the single page: most of what depends on order and level is known there.
+        match self.source.order() {
+            Order::BASE if self.level == Level::Pte => self.move_to_ram(Order::BASE, Level::Pte),
+            order => {
+                let level = self.level;
+                self.move_to_ram(order, level)
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn move_to_ram(self, order: Order, level: Level) -> Result<(), FaultError> {
+        debug_assert_eq!((self.source.order(), self.level), (order, level));
         let source = &self.source;
-        let order = source.order();
         let pages = order.pages();
         // Unmapped: nothing else maps it. No flush is owed, since no TLB can hold a device-private page.
         if source.map_count() != 0 {
@@ -168,9 +180,9 @@ impl<M: Machine> FaultMigration<M> {
         source.unfreeze(1);
         source.clear_resident();
         // Finalized.
-        if let Some(mut cursor) = self.space.cursor_hint(self.table, self.level, self.addr) {
+        if let Some(mut cursor) = self.space.cursor_hint(self.table, level, self.addr) {
             if self.word != 0 && cursor.is_still(self.word) {
-                cursor.name_word(self.word, source.frame());
+                cursor.name_word(self.word, Frame::ram(source.frame().index()));
                 source.migs_to_maps(1);
             } else {
                 rename_entries(&mut cursor, source, old.first());
@@ -182,7 +194,7 @@ impl<M: Machine> FaultMigration<M> {
         }
         M::count_one::<{ Event::DeviceOut as usize }>();
         M::count(Event::DevicePagesOut, u64::from(pages));
-        let (first, order) = old.into_inner();
+        let (first, _) = old.into_inner();
         self.device.ops().folio_free(first, order, source.take_driver_word());
         self.device.returned(order);
         self.space.counters.returned(u64::from(pages));
