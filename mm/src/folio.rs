@@ -434,7 +434,7 @@ impl Folio {
     /// that know it save the question.
     #[inline(always)]
     pub(crate) fn relocate<M: Machine>(&self, zone: &Zone<M>, order: Order, to: Frames<M>) -> Frames<M> {
-        let old = to.at(self.frame());
+        let old = Frames::own(self.frame(), order);
         debug_assert!(to.order() == order && self.order() == order, "a folio moves to memory of its order");
         let (first, _) = to.into_inner();
         zone.set_owner(first, order, self.slab_index());

@@ -50,11 +50,6 @@ impl<M: Machine> Frames<M> {
         self.packed = new.packed;
         core::mem::forget(new);
     }
-    /// The chunk of the same order at `first`, which the caller owns.
-    #[inline(always)]
-    pub(crate) const fn at(&self, first: Frame) -> Self {
-        Self { packed: self.packed & !((1 << ORDER_SHIFT) - 1) | first.raw(), machine: PhantomData }
-    }
     /// Gives the chunk to somebody else.
     #[inline(always)]
     pub(crate) const fn into_inner(self) -> (Frame, Order) {

@@ -424,7 +424,11 @@ impl<M: Machine> Space<M> {
         let mut cursor = self.cursor_in(table, Level::Pte, part.start);
         loop {
             let after = match vma.kind() {
-                VmaKind::Anon => self.collect_single_pages(&mut cursor, end, collecting),
+                VmaKind::Anon => match collecting.batch().fast {
+                    Fast::Nothing => cursor.addr(),
+                    Fast::Private => self.collect_single_pages::<true>(&mut cursor, end, collecting),
+                    Fast::Ram => self.collect_single_pages::<false>(&mut cursor, end, collecting),
+                },
                 _ => cursor.addr(),
             };
             if after >= end {
@@ -450,36 +454,34 @@ impl<M: Machine> Space<M> {
 
     /// The commonest case in a loop of its own: takes single pages, one after the other, that lie where they are wanted. Ends
     /// at the first entry that is anything else and returns its address (the cursor is there), or an address from `end` on.
-    #[inline(always)]
-    fn collect_single_pages(
+    #[inline(never)]
+    fn collect_single_pages<const PRIVATE: bool>(
         &'static self,
         cursor: &mut Cursor<M>,
         end: Vaddr,
         collecting: &mut Collecting<M>,
     ) -> Vaddr {
-        let Batch { fast, from, units, gather, pages, shared, .. } = collecting.batch();
-        let (private, from) = (*fast == Fast::Private, *from);
-        if *fast == Fast::Nothing {
-            return cursor.addr();
-        }
+        let mm = M::mm();
+        let Batch { from, units, gather, pages, shared, .. } = collecting.batch();
+        let from = *from;
         let mut run = UnflushedRun::new(self, Level::Pte, cursor.addr());
         let before = units.len();
         let mut others = 0;
         let after = loop {
             let addr = cursor.addr();
             let word = cursor.word();
-            let frame = if private { word::device_private(word) } else { word::plain_ram(word) };
+            let frame = if PRIVATE { word::device_private(word) } else { word::plain_ram(word) };
             let Some(frame) = frame else { break addr };
-            if private && !from.contains(frame.place()) {
+            if PRIVATE && !from.contains(frame.place()) {
                 break addr;
             }
-            let folio = M::mm().mapped_folio(frame);
+            let folio = if PRIVATE { mm.mapped_folio(frame) } else { mm.mapped_folio_in(&mm.ram, frame) };
             if folio.order() != Order::BASE {
                 break addr;
             }
             let Some(unit) = units.room() else { break addr };
             let Some(locked) = LockedFolio::try_lock_mapped(folio) else { break addr };
-            if private {
+            if PRIVATE {
                 TlbGather::settle(Some(gather), self);
                 cursor.set_soft_kind(SoftKind::Migration);
             } else if word::is_dirty(cursor.leaf_to_migration(&mut run)) {

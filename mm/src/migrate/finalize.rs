@@ -364,7 +364,13 @@ pub(crate) fn finalize<M: Machine>(
     units.for_each_slice(|units| {
         let mut i = 0;
         while i < units.len() {
-            let (named, finished) = name_run(&mut units[i..], report, &mut ending);
+            let units = &mut units[i..];
+            // A body for each direction: most of what differs between entries is known there.
+            let (named, finished) = if ending.to.is_ram() {
+                name_run::<M, true>(units, report, &mut ending)
+            } else {
+                name_run::<M, false>(units, report, &mut ending)
+            };
             i += named;
             arrived += finished;
         }
@@ -388,8 +394,8 @@ pub(crate) fn finalize<M: Machine>(
 
 /// Replaces the migration entries of the first unit and of as many after it as lie in the same table: they share one hold of
 /// its lock. Those that one entry maps are finished there and then. How many units have names, and how many are finished.
-#[inline(always)]
-fn name_run<M: Machine>(
+#[inline(never)]
+fn name_run<M: Machine, const TO_RAM: bool>(
     units: &mut [Unit<M>],
     report: &mut Report,
     ending: &mut Ending<M>,
@@ -407,6 +413,7 @@ fn name_run<M: Machine>(
     }
     let mut done = 0;
     let space: &'static Space<M> = space;
+    let to = if TO_RAM { Place::RAM } else { ending.to };
     if let Some(mut cursor) = space.walk(*addr) {
         let order = cursor.level().order();
         let pages_each = order.pages();
@@ -415,7 +422,8 @@ fn name_run<M: Machine>(
             let (Source::Folio(source), Dest::Frames(old)) = (&unit.source, &unit.dest) else { break };
             let here = unit.order == order && unit.space.is_some_and(|s| core::ptr::eq(s, space));
             let here = here && if small { cursor.seek_pte(unit.addr) } else { cursor.seek(unit.addr) };
-            if !here || !cursor.name_migration(old.first(), source.frame()) {
+            debug_assert_eq!(source.place(), to);
+            if !here || !cursor.name_migration(old.first(), Frame::new(to, source.frame().index())) {
                 break;
             }
             // The table's lock is held until the folio is unlocked, so the mapping cannot go before the handle is given up.
@@ -426,7 +434,7 @@ fn name_run<M: Machine>(
             let (source, old) = (source.take_over(), old.take_over());
             core::mem::forget(core::mem::replace(&mut unit.source, Source::Gone));
             core::mem::forget(core::mem::replace(&mut unit.dest, Dest::None));
-            arrive(source, old, pages_each, ending).into_owned();
+            arrive(source, old, order, to, ending).into_owned();
             done += 1;
         }
         let pages = done as u64 * u64::from(pages_each);
@@ -451,19 +459,20 @@ fn name_run<M: Machine>(
 fn arrive<M: Machine>(
     folio: LockedFolio<M>,
     old: Frames<M>,
-    pages: u32,
+    order: Order,
+    to: Place,
     ending: &mut Ending<M>,
 ) -> FolioRef<M> {
-    if ending.to.is_ram() {
+    if to.is_ram() {
         folio.clear_resident();
     } else {
         folio.set_resident();
     }
     if !old.first().place().is_ram() {
-        ending.left(old.first().place(), old.order());
+        ending.left(old.first().place(), order);
         folio.tell_left(&old);
     }
-    ending.bin.add(old, pages);
+    ending.bin.add(old, order.pages());
     folio.unlock()
 }
 
@@ -476,7 +485,7 @@ fn finish<M: Machine>(unit: &mut Unit<M>, report: &mut Report, ending: &mut Endi
         Source::Gone => return,
         Source::Folio(folio) => {
             match core::mem::replace(&mut unit.dest, Dest::None) {
-                Dest::Frames(old) => drop(arrive(folio, old, unit.order.pages(), ending)),
+                Dest::Frames(old) => drop(arrive(folio, old, unit.order, ending.to, ending)),
                 pieces => {
                     ending.left(folio.place(), folio.order());
                     folio.clear_resident();

@@ -397,10 +397,12 @@ pub(crate) fn commit<M: Machine>(batch: &mut Batch<M>) {
             Source::Gone => return,
             Source::Folio(folio) => {
                 if folio.freeze(1) {
-                    if unit.order == Order::BASE {
-                        commit_dest(folio, zone, Order::BASE, &mut unit.dest);
-                    } else {
-                        commit_dest(folio, zone, unit.order, &mut unit.dest);
+                    match &mut unit.dest {
+                        // The commonest case: a single page.
+                        Dest::Frames(frames) if unit.order == Order::BASE => {
+                            frames.replace(|to| folio.relocate(zone, Order::BASE, to));
+                        }
+                        dest => commit_large(folio, zone, unit.order, dest),
                     }
                     folio.unfreeze(1);
                     unit.state = State::Committed;
@@ -408,8 +410,7 @@ pub(crate) fn commit<M: Machine>(batch: &mut Batch<M>) {
                 }
                 Err(Cause::Pinned)
             }
-            Source::Hole { .. } => holes::fill_hole(unit, *to, &mut zeros),
-            Source::Shared(_) => holes::map_copy(unit),
+            Source::Hole { .. } | Source::Shared(_) => commit_new(unit, *to, &mut zeros),
         };
         match done {
             Ok(state) => {
@@ -432,8 +433,18 @@ pub(crate) fn commit<M: Machine>(batch: &mut Batch<M>) {
     }
 }
 
-#[inline(always)]
-fn commit_dest<M: Machine>(source: &Folio, zone: &Zone<M>, order: Order, dest: &mut Dest<M>) {
+/// A hole is filled, or a copy mapped.
+#[inline(never)]
+fn commit_new<M: Machine>(unit: &mut Unit<M>, to: Place, zeros: &mut TlbGather<M>) -> Result<State, Cause> {
+    if matches!(unit.source, Source::Shared(_)) {
+        holes::map_copy(unit)
+    } else {
+        holes::fill_hole(unit, to, zeros)
+    }
+}
+
+#[inline(never)]
+fn commit_large<M: Machine>(source: &Folio, zone: &Zone<M>, order: Order, dest: &mut Dest<M>) {
     match dest {
         Dest::Frames(frames) => frames.replace(|to| source.relocate(zone, order, to)),
         Dest::Pieces(first) => pass_identity(source, first),
