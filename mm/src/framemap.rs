@@ -11,6 +11,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
 
+use crate::entry::run;
 /// Frames per block.
 pub(crate) const BLOCK: u32 = 512;
 /// "No frame" in a buddy link.
@@ -144,17 +145,18 @@ impl FrameMap {
     #[inline(always)]
     pub(crate) fn set_folio(&self, first: u32, pages: u32, folio: u32) {
         let word = Slot::Folio(folio).encode();
-        for slot in &self.slots[first as usize..(first + pages) as usize] {
-            slot.store(word, Relaxed);
-        }
+        run::for_each(&self.slots[first as usize..(first + pages) as usize], |slot| {
+            slot.store(word, Relaxed)
+        });
     }
 
     /// Marks `pages` frames from `first` as in a CPU's cache, or otherwise in somebody's hands.
     #[inline(always)]
     pub(crate) fn set_cached(&self, first: u32, pages: u32) {
-        for slot in &self.slots[first as usize..(first + pages) as usize] {
-            slot.store(Slot::Cached.encode(), Relaxed);
-        }
+        let word = Slot::Cached.encode();
+        run::for_each(&self.slots[first as usize..(first + pages) as usize], |slot| {
+            slot.store(word, Relaxed)
+        });
     }
 
     /// The index of the folio that owns `frame`, if one does.

@@ -23,7 +23,7 @@ pub(crate) const fn step(word: u64) -> u64 {
 }
 
 /// Bits in which `words` differ from a run that begins with `first`, in any of them.
-#[inline(always)]
+#[inline(never)]
 fn difference(words: &[AtomicU64], first: u64) -> u64 {
     let step = step(first);
     let (mut expected, mut differ) = (first, 0);
@@ -34,17 +34,37 @@ fn difference(words: &[AtomicU64], first: u64) -> u64 {
     differ
 }
 
+/// Calls `f` for every word, for eight of them between two looks for the end.
+#[inline(always)]
+pub(crate) fn for_each(words: &[AtomicU64], mut f: impl FnMut(&AtomicU64)) {
+    let (eights, rest) = words.as_chunks::<8>();
+    for eight in eights {
+        eight.iter().for_each(&mut f);
+    }
+    rest.iter().for_each(f);
+}
+
 /// True when `words` are a run that begins with `first`.
 #[inline(always)]
 pub(crate) fn is_run(words: &[AtomicU64], first: u64) -> bool {
-    difference(words, first) == 0
+    let step = step(first);
+    let mut expected = first;
+    let mut is_next = |word: &AtomicU64| {
+        let same = word.load(Relaxed) == expected;
+        expected = expected.wrapping_add(step);
+        same
+    };
+    let (eights, rest) = words.as_chunks::<8>();
+    eights.iter().all(|eight| eight.iter().all(&mut is_next)) && rest.iter().all(is_next)
 }
 
 /// True when `words` are device-private entries for the frames from `first` on, whatever their attributes.
 #[inline(always)]
 pub(crate) fn is_device_private(words: &[AtomicU64], first: Frame) -> bool {
     let Some(word) = words.first().map(|word| word.load(Relaxed)) else { return false };
-    word::device_private(word) == Some(first) && difference(words, word) & !word::ATTRS == 0
+    // The attributes are the same, too, nearly always.
+    word::device_private(word) == Some(first)
+        && (is_run(words, word) || difference(words, word) & !word::ATTRS == 0)
 }
 
 /// Writes a run that begins with `first`. The words are in a locked table, or in one that is not hooked in yet.
@@ -52,27 +72,23 @@ pub(crate) fn is_device_private(words: &[AtomicU64], first: Frame) -> bool {
 pub(crate) fn fill(words: &[AtomicU64], first: u64) {
     let step = step(first);
     let mut next = first;
-    for word in words {
+    for_each(words, |word| {
         word.store(next, Release);
         next = next.wrapping_add(step);
-    }
+    });
 }
 
 /// Empties entries.
 #[inline(always)]
 pub(crate) fn fill_with_nothing(words: &[AtomicU64]) {
-    for word in words {
-        word.store(0, Release);
-    }
+    for_each(words, |word| word.store(0, Release));
 }
 
 /// Device-private entries become migration entries.
 #[inline(always)]
 pub(crate) fn device_private_to_migration(words: &[AtomicU64]) {
     const CHANGE: u64 = (SoftKind::DevicePrivate as u64 ^ SoftKind::Migration as u64) << KIND_SHIFT;
-    for word in words {
-        word.store(word.load(Relaxed) ^ CHANGE, Release);
-    }
+    for_each(words, |word| word.store(word.load(Relaxed) ^ CHANGE, Release));
 }
 
 /// Migration entries that are a run and name the frames from `from` on become the entries for those from `to` on; false, and

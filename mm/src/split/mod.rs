@@ -107,7 +107,7 @@ fn divide<M: Machine>(
         }
         publish(i, tail);
     }
-    zone.rename(first, head_order.pages(), head.slab_index());
+    zone.rename(first, if is_dead(0) { 1 } else { head_order.pages() }, head.slab_index());
     if order == Order::PMD {
         zone.block_to_small(first);
     }
