@@ -146,7 +146,7 @@ impl FrameMap {
     pub(crate) fn set_folio(&self, first: u32, pages: u32, folio: u32) {
         let word = Slot::Folio(folio).encode();
         run::for_each(&self.slots[first as usize..(first + pages) as usize], |slot| {
-            slot.store(word, Relaxed)
+            slot.store(word, Relaxed);
         });
     }
 
@@ -155,7 +155,7 @@ impl FrameMap {
     pub(crate) fn set_cached(&self, first: u32, pages: u32) {
         let word = Slot::Cached.encode();
         run::for_each(&self.slots[first as usize..(first + pages) as usize], |slot| {
-            slot.store(word, Relaxed)
+            slot.store(word, Relaxed);
         });
     }
 
