@@ -7,7 +7,7 @@ use crate::error::OutOfMemory;
 use crate::folio::{Folio, LockedFolio, put_many};
 use crate::machine::{FlushReason, Machine};
 use crate::migrate::options::{Fast, MigrateOptions, Pick, WRITTEN, written};
-use crate::migrate::unit::{Batch, Source, State, Unit};
+use crate::migrate::unit::{Batch, MAX_UNITS, Source, State, Unit};
 use crate::migrate::{BATCH_PAGES, Cause, Collected, Migration, Work};
 use crate::notifier::NotifyEvent;
 use crate::slab::NIL;
@@ -144,9 +144,10 @@ impl<M: Machine> Collecting<M> {
         batch.units.push(Unit::taken(Source::Shared(folio), space, addr, order));
     }
 
-    /// Pages collected so far.
-    pub(crate) fn pages(&mut self) -> u32 {
-        self.batch().pages
+    /// True when no more belongs in this batch: pages enough, or as many units as it has room for. Not a want of memory.
+    pub(crate) fn is_full(&mut self) -> bool {
+        let batch = self.batch();
+        batch.pages >= BATCH_PAGES || batch.units.len() >= MAX_UNITS
     }
 
     /// Makes a unit of a folio that was found by its frames: the next phase finds its mappings.

@@ -7,7 +7,7 @@
 use crate::counters::Event;
 use crate::folio::LockedFolio;
 use crate::machine::Machine;
-use crate::migrate::{BATCH_PAGES, Cause, Collecting, Migration, Report};
+use crate::migrate::{Cause, Collecting, Migration, Report};
 use crate::mm::Mm;
 use crate::types::{Frame, FrameRange, Order, Place, Vaddr};
 use crate::zone::Need;
@@ -83,7 +83,7 @@ fn fill<M: Machine>(
             frames.next();
             continue; // of the folio before
         }
-        if batch.pages() >= BATCH_PAGES || of.is_some_and(|place| place != frame.place()) {
+        if batch.is_full() || of.is_some_and(|place| place != frame.place()) {
             return of;
         }
         of = Some(frame.place());

@@ -63,6 +63,9 @@ pub(crate) const fn coherent_base(device: usize) -> u32 {
     0x20_0000 + device as u32 * 0x2_0000
 }
 
+/// Called with what a driver is told of.
+pub(crate) type OnFree = Box<dyn FnMut(Frame, Order)>;
+
 /// The marker type that names this machine.
 #[derive(Debug)]
 pub(crate) struct Soft;
@@ -97,6 +100,10 @@ pub(crate) struct State {
     late: RefCell<Vec<CopyOp>>,
     /// What somebody else does when a loop waits for something short; once.
     pub(crate) on_relax: RefCell<Option<Box<dyn FnMut()>>>,
+    /// What somebody does while a thread sleeps: once.
+    pub(crate) on_wait: RefCell<Option<Box<dyn FnMut()>>>,
+    /// A look at the machine while a driver is told that memory is free.
+    pub(crate) on_free: RefCell<Option<OnFree>>,
     /// Calls of `folio_free` (pages) and of `folio_split` (with a tail).
     pub(crate) freed_pages: Cell<u64>,
     pub(crate) split_tails: Cell<u64>,
@@ -174,6 +181,8 @@ impl Soft {
             fail_times: Cell::new(0),
             late: RefCell::default(),
             on_relax: RefCell::default(),
+            on_wait: RefCell::default(),
+            on_free: RefCell::default(),
             freed_pages: Cell::new(0),
             split_tails: Cell::new(0),
             failure: RefCell::new(None),
@@ -420,6 +429,13 @@ impl Machine for Soft {
     }
 
     fn wait(_key: WaitKey, still: &dyn Fn() -> bool) {
+        let state = state();
+        assert_eq!(state.preempt.get(), 0, "nobody sleeps while a spin lock is held");
+        if still()
+            && let Some(mut let_go) = state.on_wait.take()
+        {
+            let_go();
+        }
         assert!(!still(), "the only thread would sleep for ever");
     }
 
@@ -463,6 +479,9 @@ impl SoftDevice {
 impl PagemapOps<Soft> for SoftDevice {
     fn folio_free(&self, first: Frame, order: Order, _driver_word: u64) {
         let state = state();
+        if let Some(look) = &mut *state.on_free.borrow_mut() {
+            look(first, order);
+        }
         state.freed_pages.set(state.freed_pages.get() + u64::from(order.pages()));
         for i in 0..order.pages() {
             state.data(first.offset(i)).iter().for_each(|word| word.set(POISON));

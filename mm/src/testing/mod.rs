@@ -17,6 +17,7 @@ mod evict;
 mod exclusive;
 mod failures;
 mod gup;
+mod historic;
 mod hmm;
 mod host;
 mod kinds;
