@@ -1,11 +1,14 @@
 //! Every allocation fails once: the n-th one of each operation, for every n, on the real page tables.
 
-use farpage_mm::{FaultError, HugeAdvice, PAGE_SIZE, PMD_SIZE, Place, Prot, Site, VaRange};
+use farpage_mm::{
+    Advice, Dmirror, DmirrorError, FaultError, HugeAdvice, MigrateFlags, MigrateOptions, Order, PAGE_SIZE,
+    PMD_SIZE, Place, Prot, RangeError, RemapFlags, RemapTarget, Site, VaRange, Vaddr,
+};
 
-use super::support::{BASE, DEV0, Space, check, check_zero, fill, in_space, pages, refusal};
+use super::support::{BASE, DEV0, Space, check, check_zero, fill, in_space, pages, pattern, refusal};
 use crate::testing::Unmet;
-use crate::vm::mm;
 use crate::vm::user::{UserFault, user_read_u64, user_write_u64};
+use crate::vm::{clone_space, mm};
 
 /// Pages of the small-page cases.
 const SMALL: u64 = 12;
@@ -184,5 +187,154 @@ crate::ktest! {
             crate::check_eq!((report?.pages, asked), (1024, 2));
             Ok(())
         })?;
+    }
+}
+
+/// Where a moved range goes: not at a border of 2 MiB.
+const ELSEWHERE: u64 = BASE + (1 << 30) + 7 * PAGE_SIZE;
+
+/// Was it refused, and for want of memory?
+fn refused<T>(result: Result<T, RangeError>) -> Result<bool, Unmet> {
+    match result {
+        Ok(_) => Ok(false),
+        Err(RangeError::Oom(_)) => Ok(true),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Some pages in the middle.
+fn middle(range: VaRange) -> VaRange {
+    pages(range, 3, 6)
+}
+
+/// Runs an operation on filled memory of both sizes, in RAM and on the device.
+fn on_filled_memory(operation: Operation, verify: fn(VaRange) -> Result<(), Unmet>) -> Result<(), Unmet> {
+    for (advice, len) in SIZES {
+        every_allocation_fails_once(advice, len, filled, operation, verify)?;
+        every_allocation_fails_once(advice, len, on_device, operation, verify)?;
+    }
+    Ok(())
+}
+
+crate::ktest! {
+    fn clones_bear_every_failure() {
+        on_filled_memory(|space, _| Ok(clone_space(space).is_err()), still_filled)?;
+    }
+}
+
+crate::ktest! {
+    fn changes_of_protection_and_trackers_bear_every_failure() {
+        on_filled_memory(|space, r| refused(space.space().protect(middle(r), Prot::READ)), still_filled)?;
+        on_filled_memory(|space, r| refused(space.space().write_protect(middle(r), true)), still_filled)?;
+        on_filled_memory(|space, r| refused(space.space().clear_soft_dirty(middle(r))), still_filled)?;
+    }
+}
+
+crate::ktest! {
+    fn advice_bears_every_failure() {
+        let huge: Operation = |space, r| refused(space.space().advise_huge(middle(r), HugeAdvice::Default));
+        on_filled_memory(huge, still_filled)?;
+        on_filled_memory(|space, r| refused(space.space().advise(middle(r), Advice::Cold)), still_filled)?;
+        on_filled_memory(|space, r| refused(space.space().advise(middle(r), Advice::Free)), still_filled)?;
+        let forget: Operation = |space, r| refused(space.space().advise(middle(r), Advice::DontNeed));
+        on_filled_memory(forget, |range| {
+            check(pages(range, 0, 3), 81)?;
+            check_zero(middle(range))?;
+            check(pages(range, 9, range.nr_pages() - 9), 81)
+        })?;
+    }
+}
+
+/// All of it is there, where it was or where it went.
+fn here_or_there(range: VaRange) -> Result<(), Unmet> {
+    let moved = user_read_u64(ELSEWHERE).is_ok();
+    for at in (range.start.0..range.end.0).step_by(PAGE_SIZE as usize) {
+        let now = if moved { ELSEWHERE + (at - range.start.0) } else { at };
+        crate::check_eq!(user_read_u64(now), Ok(pattern(at, 81)), "{at:#x}, moved: {moved}");
+        crate::check!(!moved || user_read_u64(at).is_err(), "{at:#x} is in two places");
+    }
+    Ok(())
+}
+
+crate::ktest! {
+    fn moves_bear_every_failure() {
+        on_filled_memory(|space, range| {
+            let target = RemapTarget { addr: Vaddr(ELSEWHERE), len: range.len() };
+            refused(space.space().remap(range, target, RemapFlags::empty()))
+        }, here_or_there)?;
+    }
+}
+
+crate::ktest! {
+    fn evictions_bear_every_failure() {
+        for (advice, len) in SIZES {
+            let evict: Operation = |_, _| Ok(mm().evict_range(DEV0, 0..u32::MAX).failed_pages() != 0);
+            let asked = every_allocation_fails_once(advice, len, on_device, evict, still_filled)?;
+            crate::check!(asked >= 1, "a page in RAM is an allocation");
+        }
+    }
+}
+
+/// Small pages of a range that wants a huge one.
+fn in_small_pages(space: &Space, range: VaRange) -> Result<(), Unmet> {
+    fill(range, 81)?;
+    Ok(space.space().advise_huge(range, HugeAdvice::Huge)?)
+}
+
+fn in_small_pages_on_device(space: &Space, range: VaRange) -> Result<(), Unmet> {
+    on_device(space, range)?;
+    Ok(space.space().advise_huge(range, HugeAdvice::Huge)?)
+}
+
+crate::ktest! {
+    fn collapses_and_merges_bear_every_failure() {
+        // What could not be had is in the report, and no refusal.
+        let collapse: Operation = |space, range| refused(space.space().collapse(range).map(drop)).map(|_| false);
+        let merge: Operation = |space, range| refused(space.space().merge_device(range).map(drop)).map(|_| false);
+        every_allocation_fails_once(HugeAdvice::NoHuge, PMD_SIZE, in_small_pages, collapse, still_filled)?;
+        every_allocation_fails_once(HugeAdvice::NoHuge, PMD_SIZE, in_small_pages_on_device, merge, still_filled)?;
+    }
+}
+
+crate::ktest! {
+    fn migrations_that_fault_bear_every_failure() {
+        let write: Operation = |space, range| {
+            let flags = MigrateFlags::FAULT | MigrateFlags::WRITE;
+            let options = MigrateOptions { hole_order: Order::new(3), ..MigrateOptions::to(DEV0).with(flags) };
+            let mut units = 0;
+            let report = space.space().migrate_with(range, DEV0, &options, &mut |_| units += 1)?;
+            crate::check!(units > 0 || report.pages == 0, "{report:?}");
+            Ok(report.failed_pages() != 0)
+        };
+        for (advice, len) in SIZES {
+            every_allocation_fails_once(advice, len, filled, write, still_filled)?;
+            every_allocation_fails_once(advice, len, read, write, check_zero)?;
+            every_allocation_fails_once(advice, len, untouched, write, check_zero)?;
+        }
+    }
+}
+
+/// Was a command refused, and for want of memory?
+fn refused_by_device<T>(result: Result<T, DmirrorError>) -> Result<bool, Unmet> {
+    match result {
+        Ok(_) => Ok(false),
+        Err(DmirrorError::NoMemory) => Ok(true),
+        Err(error) => crate::fail!("{error:?}"),
+    }
+}
+
+crate::ktest! {
+    fn commands_of_a_device_bear_every_failure() {
+        on_filled_memory(|space, range| {
+            let mut words = [0; 1024];
+            let Ok(device) = Dmirror::open(DEV0, space) else { return Ok(true) };
+            if refused_by_device(device.read(range.start, &mut words))? {
+                return Ok(true);
+            }
+            for (i, word) in words.into_iter().enumerate() {
+                crate::check_eq!(word, pattern(range.start.0 + i as u64 * 8, 81));
+            }
+            refused_by_device(device.write(range.start, &words))
+        }, still_filled)?;
     }
 }

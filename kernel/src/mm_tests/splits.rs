@@ -1,6 +1,9 @@
 //! Parts of huge pages that are unmapped, and the kernel heap, which the memory manager must not need.
 
-use farpage_mm::{Entry, Event, FaultError, HugeAdvice, PMD_SIZE, Place, VaRange, Vaddr};
+use farpage_mm::{
+    Advice, Dmirror, Entry, Event, FaultError, HugeAdvice, PMD_SIZE, Place, Prot, RemapFlags, RemapTarget,
+    VaRange, Vaddr,
+};
 
 use super::support::{
     DEV0, Kinds, Space, check, counting, fill, frame_at, in_space, kinds, map, on_the_usual_machine, pages,
@@ -9,7 +12,7 @@ use super::support::{
 use crate::arch::heap;
 use crate::testing::Unmet;
 use crate::vm::user::{user_read_u64, user_touch_write};
-use crate::vm::{devmem, mm};
+use crate::vm::{clone_space, devmem, mm};
 
 /// A part of a huge page: its first page, how many, and the splits that it takes to free it.
 type Part = (u64, u64, u64);
@@ -153,8 +156,8 @@ crate::ktest! {
 }
 
 /// Everything that the memory manager does on a hot path, without a word to the heap. What failed, if something did.
-fn life(space: &Space, range: VaRange) -> Option<&'static str> {
-    let space = space.space();
+fn life(whole: &Space, range: VaRange) -> Option<&'static str> {
+    let space = whole.space();
     let touch = |range: VaRange| {
         let mut at = (range.start.0..range.end.0).step_by(4096);
         at.all(|at| user_touch_write(at).is_ok() && user_read_u64(at).is_ok())
@@ -172,10 +175,57 @@ fn life(space: &Space, range: VaRange) -> Option<&'static str> {
     if !moved(range, DEV0) || !moved(range, Place::RAM) {
         return Some("there and back");
     }
+    if !moved(pages(range, 0, 512), DEV0) || !is_there(clone_space(whole).as_ref(), range) {
+        return Some("clone");
+    }
+    for prot in [Prot::READ, Prot::empty(), Prot::RW] {
+        if space.protect(pages(range, 400, 300), prot).is_err() {
+            return Some("protect");
+        }
+    }
+    let away = VaRange::new(range.start.0 + (1 << 30), PMD_SIZE);
+    for (from, to) in [(pages(range, 0, 512), away), (away, pages(range, 0, 512))] {
+        let target = RemapTarget { addr: to.start, len: to.len() };
+        if space.remap(from, target, RemapFlags::empty()).is_err() {
+            return Some("remap");
+        }
+    }
+    for advice in [Advice::Huge, Advice::Cold, Advice::Free] {
+        if space.advise(pages(range, 0, 512), advice).is_err() {
+            return Some("advice");
+        }
+    }
+    if space.write_protect(range, true).is_err() || space.clear_soft_dirty(range).is_err() {
+        return Some("trackers");
+    }
+    if mm().evict_range(DEV0, 0..u32::MAX).failed_pages() != 0 || !touch(range) {
+        return Some("evict");
+    }
+    if space.collapse(pages(range, 0, 512)).is_err() || space.merge_device(range).is_err() {
+        return Some("collapse and merge");
+    }
+    if !commands(whole, range) {
+        return Some("a device's commands");
+    }
     if space.unmap(pages(range, 700, 100)).is_err() || space.unmap(range).is_err() {
         return Some("unmap");
     }
     None
+}
+
+/// A clone that has the parent's pages, those on the device too, and ends.
+fn is_there(clone: Result<&Space, &farpage_mm::OutOfMemory>, range: VaRange) -> bool {
+    clone.is_ok_and(|clone| clone.entry_at(range.start).1 != Entry::None)
+}
+
+/// What a device does by itself.
+fn commands(space: &Space, range: VaRange) -> bool {
+    let mut words = [0; 1024];
+    let Ok(device) = Dmirror::open(DEV0, space) else { return false };
+    device.read(range.start, &mut words).is_ok()
+        && device.write(range.start, &words).is_ok()
+        && device.migrate_to_device(range.start, &mut words).is_ok()
+        && device.migrate_to_system(pages(range, 0, 2)).is_ok()
 }
 
 crate::ktest! {

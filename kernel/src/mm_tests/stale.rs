@@ -7,21 +7,23 @@
 //! User memory is touched with AC set, for which the translator keeps a table of translations of its own: nothing that the
 //! kernel does in between can push one out.
 
-use core::sync::atomic::AtomicU64;
+use alloc::sync::Arc;
 use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::{AtomicU64, AtomicUsize};
 
 use farpage_mm::{
-    Access, Entry, FaultInfo, FlushReason, HugeAdvice, Level, Machine as _, PAGE_SIZE, PMD_SIZE, VaRange,
-    Vaddr,
+    Access, Advice, Entry, FaultInfo, FlushReason, HugeAdvice, Level, Machine as _, PAGE_SIZE, PMD_SIZE,
+    Prot, RemapFlags, RemapTarget, VaRange, Vaddr,
 };
 use x86_64::VirtAddr;
 
 use super::support::{DEV0, Space, check, check_zero, fill, frame_at, in_space, map, pages, pattern};
 use crate::arch::x86_64::tlb;
+use crate::task::{spawn, yield_now};
 use crate::testing::Unmet;
-use crate::vm::Machine;
 use crate::vm::skip::skip_flushes;
 use crate::vm::user::{user_read_u64, user_write_u64};
+use crate::vm::{Machine, activate, new_space};
 
 /// Addresses looked at in each case.
 const PROBES: u64 = 16;
@@ -203,6 +205,88 @@ crate::ktest! {
     }
 }
 
+/// What another thread does to a mapping.
+type Change = fn(&Space, VaRange) -> Result<(), farpage_mm::RangeError>;
+
+/// Parks a migration between taking the entries and its flush, lets another thread change the mapping, and counts what can be
+/// seen afterwards by whoever still has a translation. `skips` leaves out what the change has to flush for the migration.
+fn while_parked(change: Change, is_wrong: fn(u64) -> bool) -> Result<(), Unmet> {
+    for (advice, step) in shapes() {
+        for skips in [false, true] {
+            let space = Arc::new(new_space()?);
+            let active = activate(&space);
+            let range = map(&space, step * PROBES, advice)?;
+            let stage = Arc::new(AtomicUsize::new(0));
+            let (there, its_stage) = (Arc::clone(&space), Arc::clone(&stage));
+            let wait = |stage: &AtomicUsize, wanted: usize| {
+                while stage.load(Relaxed) != wanted {
+                    yield_now();
+                }
+            };
+            // It has the space loaded before there is anything in the TLB and until all has been looked at: no switch between
+            // the two threads drops a translation.
+            let other = spawn("changes", move || {
+                let _active = activate(&there);
+                its_stage.store(1, Relaxed);
+                wait(&its_stage, 2);
+                let result = change(&there, range);
+                its_stage.store(3, Relaxed);
+                wait(&its_stage, 4);
+                result
+            });
+            wait(&stage, 1);
+            fill(range, 39)?;
+            let (parked, _) = space.space().migrate_collect(range, DEV0)?;
+            let skipping = skips.then(|| skip_flushes(FlushReason::Owed));
+            stage.store(2, Relaxed);
+            wait(&stage, 3);
+            let wrong = probes(range).filter(|&at| is_wrong(at)).count();
+            let skipped = skipping.map_or(0, |skipping| skipping.skipped());
+            stage.store(4, Relaxed);
+            other.join()?;
+            drop(parked);
+            drop(active);
+            if skips {
+                crate::check!(skipped > 0, "no flush was owed, {advice:?}");
+                crate::check!(wrong > 0, "nobody missed the {skipped} flushes, {advice:?}");
+            } else {
+                crate::check_eq!(wrong, 0, "of {PROBES} probes are wrong, {advice:?}");
+            }
+        }
+    }
+    Ok(())
+}
+
+crate::ktest! {
+    fn without_a_flush_that_is_owed_a_thread_unmaps_and_memory_is_read() {
+        while_parked(|space, range| space.space().unmap(range), |at| user_read_u64(at).is_ok())?;
+    }
+}
+
+crate::ktest! {
+    fn without_a_flush_that_is_owed_a_thread_protects_and_memory_is_written() {
+        while_parked(|space, range| space.space().protect(range, Prot::READ), |at| user_write_u64(at, 1).is_ok())?;
+    }
+}
+
+crate::ktest! {
+    fn without_a_flush_that_is_owed_a_thread_moves_and_the_old_place_is_read() {
+        while_parked(
+            |space, range| {
+                let target = RemapTarget { addr: Vaddr(range.start.0 + (1 << 30)), len: range.len() };
+                space.space().remap(range, target, RemapFlags::empty())
+            },
+            |at| user_read_u64(at).is_ok(),
+        )?;
+    }
+}
+
+crate::ktest! {
+    fn without_a_flush_that_is_owed_a_thread_forgets_and_old_contents_are_read() {
+        while_parked(|space, range| space.space().advise(range, Advice::DontNeed), |at| user_read_u64(at) != Ok(0))?;
+    }
+}
+
 crate::ktest! {
     fn the_flushes_of_a_split_and_of_freed_tables_are_missed_on_hardware_only() {
         // The translator keeps single 4 KiB translations, whatever the size of the page, and no upper-level entries: two
@@ -244,7 +328,7 @@ crate::ktest! {
                 check(pages(range, 0, 700), round)?;
                 check(pages(range, 1600, 448), round)?;
                 space.space().unmap(range)?;
-                space.space().map_anon(range, farpage_mm::Prot::RW, HugeAdvice::Huge)?;
+                space.space().map_anon(range, Prot::RW, HugeAdvice::Huge)?;
             }
             Ok(())
         })?;
