@@ -195,8 +195,8 @@ const ELSEWHERE: u64 = BASE + (1 << 30) + 7 * PAGE_SIZE;
 
 /// Was it refused, and for want of memory?
 fn refused<T>(result: Result<T, RangeError>) -> Result<bool, Unmet> {
-    match result {
-        Ok(_) => Ok(false),
+    match result.map(drop) {
+        Ok(()) => Ok(false),
         Err(RangeError::Oom(_)) => Ok(true),
         Err(error) => Err(error.into()),
     }
@@ -316,8 +316,8 @@ crate::ktest! {
 
 /// Was a command refused, and for want of memory?
 fn refused_by_device<T>(result: Result<T, DmirrorError>) -> Result<bool, Unmet> {
-    match result {
-        Ok(_) => Ok(false),
+    match result.map(drop) {
+        Ok(()) => Ok(false),
         Err(DmirrorError::NoMemory) => Ok(true),
         Err(error) => crate::fail!("{error:?}"),
     }
