@@ -152,7 +152,7 @@ impl Buddy {
         let next = self.heads[order];
         map.set_slot(chunk, Slot::FreeHead { order: order as u8, next, prev: NO_FRAME });
         if next != NO_FRAME {
-            Self::relink(map, next, |head| head.1 = chunk);
+            map.set_prev(next, chunk);
         }
         self.heads[order] = chunk;
         self.counts[order] += 1;
@@ -166,22 +166,12 @@ impl Buddy {
         if prev == NO_FRAME {
             self.heads[order] = next;
         } else {
-            Self::relink(map, prev, |head| head.0 = next);
+            map.set_next(prev, next);
         }
         if next != NO_FRAME {
-            Self::relink(map, next, |head| head.1 = prev);
+            map.set_prev(next, prev);
         }
         self.counts[order] -= 1;
-    }
-
-    /// Changes the (next, prev) links of a free chunk.
-    #[inline(always)]
-    fn relink(map: &FrameMap, chunk: u32, change: impl FnOnce(&mut (u32, u32))) {
-        if let Slot::FreeHead { order, next, prev } = map.slot(chunk) {
-            let mut links = (next, prev);
-            change(&mut links);
-            map.set_slot(chunk, Slot::FreeHead { order, next: links.0, prev: links.1 });
-        }
     }
 }
 

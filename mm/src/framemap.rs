@@ -17,6 +17,9 @@ pub(crate) const BLOCK: u32 = 512;
 /// "No frame" in a buddy link.
 pub(crate) const NO_FRAME: u32 = (1 << 28) - 1;
 
+const NEXT_SHIFT: u32 = 8;
+const PREV_SHIFT: u32 = 36;
+
 /// The state of a 2 MiB block.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Block {
@@ -80,7 +83,7 @@ impl Slot {
         match self {
             Self::Reserved => 0,
             Self::FreeHead { order, next, prev } => {
-                1 | (order as u64) << 4 | (next as u64) << 8 | (prev as u64) << 36
+                1 | (order as u64) << 4 | (next as u64) << NEXT_SHIFT | (prev as u64) << PREV_SHIFT
             }
             Self::Cached => 2,
             Self::Folio(i) => 3 | (i as u64) << 8,
@@ -94,8 +97,8 @@ impl Slot {
             0 => Self::Reserved,
             1 => Self::FreeHead {
                 order: (word >> 4) as u8 & 0xf,
-                next: (word >> 8) as u32 & NO_FRAME,
-                prev: (word >> 36) as u32 & NO_FRAME,
+                next: (word >> NEXT_SHIFT) as u32 & NO_FRAME,
+                prev: (word >> PREV_SHIFT) as u32 & NO_FRAME,
             },
             2 => Self::Cached,
             3 => Self::Folio((word >> 8) as u32),
@@ -139,6 +142,28 @@ impl FrameMap {
     #[inline(always)]
     pub(crate) fn set_slot(&self, frame: u32, slot: Slot) {
         self.slots[frame as usize].store(slot.encode(), Release);
+    }
+
+    /// Changes the link to the next free chunk in the slot of a free one.
+    #[inline(always)]
+    pub(crate) fn set_next(&self, frame: u32, next: u32) {
+        self.set_link(frame, NEXT_SHIFT, next);
+    }
+    /// Changes the link to the free chunk before.
+    #[inline(always)]
+    pub(crate) fn set_prev(&self, frame: u32, prev: u32) {
+        self.set_link(frame, PREV_SHIFT, prev);
+    }
+    /// The word of a free chunk is only changed with the buddy's lock held.
+    #[inline(always)]
+    fn set_link(&self, frame: u32, shift: u32, to: u32) {
+        let slot = &self.slots[frame as usize];
+        let word = slot.load(Relaxed);
+        debug_assert!(
+            matches!(Slot::decode(word), Slot::FreeHead { .. }),
+            "a link in a chunk that is not free"
+        );
+        slot.store(word & !(u64::from(NO_FRAME) << shift) | u64::from(to) << shift, Release);
     }
 
     /// Names `folio` as the owner of `pages` frames from `first`.
