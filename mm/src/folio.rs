@@ -190,7 +190,7 @@ impl Folio {
     }
     /// A tail of a split takes over what is known of its head.
     pub(crate) fn inherit(&self, head: &Self) {
-        self.meta.fetch_or(head.meta.load(Relaxed) & (DIRTY | RESIDENT), Relaxed);
+        self.meta.fetch_or(head.meta.load(Relaxed) & (DIRTY | RESIDENT | PARTIAL), Relaxed);
     }
     pub(crate) fn link(&self) -> RmapLink {
         RmapLink { anon: self.anon.load(Relaxed), index: self.index.load(Relaxed) }
@@ -518,7 +518,7 @@ impl<M: Machine> Mm<M> {
     /// [`OutOfMemory`] when no chunk of this order is free, or no memory for the descriptor.
     #[inline]
     pub fn alloc_folio(&self, place: Place, order: Order, need: Need) -> Result<FolioRef<M>, OutOfMemory> {
-        match self.try_alloc_folio(place, order, need) {
+        match self.try_alloc_folio(place, order, need, |_| {}) {
             Ok(folio) => Ok(folio),
             Err(oom) => {
                 M::count(Event::AllocFail, 1);
@@ -527,8 +527,33 @@ impl<M: Machine> Mm<M> {
         }
     }
 
+    /// As [`Mm::alloc_folio`], locked before anybody who looks at frames (an eviction) can find it.
     #[inline(always)]
-    fn try_alloc_folio(&self, place: Place, order: Order, need: Need) -> Result<FolioRef<M>, OutOfMemory> {
+    pub(crate) fn alloc_locked_folio(
+        &self,
+        place: Place,
+        order: Order,
+        need: Need,
+    ) -> Result<LockedFolio<M>, OutOfMemory> {
+        let lock =
+            |folio: &Folio| assert!(folio.try_lock_raw(), "a folio that nobody can reach is not locked");
+        match self.try_alloc_folio(place, order, need, lock) {
+            Ok(folio) => Ok(LockedFolio(folio)),
+            Err(oom) => {
+                M::count(Event::AllocFail, 1);
+                Err(oom)
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn try_alloc_folio(
+        &self,
+        place: Place,
+        order: Order,
+        need: Need,
+        before: impl FnOnce(&Folio),
+    ) -> Result<FolioRef<M>, OutOfMemory> {
         let folio = self.folios.alloc(self)?;
         let (frame, order) = match self.alloc_frames(place, order, need) {
             Ok(frames) => frames.into_inner(),
@@ -538,6 +563,7 @@ impl<M: Machine> Mm<M> {
             }
         };
         self.init_folio(folio, frame, order, RmapLink::NONE);
+        before(folio);
         self.zone(place).set_owner(frame, order, folio.slab_index());
         folio.unfreeze(1);
         Ok(FolioRef::from_owned(folio))

@@ -314,11 +314,10 @@ impl<M: Machine> Space<M> {
     fn note_written(&'static self, addr: Vaddr, owner: Option<Place>) {
         let marks = Attrs::WRITE | Attrs::DIRTY | Attrs::SOFT_DIRTY;
         let vmas = self.vmas.read();
-        let Some(vma) = self.find_vma(&vmas, addr).filter(|vma| vma.prot().contains(Prot::WRITE)) else {
+        if !self.find_vma(&vmas, addr).is_some_and(|vma| vma.prot().contains(Prot::WRITE)) {
             return;
-        };
+        }
         let Some(mut cursor) = self.cursor(addr) else { return };
-        let _ = vma;
         match cursor.entry() {
             Entry::Leaf(leaf) if leaf.attrs.contains(Attrs::WRITE) => cursor.upgrade(marks | Attrs::YOUNG),
             Entry::NonPresent(soft)

@@ -206,7 +206,14 @@ impl<M: Machine> Small<M> {
         copy.set_resident();
         copy.set_maps(1);
         let copy: &'static Folio = copy.into_owned();
-        self.replace(vma, Entry::mapping(copy.frame(), found.attrs), |folio, _| {
+        let mm = M::mm();
+        self.replace(vma, Entry::mapping(copy.frame(), found.attrs), |folio, n| {
+            // Pages that nobody mapped any more end here.
+            let dead = folio.order().pages() - n;
+            if let Some(number) = folio.place().device_number().filter(|_| dead != 0) {
+                M::count(Event::DevicePagesDropped, u64::from(dead));
+                mm.device(number).dropped(dead);
+            }
             if folio.is_dirty() {
                 copy.set_dirty();
             }

@@ -36,6 +36,8 @@ impl Run {
             self.end(gather);
             *self = Self { folio: Some(folio), present, n: 0 };
         }
+        // One present entry among them is enough: all of the run's references wait for the flush.
+        self.present |= present;
         self.n += 1;
     }
 

@@ -1,4 +1,4 @@
-//! Device memory is emptied by where it lies, small pages become huge ones, and a device is taken out.
+//! Device memory is emptied by where it lies, and small pages become huge ones.
 
 use farpage_mm::{HugeAdvice, Level, Order, PMD_SIZE, Place};
 

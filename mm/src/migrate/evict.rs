@@ -5,7 +5,7 @@
 //! for each of its PMD mappings.
 
 use crate::counters::Event;
-use crate::folio::LockedFolio;
+use crate::folio::{Folio, LockedFolio};
 use crate::machine::Machine;
 use crate::migrate::{Cause, Collecting, Migration, Report};
 use crate::mm::Mm;
@@ -88,7 +88,14 @@ fn fill<M: Machine>(
         }
         of = Some(frame.place());
         frames.next();
-        let Some(folio) = M::mm().try_get_folio(frame) else { continue };
+        let Some(folio) = M::mm().try_get_folio(frame) else {
+            // Free, or held with its references frozen, for a merge: then it is there, and stays for now.
+            if let Some(held) = frozen_folio::<M>(frame) {
+                last = (held.frame(), held.order());
+                report.fail(Cause::Busy, held.order().pages());
+            }
+            continue;
+        };
         last = (folio.frame(), folio.order());
         if !batch.reserve() {
             report.fail(Cause::NoMemory, folio.order().pages());
@@ -102,4 +109,15 @@ fn fill<M: Machine>(
         }
     }
     of
+}
+
+/// The folio that owns `frame` and that somebody holds locked, with its references frozen.
+fn frozen_folio<M: Machine>(frame: Frame) -> Option<&'static Folio> {
+    let mm = M::mm();
+    let zone = mm.zone(frame.place());
+    if !zone.contains(frame.index()) {
+        return None;
+    }
+    let folio = mm.folios.get(zone.folio_index(frame.index())?);
+    if folio.covers(frame) && folio.is_locked() { Some(folio) } else { None }
 }

@@ -170,18 +170,17 @@ pub(crate) fn map_copy<M: Machine>(unit: &mut Unit<M>) -> Result<State, Cause> {
         Dest::Pieces(first) => To::Pieces(first),
         Dest::None | Dest::Frames(_) => return Err(Cause::NoMemory),
     };
-    let before = source.migration_entries();
-    replace_in(
+    // What became of it here: its entries elsewhere come and go meanwhile, with clones and unmaps.
+    let mapped = replace_in(
         space,
         range,
         &Names { source, from: source.frame(), to, grant: WRITTEN, evicted: false },
         &mut tables,
     );
-    let left = source.migration_entries();
     drop(vmas);
     let names = Names { source, from: source.frame(), to: To::Source, grant: Attrs::empty(), evicted: false };
     name_everywhere(&names, None, unit.addr, &mut TableStash::new());
-    if left == before { Err(Cause::Raced) } else { Ok(State::Committed) }
+    if mapped == 0 { Err(Cause::Raced) } else { Ok(State::Committed) }
 }
 
 /// Tells the new folios where the reverse map finds them.

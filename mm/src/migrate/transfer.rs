@@ -308,7 +308,7 @@ fn alloc_dest<M: Machine>(
 ) -> Result<Dest<M>, OutOfMemory> {
     let mm = M::mm();
     let whole = if !matches!(source, Source::Folio(_)) {
-        alloc_locked(mm, to, order, need).map(Dest::Folio)
+        mm.alloc_locked_folio(to, order, need).map(Dest::Folio)
     } else {
         mm.alloc_frames(to, order, need).map(Dest::Frames)
     };
@@ -316,20 +316,6 @@ fn alloc_dest<M: Machine>(
         Ok(dest) => Ok(dest),
         Err(oom) if order == Order::BASE => Err(oom),
         Err(_) => alloc_pieces(mm, to, order, need, source),
-    }
-}
-
-#[inline(always)]
-fn alloc_locked<M: Machine>(
-    mm: &Mm<M>,
-    to: Place,
-    order: Order,
-    need: Need,
-) -> Result<LockedFolio<M>, OutOfMemory> {
-    let folio = mm.alloc_folio(to, order, need)?;
-    match LockedFolio::try_lock(folio) {
-        Ok(folio) => Ok(folio),
-        Err(_) => unreachable!("nobody can have locked a folio that nothing names"),
     }
 }
 
@@ -372,7 +358,7 @@ fn fill_pieces<M: Machine>(
     let mut largest = Order::new(order.get() - 1);
     while at < order.pages() {
         let want = largest.min(Order::largest(at, order.pages() - at));
-        match alloc_locked(mm, to, want, need) {
+        match mm.alloc_locked_folio(to, want, need) {
             Ok(folio) => {
                 at += want.pages();
                 first.push(folio)?;

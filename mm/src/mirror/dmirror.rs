@@ -102,10 +102,14 @@ bitflags::bitflags! {
         const WRITE = 0x02;
         /// Part of a 2 MiB mapping.
         const PMD = 0x04;
+        /// Part of a 1 GiB mapping, of which there are none.
+        const PUD = 0x08;
         /// The shared zero page.
         const ZERO = 0x10;
         /// In this device's private memory.
         const DEV_PRIVATE_LOCAL = 0x20;
+        /// In another device's private memory. It is never seen: what another device has is nothing to this one.
+        const DEV_PRIVATE_REMOTE = 0x30;
         /// In this device's coherent memory.
         const DEV_COHERENT_LOCAL = 0x40;
         /// In another device's coherent memory.

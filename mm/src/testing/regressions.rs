@@ -1,8 +1,14 @@
 //! Lists that once failed, shrunk.
 
+use std::cell::Cell;
+use std::rc::Rc;
+
 use crate::exercise::{Action::*, Step};
 use crate::testing::host::{Watch, run};
+use crate::testing::kit::{Kit, range};
 use crate::testing::machine::Config;
+use crate::types::{Place, Prot};
+use crate::vma::HugeAdvice;
 
 /// Runs a list with everything watched.
 fn passes(config: &Config, steps: &[Step]) {
@@ -108,4 +114,26 @@ fn a_device_hears_of_lent_pages_that_move() {
     let config =
         Config { cpus: 3, ram: vec![529..1091, 1098..5632], devices: vec![2048, 1006], chaos: 0, ..config() };
     passes(&config, &steps);
+}
+
+/// A run of one folio's entries that begins with one that is not present: the rest of it waits for the flush all the same.
+#[test]
+fn a_page_whose_mapping_is_partly_hidden_outlives_its_translations() {
+    let kit = Kit::on(&Config { coherent: vec![0], ..Config::default() });
+    let coherent = Place::coherent(0);
+    kit.map(0, 512, HugeAdvice::Huge);
+    kit.fill(0, 512);
+    let space = kit.space.space();
+    assert_eq!(space.migrate(range(0, 512), coherent).map(|report| report.huge_pages), Ok(512));
+    space.protect(range(0, 1), Prot::empty()).expect("mapped");
+    let freed = Rc::new(Cell::new(0));
+    let note = Rc::clone(&freed);
+    *kit.machine.on_free.borrow_mut() = Some(Box::new(move |_, order| {
+        note.set(note.get() + order.pages());
+        assert_eq!(space.flush.pending(), 0, "a translation may live yet");
+    }));
+    space.unmap(range(0, 512)).expect("memory for the work");
+    *kit.machine.on_free.borrow_mut() = None;
+    assert_eq!((freed.get(), kit.free(coherent)), (512, 8 * 512));
+    kit.audit();
 }

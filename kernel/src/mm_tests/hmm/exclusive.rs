@@ -3,7 +3,7 @@
 use alloc::sync::Arc;
 
 use farpage_mm::dmirror::DmirrorError;
-use farpage_mm::{HugeAdvice, PAGE_SIZE, Prot, VaRange};
+use farpage_mm::{HugeAdvice, Prot, VaRange};
 
 use super::kit::{Fixture, PAGES, check_from, device_finds, device_writes, fill, map};
 use crate::mm_tests::support::Space;
@@ -46,5 +46,3 @@ pub(super) fn exclusive_mprotect(on: Fixture, space: &Arc<Space>) -> Result<(), 
     crate::check_eq!(device_writes(&device, range, 9)?, Err(DmirrorError::Perm));
     check_from(range.start.0, range, 0)
 }
-
-const _: () = assert!(PAGE_SIZE.is_multiple_of(8));
