@@ -9,7 +9,7 @@ use crate::entry::{Attrs, Entry, Leaf, SoftKind, SoftLeaf};
 use crate::folio::RmapLink;
 use crate::machine::{FlushReason, Machine};
 use crate::migrate::Cause;
-use crate::migrate::finalize::{Names, To, fill_pieces_table, name_everywhere, replace_in};
+use crate::migrate::names::{Names, To, fill_pieces_table, name_everywhere, replace_in};
 use crate::migrate::options::WRITTEN;
 use crate::migrate::unit::{Dest, Source, State, Unit};
 use crate::notifier::NotifyEvent;

@@ -23,6 +23,7 @@ mod collect;
 mod evict;
 mod finalize;
 mod holes;
+mod names;
 mod options;
 mod single;
 mod transfer;

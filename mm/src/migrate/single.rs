@@ -12,7 +12,7 @@ use crate::error::FaultError;
 use crate::folio::LockedFolio;
 use crate::machine::Machine;
 use crate::migrate::collect::take_entries;
-use crate::migrate::finalize::{put_back_source, rename_elsewhere};
+use crate::migrate::names::{put_back_source, rename_elsewhere};
 use crate::migrate::{Cause, Collected, Collecting, Migration};
 use crate::space::Space;
 use crate::stats::fault_stayed;
