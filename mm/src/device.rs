@@ -85,7 +85,8 @@ pub trait PagemapOps<M: Machine>: Sync {
     /// *Atomic.* `order.pages()` pages from `first` are about to be free: their folio has moved away or is no more. The
     /// driver's word of that folio is passed on; the memory must not be touched after the return.
     fn folio_free(&self, _first: Frame, _order: Order, _driver_word: u64) {}
-    /// *Atomic.* `tail` was split off `head` (which is smaller now); called once per piece, then once with no tail.
+    /// *Atomic.* `tail` was split off `head` (which is smaller now) and has its driver's word; called once per piece, then once
+    /// with no tail.
     fn folio_split(&self, _head: &Folio, _tail: Option<&Folio>) {}
     /// *Atomic.* `tail` is about to become a part of `head`, whose neighbour it is on the device, and ends.
     fn folio_merge(&self, _head: &Folio, _tail: &Folio) {}

@@ -99,6 +99,7 @@ fn divide<M: Machine>(
             RmapLink { index: link.index + u64::from(page), ..link },
         );
         tail.inherit(head);
+        tail.set_driver_word(head.driver_word());
         tail.lock_new();
         let named = if is_dead(i) { 1 } else { piece.pages() };
         zone.rename(first.offset(page), named, tail.slab_index());
