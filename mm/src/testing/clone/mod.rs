@@ -1,18 +1,17 @@
 //! Clones: isolation, what entries keep, what is flushed, what is copied at once, and what is left after a failure.
 
+mod memory;
+mod owners;
+
 use crate::counters::Event;
-use crate::entry::{Attrs, Entry, SoftKind, SoftLeaf};
-use crate::error::FaultError;
-use crate::folio::FolioRef;
-use crate::inject::Site;
+use crate::entry::{Attrs, Entry, SoftLeaf};
 use crate::machine::FlushReason;
 use crate::space::{AddressSpace, Space};
 use crate::testing::kinds::{Kind, Setup, all, attrs_of};
 use crate::testing::kit::{BASE, DEV, Kit, at, range};
-use crate::testing::machine::{Config, Soft};
-use crate::types::{Frame, Level, Order, PAGE_SHIFT, PAGE_SIZE, Place, Prot, Vaddr};
+use crate::testing::machine::Soft;
+use crate::types::{Frame, Level, PAGE_SHIFT, PAGE_SIZE, Place, Prot, Vaddr};
 use crate::vma::HugeAdvice::{Default as Small, Huge, NoHuge};
-use crate::zone::Need;
 
 const SOLE: Attrs = Attrs::WRITE.union(Attrs::EXCLUSIVE);
 
@@ -212,53 +211,6 @@ fn huge_entries_are_shared_whole_and_counted() {
 }
 
 #[test]
-fn the_last_of_the_sharers_takes_the_page_back_without_a_copy() {
-    for level in [Level::Pte, Level::Pmd] {
-        let setup = Setup::new(Kind::Present, level);
-        let kit = &setup.kit;
-        let first = frame(&kit.space, 9);
-        drop(fork(kit));
-        let (copies, upgrades) =
-            (kit.machine.counted(Event::CowCopy), kit.machine.counted(Event::WriteUpgrade));
-        write(kit, &kit.space, 9, 5);
-        assert_eq!(frame(&kit.space, 9), first);
-        assert_eq!(kit.machine.counted(Event::CowCopy), copies);
-        assert_eq!(kit.machine.counted(Event::WriteUpgrade), upgrades + 1);
-        assert!(setup.attrs(9).contains(SOLE));
-        // But not while somebody holds the page, who may be reading.
-        drop(fork(kit));
-        let held = kit.machine.mm.try_get_folio(first).expect("it is mapped");
-        write(kit, &kit.space, 9, 6);
-        assert_ne!(frame(&kit.space, 9), first);
-        assert_eq!(kit.machine.data(if level == Level::Pmd { first.offset(9) } else { first })[0].get(), 5);
-        drop(held);
-        kit.audit();
-    }
-}
-
-#[test]
-fn a_write_to_a_shared_page_on_a_device_brings_it_back_for_all_and_then_copies() {
-    for level in [Level::Pte, Level::Pmd] {
-        let setup = Setup::new(Kind::Device, level);
-        let kit = &setup.kit;
-        let child = fork(kit);
-        assert_eq!(frame(&child, 0).place(), DEV);
-        write(kit, &kit.space, 1, 11);
-        assert_eq!(frame(&kit.space, 1).place(), Place::RAM);
-        assert_eq!(frame(&child, 1).place(), Place::RAM, "it came back for both");
-        assert_eq!((read(kit, &child, 1), read(kit, &kit.space, 1)), (Kit::value(1), 11));
-        assert_eq!(kit.machine.counted(Event::CowCopy), 1);
-        kit.audit();
-        // What is left of a read: the entry allows no write, and the next write copies or takes it.
-        let _ = read(kit, &child, 2);
-        assert!(!attrs_of(child.entry_at(at(2)).1).intersects(SOLE));
-        drop(child);
-        (2..512).for_each(|page| write(kit, &kit.space, page, page));
-        kit.audit();
-    }
-}
-
-#[test]
 fn shared_pages_move_together_and_stay_shared() {
     for level in [Level::Pte, Level::Pmd] {
         let setup = Setup::new(Kind::Present, level);
@@ -274,70 +226,6 @@ fn shared_pages_move_together_and_stay_shared() {
         write(kit, &two, 100, 1);
         assert_eq!((read(kit, &one, 100), read(kit, &kit.space, 100)), (Kit::value(100), Kit::value(100)));
         kit.audit();
-    }
-}
-
-/// Takes every second page of RAM: what is left is single pages.
-fn shatter(kit: &Kit) -> Vec<FolioRef<Soft>> {
-    let page = || kit.machine.mm.alloc_folio(Place::RAM, Order::BASE, Need::User).ok();
-    let all: Vec<_> = core::iter::from_fn(page).collect();
-    all.into_iter().filter(|folio| folio.frame().index() % 2 == 0).collect()
-}
-
-#[test]
-fn a_shared_huge_page_comes_back_in_pieces_for_all() {
-    let setup = Setup::new(Kind::Device, Level::Pmd);
-    let kit = &setup.kit;
-    let (one, two) = (fork(kit), fork(kit));
-    let keep = shatter(kit);
-    assert_eq!(read(kit, &one, 5), Kit::value(5));
-    for space in [&kit.space, &one, &two] {
-        assert_eq!(space.entry_at(at(5)).0, Level::Pte);
-        assert_eq!(frame(space, 5).place(), Place::RAM);
-        check_in(kit, space, 0, 512);
-    }
-    drop(keep);
-    kit.audit();
-}
-
-fn pin(kit: &Kit, page: u64) -> FolioRef<Soft> {
-    let folio = kit.machine.mm.try_get_folio(frame(&kit.space, page)).expect("it is mapped");
-    folio.add_pins(1);
-    folio
-}
-
-fn unpin(folio: FolioRef<Soft>) {
-    folio.remove_pins(1);
-    drop(folio);
-}
-
-#[test]
-fn a_pinned_page_is_copied_for_the_clone_and_stays_the_parents() {
-    for level in [Level::Pte, Level::Pmd] {
-        for short in [false, true] {
-            let setup = Setup::new(Kind::Present, level);
-            let kit = &setup.kit;
-            let pinned = pin(kit, 6);
-            let (before, first) = (setup.entry(6), frame(&kit.space, 6));
-            // Without a chunk of 2 MiB the mapping is split and its pages are copied one by one.
-            let held = if short { shatter(kit) } else { Vec::new() };
-            let child = fork(kit);
-            let (now, entry) = setup.entry(6);
-            let offset = if now == before.0 { 0 } else { 6 };
-            assert_eq!(frame(&kit.space, 6), first.offset(offset));
-            assert!(attrs_of(entry).contains(SOLE), "{level:?}: the pinned page is still the parent's own");
-            assert_ne!(frame(&child, 6), frame(&kit.space, 6));
-            assert!(attrs_of(child.entry_at(at(6)).1).contains(SOLE), "and the copy is the child's");
-            check_in(kit, &child, 0, 512);
-            write(kit, &kit.space, 6, 1);
-            assert_eq!(read(kit, &child, 6), Kit::value(6));
-            assert_eq!(frame(&kit.space, 6), first.offset(offset), "a write does not move away from the pin");
-            unpin(pinned);
-            drop(held);
-            kit.audit();
-            drop(child);
-            kit.audit();
-        }
     }
 }
 
@@ -393,108 +281,6 @@ fn clones_of_clones_are_found_by_the_reverse_map() {
 }
 
 #[test]
-fn a_page_is_made_ones_own_without_a_write() {
-    for level in [Level::Pte, Level::Pmd] {
-        let setup = Setup::new(Kind::Present, level);
-        let kit = &setup.kit;
-        let child = fork(kit);
-        let first = frame(&kit.space, 6);
-        kit.space.space().unshare(at(6)).expect("memory");
-        let attrs = setup.attrs(6);
-        assert!(attrs.contains(Attrs::EXCLUSIVE) && !attrs.contains(Attrs::WRITE));
-        assert_ne!(frame(&kit.space, 6), first, "a copy");
-        child.space().unshare(at(6)).expect("nothing is needed");
-        assert_eq!(frame(&child, 6), first, "the last one takes it");
-        kit.audit();
-        check_in(kit, &child, 0, 512);
-        check_in(kit, &kit.space, 0, 512);
-    }
-    for kind in [Kind::Device, Kind::Zero] {
-        let setup = Setup::new(kind, Level::Pte);
-        setup.kit.space.space().unshare(at(6)).expect("memory");
-        assert!(setup.is(6, Kind::Present) && setup.attrs(6).contains(Attrs::EXCLUSIVE), "{kind:?}");
-        setup.kit.audit();
-    }
-    let kit = Kit::new();
-    kit.map(0, 1, Small);
-    kit.space.space().unshare(at(0)).expect("memory");
-    assert_eq!(read(&kit, &kit.space, 0), 0);
-    assert_eq!(kit.space.space().unshare(at(1)), Err(FaultError::NoVma(at(1))));
-    kit.audit();
-}
-
-/// A space with everything in it: huge and small pages, in RAM and on the device, zero pages, and a pinned one.
-fn everything() -> (Kit, FolioRef<Soft>) {
-    let kit =
-        Kit::on(&Config { ram: crate::testing::machine::one(512..512 + 12 * 512), ..Config::default() });
-    kit.map(0, 1024, Huge);
-    kit.fill(0, 513);
-    kit.map(2048, 512, Small);
-    kit.fill(2048, 8);
-    kit.try_read(2100).expect("the zero page");
-    kit.space.space().migrate(range(0, 512), DEV).expect("it is mapped");
-    kit.space.space().migrate(range(2048, 3), DEV).expect("it is mapped");
-    kit.map(4096, 2, Small);
-    kit.fill(4096, 2);
-    let pinned = pin(&kit, 4096);
-    (kit, pinned)
-}
-
-#[test]
-fn a_clone_that_runs_out_of_memory_leaves_nothing_behind() {
-    let mut n = 0;
-    loop {
-        let (kit, pinned) = everything();
-        let spaces = kit.machine.mm.spaces.live();
-        let free = [kit.free(Place::RAM), kit.free(DEV)];
-        kit.machine.mm.inject.arm(Site::ALL, 0, n, u64::MAX);
-        let child = kit.space.clone_of(|_| {});
-        let asked = kit.machine.mm.inject.disarm();
-        let done = child.is_ok();
-        assert_eq!(done, asked <= n);
-        drop(child);
-        assert_eq!(kit.machine.mm.spaces.live(), spaces);
-        unpin(pinned);
-        kit.audit();
-        let kept = kit.machine.mm.ram.stat().managed; // object frames stay; nothing else does
-        assert!(kit.free(DEV) == free[1] && kit.free(Place::RAM) <= kept);
-        check_in(&kit, &kit.space, 0, 513);
-        for page in [0, 512, 2048, 2055, 2100, 4096] {
-            write(&kit, &kit.space, page, page);
-            assert_eq!(read(&kit, &kit.space, page), page);
-        }
-        kit.audit();
-        if done {
-            break;
-        }
-        n += 1;
-        assert!(n < 1000, "it never ends");
-    }
-    assert!(n > 10, "tables, mappings and the copy were asked for");
-}
-
-#[test]
-fn copy_on_write_that_runs_out_of_memory_changes_nothing() {
-    for (level, min_order) in [(Level::Pte, 0), (Level::Pmd, 0), (Level::Pmd, 9)] {
-        for n in 0..8 {
-            let setup = Setup::new(Kind::Present, level);
-            let kit = &setup.kit;
-            let child = fork(kit);
-            kit.machine.mm.inject.arm(Site::ALL, min_order, n, u64::MAX);
-            let result = kit.machine.user_access(0, child.space(), at(8), 0, Some(1));
-            let asked = kit.machine.mm.inject.disarm();
-            let fails = asked > n && min_order == 0;
-            assert_eq!(result.is_err(), fails, "{level:?} {min_order} {n}: {result:?}");
-            assert_eq!(read(kit, &child, 8), if fails { Kit::value(8) } else { 1 });
-            assert_eq!(read(kit, &kit.space, 8), Kit::value(8));
-            write(kit, &child, 8, 2);
-            check_in(kit, &kit.space, 0, 512);
-            kit.audit();
-        }
-    }
-}
-
-#[test]
 fn the_clone_of_an_empty_space_maps_nothing() {
     let kit = Kit::new();
     let child = fork(&kit);
@@ -507,22 +293,4 @@ fn the_clone_of_an_empty_space_maps_nothing() {
     assert_eq!(child.entry_at(at(0)).1, Entry::None);
     drop(child);
     kit.audit();
-}
-
-#[test]
-fn a_lent_page_comes_back_before_it_is_shared() {
-    for level in [Level::Pte, Level::Pmd] {
-        let setup = Setup::new(Kind::Exclusive, level);
-        let child = fork(&setup.kit);
-        assert!(setup.is(9, Kind::Present), "{:?}", setup.entry(9));
-        let lent = |entry| matches!(entry, Entry::NonPresent(soft) if soft.kind == SoftKind::DeviceExclusive);
-        assert!(!lent(child.entry_at(at(9)).1));
-        for space in [&setup.kit.space, &child] {
-            (0..512).for_each(|page| write(&setup.kit, space, page, read(&setup.kit, space, page) + 1));
-        }
-        for space in [&setup.kit.space, &child] {
-            (0..512).for_each(|page| assert_eq!(read(&setup.kit, space, page), Kit::value(page) + 1));
-        }
-        setup.kit.audit();
-    }
 }

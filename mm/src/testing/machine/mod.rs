@@ -4,19 +4,23 @@
 //! copies and a case of thousands of actions runs in milliseconds. Page tables have all their words; a frame that was ever
 //! one keeps them, apart from its data words: who mixes the two up is caught by the owner check of the MMU.
 
+mod cpu;
+mod device;
+
 use core::any::Any;
 use core::cell::{Cell, OnceCell, RefCell};
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::counters::Event;
-use crate::device::{CopyEngine, CopyOp, DeviceKind, Fence, PagemapOps};
+use crate::device::{CopyOp, DeviceKind};
 use crate::exercise::{Model, WORDS};
-use crate::folio::Folio;
-use crate::machine::{FlushReason, FlushRequest, FreshFrame, Machine, TableWords, WaitKey};
+use crate::machine::{FlushReason, TableWords};
 use crate::mm::{MapStorage, Mm};
+use crate::testing::machine::device::DEVICES;
+pub(crate) use crate::testing::machine::device::SoftDevice;
 use crate::testing::mmu::Mmu;
-use crate::types::{Frame, Order, PAGE_SIZE, Place};
+use crate::types::{Frame, Order, Place};
 
 /// The sampled words of one page.
 pub(crate) type Page = [Cell<u64>; WORDS];
@@ -277,12 +281,6 @@ impl State {
         self.flushes.borrow()[reason as usize]
     }
 
-    /// After `skip` copy operations, the next `times` fail.
-    pub(crate) fn fail_copies(&self, skip: u64, times: u64) {
-        self.fail_after.set(skip);
-        self.fail_times.set(times);
-    }
-
     /// No spin lock is held, nothing is half done.
     pub(crate) fn at_rest(&self) -> bool {
         self.preempt.get() == 0 && self.late.borrow().is_empty()
@@ -302,242 +300,5 @@ impl State {
             words.iter().for_each(|word| word.store(0, Relaxed));
         }
         self.data(frame).iter().for_each(|word| word.set(0));
-    }
-
-    /// One operation of the copy engine, a page at a time, with other CPUs at work in between. True when it failed.
-    fn run_copy(&self, device: usize, op: CopyOp) -> bool {
-        let fails = match self.fail_after.get() {
-            0 if self.fail_times.get() > 0 => {
-                self.fail_times.set(self.fail_times.get() - 1);
-                true
-            }
-            0 => false,
-            n => {
-                self.fail_after.set(n - 1);
-                false
-            }
-        };
-        let (src, dst, order) = match op {
-            CopyOp::Copy { src, dst, order } => (Some(src), dst, order),
-            CopyOp::Zero { dst, order } => (None, dst, order),
-        };
-        let is_here = |frame: Frame| frame.place().device_number() == Some(device);
-        if !is_here(dst) && !src.is_some_and(is_here) {
-            self.fail(|| format!("engine {device} was given {op:?}, neither end of which is its own"));
-        }
-        for i in 0..order.pages() {
-            match src {
-                // A copy that fails leaves rubbish behind.
-                _ if fails => self.data(dst.offset(i)).iter().for_each(|word| word.set(POISON)),
-                Some(src) => self.copy_page(src.offset(i), dst.offset(i)),
-                None => self.zero_page(dst.offset(i)),
-            }
-            self.disturb();
-        }
-        fails
-    }
-}
-
-impl Machine for Soft {
-    fn mm() -> &'static Mm<Self> {
-        &state().mm
-    }
-
-    fn table_words(pfn: u32) -> &'static TableWords {
-        let state = state();
-        state.disturb();
-        state.table(pfn)
-    }
-
-    fn objects<T: Default + Send + 'static>(_frame: FreshFrame) -> &'static mut [T] {
-        let n = PAGE_SIZE as usize / size_of::<T>();
-        Box::leak((0..n).map(|_| T::default()).collect())
-    }
-
-    fn shared_objects<T: Default + Send + Sync + 'static>(frame: FreshFrame) -> &'static [T] {
-        let state = state();
-        let pfn = frame.pfn();
-        let objects: &'static [T] = Self::objects(frame);
-        let kept = state.ram[(pfn - state.base) as usize].objects.set(Box::new(objects));
-        assert!(kept.is_ok(), "frame {pfn:#x} holds objects already");
-        objects
-    }
-
-    fn object<T: Sync + 'static>(key: u32) -> &'static T {
-        let state = state();
-        let at = u64::from(key) * 64;
-        let frame = &state.ram[(at / PAGE_SIZE) as usize - state.base as usize];
-        let objects = frame.objects.get().and_then(|o| o.downcast_ref::<&'static [T]>());
-        let objects = objects.expect("objects of this type lie in the key's frame");
-        &objects[(at % PAGE_SIZE) as usize / size_of::<T>()]
-    }
-
-    fn zero(first: Frame, order: Order) {
-        let state = state();
-        for i in 0..order.pages() {
-            state.zero_page(first.offset(i));
-        }
-        state.disturb();
-    }
-
-    fn copy(src: Frame, dst: Frame, order: Order) {
-        let state = state();
-        for i in 0..order.pages() {
-            state.copy_page(src.offset(i), dst.offset(i));
-        }
-        state.disturb();
-    }
-
-    /// A page here has a few words only: the others read as zero, and what is written to them is lost.
-    fn read_frame(frame: Frame, word: usize, to: &mut [u64]) {
-        let page = state().data(frame);
-        for (i, to) in to.iter_mut().enumerate() {
-            *to = page.get(word + i).map_or(0, Cell::get);
-        }
-    }
-
-    fn write_frame(frame: Frame, word: usize, from: &[u64]) {
-        let page = state().data(frame);
-        for (cell, from) in page.iter().skip(word).zip(from) {
-            cell.set(*from);
-        }
-    }
-
-    fn cpu() -> usize {
-        state().cpu.get()
-    }
-
-    fn preempt_disable() {
-        let state = state();
-        state.disturb();
-        state.preempt.set(state.preempt.get() + 1);
-    }
-
-    fn preempt_enable() {
-        let state = state();
-        state.preempt.set(state.preempt.get() - 1);
-    }
-
-    fn flush(request: &FlushRequest) {
-        let state = state();
-        state.disturb();
-        state.flushes.borrow_mut()[request.reason as usize] += 1;
-        if state.skip.get() != Some(request.reason) {
-            state.mmu.borrow_mut().flush(request);
-        }
-        state.disturb();
-    }
-
-    fn wait(_key: WaitKey, still: &dyn Fn() -> bool) {
-        let state = state();
-        assert_eq!(state.preempt.get(), 0, "nobody sleeps while a spin lock is held");
-        if still()
-            && let Some(mut let_go) = state.on_wait.take()
-        {
-            let_go();
-        }
-        assert!(!still(), "the only thread would sleep for ever");
-    }
-
-    fn wake(_key: WaitKey) {}
-
-    fn relax() {
-        let state = state();
-        assert_eq!(state.preempt.get(), 0, "others cannot run while a spin lock is held");
-        // Taken out while it runs: it may drop what relaxes again.
-        let let_go = state.on_relax.take();
-        if let Some(mut let_go) = let_go {
-            let_go();
-        }
-        state.disturb();
-    }
-
-    fn count(event: Event, n: u64) {
-        let state = state();
-        state.disturb();
-        let count = &state.events[event as usize];
-        count.set(count.get() + n);
-    }
-
-    fn counted(event: Event) -> u64 {
-        state().counted(event)
-    }
-}
-
-/// A device's owner and its engine.
-pub(crate) struct SoftDevice(usize);
-
-static DEVICES: [SoftDevice; 4] = [SoftDevice(0), SoftDevice(1), SoftDevice(2), SoftDevice(3)];
-
-impl SoftDevice {
-    /// The owner of device `n`.
-    pub(crate) fn number(n: usize) -> &'static Self {
-        &DEVICES[n]
-    }
-}
-
-impl PagemapOps<Soft> for SoftDevice {
-    fn folio_free(&self, first: Frame, order: Order, _driver_word: u64) {
-        let state = state();
-        if let Some(look) = &mut *state.on_free.borrow_mut() {
-            look(first, order);
-        }
-        state.freed_pages.set(state.freed_pages.get() + u64::from(order.pages()));
-        for i in 0..order.pages() {
-            state.data(first.offset(i)).iter().for_each(|word| word.set(POISON));
-        }
-    }
-
-    fn folio_split(&self, head: &Folio, tail: Option<&Folio>) {
-        let state = state();
-        let Some(tail) = tail else { return };
-        state.split_tails.set(state.split_tails.get() + 1);
-        if head.covers(tail.frame()) {
-            state.fail(|| {
-                format!("folio_split: head {:?} still covers its tail {:?}", head.frame(), tail.frame())
-            });
-        }
-    }
-
-    fn engine(&self) -> &dyn CopyEngine {
-        self
-    }
-}
-
-impl CopyEngine for SoftDevice {
-    fn submit(&self, ops: &[CopyOp]) -> Fence {
-        let state = state();
-        if state.config.late_copies {
-            let mut late = state.late.borrow_mut();
-            assert!(late.is_empty(), "one list at a time");
-            late.extend_from_slice(ops);
-            return Fence::Pending(self.0 as u64);
-        }
-        let mut failed = 0;
-        for (i, &op) in ops.iter().enumerate() {
-            failed |= u32::from(state.run_copy(self.0, op)) << i;
-        }
-        Fence::Done { failed }
-    }
-
-    fn poll(&self, fence: Fence) -> Option<u32> {
-        Some(self.wait(fence))
-    }
-
-    fn wait(&self, fence: Fence) -> u32 {
-        let state = state();
-        assert_eq!(fence, Fence::Pending(self.0 as u64), "a fence of this engine");
-        let ops = core::mem::take(&mut *state.late.borrow_mut());
-        let mut failed = 0;
-        for (i, &op) in ops.iter().enumerate() {
-            failed |= u32::from(state.run_copy(self.0, op)) << i;
-        }
-        failed
-    }
-
-    fn cancel(&self, fence: Fence) -> u32 {
-        assert_eq!(fence, Fence::Pending(self.0 as u64), "a fence of this engine");
-        state().late.borrow_mut().clear();
-        u32::MAX
     }
 }
