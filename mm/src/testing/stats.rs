@@ -174,6 +174,42 @@ fn the_resident_set_is_where_the_pages_are() {
 }
 
 #[test]
+fn every_list_says_what_lies_where_by_order() {
+    let kit = kit();
+    kit.map(0, 1024, Huge);
+    kit.map(1024, 64, Small);
+    kit.fill(0, 1024);
+    kit.fill(1024, 40);
+    assert_eq!(kit.try_read(1070), Ok(0), "the zero page does not count");
+    migrate(&kit, 0, 512, DEV);
+    migrate(&kit, 1024, 10, COH);
+    kit.space.space().unmap(range(0, 256)).expect("it is mapped");
+    let list = |read: &dyn Fn(&mut dyn FnMut(&'static str, u64))| {
+        let mut found = Vec::new();
+        read(&mut |name, n| {
+            let by_order = name.ends_with("kB") && n != 0;
+            found.extend(by_order.then_some((name, n)));
+        });
+        found
+    };
+    let mm = &kit.machine.mm;
+    // One huge page in RAM, a half on the first device, small pages in RAM and on the second.
+    let machine = [("nr_ram_folios_4kB", 30), ("nr_ram_folios_2048kB", 1)];
+    let devices = [("nr_device_folios_4kB", 10), ("nr_device_folios_1024kB", 1)];
+    assert_eq!(list(&|f| mm.vmstat(f)), [machine, devices].concat());
+    assert_eq!(list(&|f| mm.device(0).vmstat(f)), [("nr_folios_1024kB", 1)]);
+    assert_eq!(list(&|f| mm.device(1).vmstat(f)), [("nr_folios_4kB", 10)]);
+    let space = [
+        ("nr_ram_pages_4kB", 30),
+        ("nr_ram_pages_2048kB", 512),
+        ("nr_device0_pages_1024kB", 256),
+        ("nr_device1_pages_4kB", 10),
+    ];
+    assert_eq!(list(&|f| kit.space.vmstat(f)), space);
+    kit.audit();
+}
+
+#[test]
 fn every_counter_has_a_name_of_its_own() {
     let kit = kit();
     let mut lists: [Vec<&str>; 3] = Default::default();
