@@ -23,6 +23,7 @@ mod host;
 mod kinds;
 mod kit;
 mod machine;
+mod meanwhile;
 mod merge;
 mod migrate_fault;
 mod migrate_gaps;

@@ -79,6 +79,7 @@ impl Machine for Soft {
 
     fn preempt_disable() {
         let state = state();
+        state.before_lock();
         state.disturb();
         state.preempt.set(state.preempt.get() + 1);
     }

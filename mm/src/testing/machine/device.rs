@@ -89,6 +89,10 @@ impl PagemapOps<Soft> for SoftDevice {
 impl CopyEngine for SoftDevice {
     fn submit(&self, ops: &[CopyOp]) -> Fence {
         let state = state();
+        let meddler = state.on_copy.take();
+        if let Some(mut meddler) = meddler {
+            meddler();
+        }
         if state.config.late_copies {
             let mut late = state.late.borrow_mut();
             assert!(late.is_empty(), "one list at a time");

@@ -67,6 +67,9 @@ pub(crate) const fn coherent_base(device: usize) -> u32 {
     0x20_0000 + device as u32 * 0x2_0000
 }
 
+/// Somebody else, who comes in between.
+pub(crate) type Meddler = Box<dyn FnMut()>;
+
 /// Called with what a driver is told of.
 pub(crate) type OnFree = Box<dyn FnMut(Frame, Order)>;
 
@@ -103,9 +106,13 @@ pub(crate) struct State {
     fail_times: Cell<u64>,
     late: RefCell<Vec<CopyOp>>,
     /// What somebody else does when a loop waits for something short; once.
-    pub(crate) on_relax: RefCell<Option<Box<dyn FnMut()>>>,
+    pub(crate) on_relax: RefCell<Option<Meddler>>,
     /// What somebody does while a thread sleeps: once.
-    pub(crate) on_wait: RefCell<Option<Box<dyn FnMut()>>>,
+    pub(crate) on_wait: RefCell<Option<Meddler>>,
+    /// What somebody else does before the n-th lock from now that is taken while no other is held: once.
+    pub(crate) on_lock: RefCell<Option<(u64, Meddler)>>,
+    /// What somebody else does as an engine begins to copy: once.
+    pub(crate) on_copy: RefCell<Option<Meddler>>,
     /// A look at the machine while a driver is told that memory is free.
     pub(crate) on_free: RefCell<Option<OnFree>>,
     /// Calls of `folio_free` (pages) and of `folio_split` (with a tail).
@@ -186,6 +193,8 @@ impl Soft {
             late: RefCell::default(),
             on_relax: RefCell::default(),
             on_wait: RefCell::default(),
+            on_lock: RefCell::default(),
+            on_copy: RefCell::default(),
             on_free: RefCell::default(),
             freed_pages: Cell::new(0),
             split_tails: Cell::new(0),
@@ -274,6 +283,25 @@ impl State {
 
     pub(crate) fn counted(&self, event: Event) -> u64 {
         self.events[event as usize].get()
+    }
+
+    /// A spin lock is about to be taken: the last moment at which a thread can lose its CPU.
+    fn before_lock(&self) {
+        if self.preempt.get() != 0 {
+            return;
+        }
+        let Ok(mut on_lock) = self.on_lock.try_borrow_mut() else { return };
+        match &mut *on_lock {
+            None => {}
+            Some((0, _)) => {
+                let meddler = on_lock.take();
+                drop(on_lock);
+                if let Some((_, mut meddler)) = meddler {
+                    meddler();
+                }
+            }
+            Some((n, _)) => *n -= 1,
+        }
     }
 
     /// Flushes asked for, for this reason.
