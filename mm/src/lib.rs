@@ -87,7 +87,7 @@ pub use migrate::{
 pub use mirror::dmirror::{self, Dmirror, DmirrorError};
 pub use mirror::{MirrorAttrs, MirrorEntry, MirrorRef};
 pub use mm::{MapStorage, Mm};
-pub use notifier::{NotifierOps, NotifierRef, NotifyEvent};
+pub use notifier::{NotifierOps, NotifierRef, NotifyEvent, Owner};
 pub use object::{Object, ObjectKind, ObjectRef};
 pub use pagemap::PagemapEntry;
 pub use remap::{RemapFlags, RemapTarget};

@@ -57,7 +57,7 @@ impl<M: Machine> Space<M> {
         };
         let small = Small { space: self, pmd, pte, base };
         let owner = small.look_for_merge(&mut small.cursor(), vma)?.first.place();
-        let _change = self.invalidate(VaRange::new(base.0, PMD_SIZE), NotifyEvent::Migrate(owner));
+        let _change = self.invalidate(VaRange::new(base.0, PMD_SIZE), NotifyEvent::Migrate { owner: None });
         let found = small.freeze(vma)?;
         if found.in_place {
             small.join(vma, &found);

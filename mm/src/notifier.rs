@@ -31,6 +31,33 @@ use crate::space::{Space, SpaceUser};
 use crate::sync::{SpinGuard, SpinLock};
 use crate::types::{Place, USER_END, VaRange, Vaddr};
 
+/// Who has pages moved, and looks after its own copies of their translations (Linux: the owner in an event). It is compared as a
+/// whole, so each of several holders of copies on one device can be told apart.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Owner {
+    device: Place,
+    holder: u32,
+}
+
+impl Owner {
+    /// The driver of the device whose memory is `device`: what its own operations are told of ([`crate::PagemapOps`]), and what
+    /// it has evicted.
+    #[must_use]
+    pub const fn device(device: Place) -> Self {
+        Self { device, holder: NIL }
+    }
+    /// One holder of copies on that device. The number is the driver's choice, but the largest there is.
+    #[must_use]
+    pub const fn holder(device: Place, holder: u32) -> Self {
+        Self { device, holder }
+    }
+    /// The device's memory.
+    #[must_use]
+    pub const fn place(self) -> Place {
+        self.device
+    }
+}
+
 /// Why entries of a range change.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum NotifyEvent {
@@ -44,8 +71,16 @@ pub enum NotifyEvent {
     SoftDirty,
     /// The address space ends.
     Release,
-    /// Their pages move. The owner of this place caused it, and looks after its own copies.
-    Migrate(Place),
+    /// Their pages move. Who is named here has caused it and may ignore this, if it drops its copies by itself before the contents
+    /// are copied; everybody else drops them now. Named is
+    /// - who asked for a walk over these addresses ([`crate::MigrateOptions::owner`]), and only for what the walk takes: what goes
+    ///   with it elsewhere, found by the reverse map, and memory for holes, name nobody;
+    /// - the driver of the device that a fault brings a page back from: [`crate::PagemapOps::migrate_to_ram`] comes next;
+    /// - the driver of the device whose frames are evicted.
+    Migrate {
+        /// Nobody: everybody drops.
+        owner: Option<Owner>,
+    },
     /// Their pages are lent to the owner of this place for atomic access.
     Exclusive(Place),
 }

@@ -27,7 +27,7 @@ use crate::exclusive::take_back;
 use crate::folio::{Folio, FolioRef, LockedFolio, RmapLink};
 use crate::machine::Machine;
 use crate::migrate::{Extent, FaultMigration, large_extent};
-use crate::notifier::NotifyEvent;
+use crate::notifier::{NotifyEvent, Owner};
 use crate::space::Space;
 use crate::split::SplitError;
 use crate::table::Table;
@@ -400,7 +400,8 @@ impl<M: Machine> Space<M> {
         let Some(locked) = LockedFolio::try_lock_mapped(folio) else { return Ok(Step::Sleep(folio)) };
         let tell = |addr: Vaddr, order: Order| {
             let range = VaRange::new(addr.0, order.bytes());
-            TELL.then(|| self.invalidate(range, NotifyEvent::Migrate(frame.place())))
+            let owner = Some(Owner::device(frame.place()));
+            TELL.then(|| self.invalidate(range, NotifyEvent::Migrate { owner }))
         };
         let (_change, migration) = if locked.order() == seen.level.order() {
             let change = tell(cursor.addr(), seen.level.order());

@@ -9,6 +9,7 @@ use crate::folio::{Folio, LockedFolio};
 use crate::machine::Machine;
 use crate::migrate::{Cause, Collecting, Migration, Report};
 use crate::mm::Mm;
+use crate::notifier::Owner;
 use crate::types::{Frame, FrameRange, Order, Place, Vaddr};
 use crate::zone::Need;
 
@@ -86,7 +87,10 @@ fn fill<M: Machine>(
         if batch.is_full() || of.is_some_and(|place| place != frame.place()) {
             return of;
         }
-        of = Some(frame.place());
+        if of.is_none() {
+            of = Some(frame.place());
+            batch.name_owner(Owner::device(frame.place()));
+        }
         frames.next();
         let Some(folio) = M::mm().try_get_folio(frame) else {
             // Free, or held with its references frozen, for a merge: then it is there, and stays for now.

@@ -16,15 +16,11 @@ use crate::notifier::NotifyEvent;
 use crate::space::Space;
 use crate::table::TableStash;
 use crate::tlb::TlbGather;
-use crate::types::{Frame, Level, Order, PAGE_SIZE, Place, Prot, VaRange, Vaddr};
+use crate::types::{Frame, Level, Order, PAGE_SIZE, Prot, VaRange, Vaddr};
 use crate::zone::Need;
 
 /// Maps the destination of a hole, if the hole is still one: at once where nothing is there, else as [`State::Marked`].
-pub(crate) fn fill_hole<M: Machine>(
-    unit: &mut Unit<M>,
-    to: Place,
-    gather: &mut TlbGather<M>,
-) -> Result<State, Cause> {
+pub(crate) fn fill_hole<M: Machine>(unit: &mut Unit<M>, gather: &mut TlbGather<M>) -> Result<State, Cause> {
     let (&Source::Hole { anon }, Some(space)) = (&unit.source, unit.space) else { return Ok(unit.state) };
     let vmas = space.vmas.read();
     let range = VaRange::new(unit.addr.0, unit.order.bytes());
@@ -33,7 +29,8 @@ pub(crate) fn fill_hole<M: Machine>(
     let vma = vma.ok_or(Cause::Raced)?;
     let attrs = vma.fresh_attrs();
     link_pieces(&unit.dest, RmapLink { anon, index: vma.page_index(unit.addr) });
-    let _change = space.invalidate(range, NotifyEvent::Migrate(to));
+    // Not the asker's: since the walk its device may have found the zero page here.
+    let _change = space.invalidate(range, NotifyEvent::Migrate { owner: None });
     if unit.order == Order::PMD {
         fill_huge(unit, space, attrs, gather)
     } else {

@@ -211,6 +211,15 @@ impl<M: Machine> Migration<M, Collected> {
         Self { work, phase: PhantomData }
     }
 
+    /// Calls `f` with the addresses of every unit that was taken where an address space was walked.
+    pub fn for_each_taken(&mut self, mut f: impl FnMut(VaRange)) {
+        self.work.0.units.for_each(|unit| {
+            if unit.state == unit::State::Taken && unit.space.is_some() {
+                f(VaRange::new(unit.addr.0, unit.order.bytes()));
+            }
+        });
+    }
+
     /// Unmaps, flushes once, and checks for pins.
     pub fn unmap(mut self) -> Migration<M, Unmapped> {
         transfer::unmap(&mut self.work.0);
@@ -281,7 +290,7 @@ impl<M: Machine> Space<M> {
     /// address, before anything is moved; [`RangeError::NoDevice`]. Running out of memory is not an error but a cause in the
     /// report.
     pub fn migrate(&'static self, range: VaRange, to: Place) -> Result<Report, RangeError> {
-        self.migrate_batches(range, to, &MigrateOptions::to(to), None)
+        self.migrate_batches(range, to, &MigrateOptions::to(to), None, None)
     }
 
     /// As [`Space::migrate`], with a choice of where pages are taken from (from one device straight to another, for one) and of
@@ -297,7 +306,25 @@ impl<M: Machine> Space<M> {
         options: &MigrateOptions,
         observer: &mut dyn FnMut(&UnitReport),
     ) -> Result<Report, RangeError> {
-        self.migrate_batches(range, to, options, Some(observer))
+        self.migrate_batches(range, to, options, Some(observer), None)
+    }
+
+    /// As [`Space::migrate`], for the holder of copies that `options` name as the owner. `taken` hears of every range whose pages
+    /// are about to be copied, after the walk and before the copy: it drops its copies of those, and of nothing else. Copies that
+    /// it has of pages that stay, stand. What the walk did not find at these addresses is told as anybody's.
+    ///
+    /// `taken` runs with no lock held but those of the folios: it may sleep, but not fault.
+    ///
+    /// # Errors
+    /// As [`Space::migrate_with`].
+    pub fn migrate_as(
+        &'static self,
+        range: VaRange,
+        to: Place,
+        options: &MigrateOptions,
+        taken: &mut dyn FnMut(VaRange),
+    ) -> Result<Report, RangeError> {
+        self.migrate_batches(range, to, options, None, Some(taken))
     }
 
     fn migrate_batches(
@@ -306,6 +333,7 @@ impl<M: Machine> Space<M> {
         to: Place,
         options: &MigrateOptions,
         mut observer: Option<&mut dyn FnMut(&UnitReport)>,
+        mut taken: Option<&mut dyn FnMut(VaRange)>,
     ) -> Result<Report, RangeError> {
         self.check_migratable(range, to, options)?;
         let mut report = Report::default();
@@ -323,7 +351,11 @@ impl<M: Machine> Space<M> {
                 self.all_stays(rest, to, &mut report, observer);
                 break;
             }
-            let committed = collecting.collected(Vaddr(0)).unmap().copy().commit();
+            let mut collected = collecting.collected(Vaddr(0));
+            if let Some(taken) = &mut taken {
+                collected.for_each_taken(taken);
+            }
+            let committed = collected.unmap().copy().commit();
             report.add(&match &mut observer {
                 Some(observer) => committed.finalize_with(observer),
                 None => committed.finalize(),

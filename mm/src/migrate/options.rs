@@ -6,6 +6,7 @@ use crate::entry::{Attrs, Entry, SoftKind};
 use crate::machine::Machine;
 use crate::migrate::Cause;
 use crate::migrate::unit::Batch;
+use crate::notifier::Owner;
 use crate::types::{Frame, MAX_DEVICES, Order, Place, Vaddr};
 use crate::vma::{Vma, VmaKind};
 
@@ -96,6 +97,9 @@ pub struct MigrateOptions {
     pub flags: MigrateFlags,
     /// The largest order of memory for a hole where no 2 MiB page is wanted or fits.
     pub hole_order: Order,
+    /// Who looks after its own copies of the translations of what is taken ([`crate::NotifyEvent::Migrate`]). It has to drop
+    /// them by itself: see [`crate::Space::migrate_as`].
+    pub owner: Option<Owner>,
 }
 
 impl MigrateOptions {
@@ -103,7 +107,7 @@ impl MigrateOptions {
     #[must_use]
     pub const fn to(place: Place) -> Self {
         let from = if place.is_ram() { Sources::devices() } else { Sources::RAM };
-        Self { from, flags: MigrateFlags::empty(), hole_order: Order::BASE }
+        Self { from, flags: MigrateFlags::empty(), hole_order: Order::BASE, owner: None }
     }
 
     /// The same from other places.
@@ -116,6 +120,12 @@ impl MigrateOptions {
     #[must_use]
     pub const fn with(self, flags: MigrateFlags) -> Self {
         Self { flags, ..self }
+    }
+
+    /// The same for this owner of copies.
+    #[must_use]
+    pub const fn by(self, owner: Owner) -> Self {
+        Self { owner: Some(owner), ..self }
     }
 
     /// The places that pages are really taken from on the way to `to`.

@@ -14,7 +14,7 @@ use crate::migrate::collect::to_migration;
 use crate::migrate::unit::{Batch, Dest, MAX_UNITS, PieceChunk, Source, State, Unit};
 use crate::migrate::{Cause, Report, finalize, holes};
 use crate::mm::Mm;
-use crate::notifier::NotifyEvent;
+use crate::notifier::{NotifyEvent, Owner};
 use crate::slab::PoolBox;
 use crate::table::TableStash;
 use crate::tlb::TlbGather;
@@ -23,13 +23,15 @@ use crate::zone::{Need, Zone};
 
 /// Other mappings, the flush, the pin check.
 pub(crate) fn unmap<M: Machine>(batch: &mut Batch<M>) {
-    let Batch { to, units, gather, report, shared, .. } = batch;
+    let Batch { to, units, gather, report, shared, options, .. } = batch;
     if *shared {
         units.for_each(|unit| {
             if let Source::Folio(folio) = &unit.source
                 && folio.map_count() != 0
             {
-                unmap_others(folio, *to, gather);
+                // Who named frames meant all that maps them; who named addresses, only those.
+                let owner = if unit.space.is_none() { options.owner } else { None };
+                unmap_others(folio, owner, gather);
             }
         });
     }
@@ -53,9 +55,9 @@ pub(crate) fn unmap<M: Machine>(batch: &mut Batch<M>) {
 
 /// Turns what the reverse map still finds into migration entries. A huge mapping of the folio is one entry; a mapping of
 /// another shape than the walk expects is left, and the unit fails the pin check.
-fn unmap_others<M: Machine>(folio: &LockedFolio<M>, to: Place, gather: &mut TlbGather<M>) {
+fn unmap_others<M: Machine>(folio: &LockedFolio<M>, owner: Option<Owner>, gather: &mut TlbGather<M>) {
     M::mm().for_each_mapping(folio, &mut |place| {
-        let _change = place.space.invalidate(place.range, NotifyEvent::Migrate(to));
+        let _change = place.space.invalidate(place.range, NotifyEvent::Migrate { owner });
         let mut at = place.range.start;
         while at < place.range.end {
             let next = at.align_down(PMD_SIZE).add(PMD_SIZE).min(place.range.end);
@@ -375,7 +377,7 @@ fn fill_pieces<M: Machine>(
 /// mapped.
 pub(crate) fn commit<M: Machine>(batch: &mut Batch<M>) {
     let zone = M::mm().zone(batch.to);
-    let Batch { to, units, report, .. } = batch;
+    let Batch { units, report, .. } = batch;
     let mut zeros = TlbGather::new(FlushReason::ZeroReplaced);
     let mut marked = false;
     units.for_each(|unit| {
@@ -396,7 +398,7 @@ pub(crate) fn commit<M: Machine>(batch: &mut Batch<M>) {
                 }
                 Err(Cause::Pinned)
             }
-            Source::Hole { .. } | Source::Shared(_) => commit_new(unit, *to, &mut zeros),
+            Source::Hole { .. } | Source::Shared(_) => commit_new(unit, &mut zeros),
         };
         match done {
             Ok(state) => {
@@ -421,11 +423,11 @@ pub(crate) fn commit<M: Machine>(batch: &mut Batch<M>) {
 
 /// A hole is filled, or a copy mapped.
 #[inline(never)]
-fn commit_new<M: Machine>(unit: &mut Unit<M>, to: Place, zeros: &mut TlbGather<M>) -> Result<State, Cause> {
+fn commit_new<M: Machine>(unit: &mut Unit<M>, zeros: &mut TlbGather<M>) -> Result<State, Cause> {
     if matches!(unit.source, Source::Shared(_)) {
         holes::map_copy(unit)
     } else {
-        holes::fill_hole(unit, to, zeros)
+        holes::fill_hole(unit, zeros)
     }
 }
 

@@ -265,21 +265,19 @@ impl<M: Machine> Dmirror<M> {
     }
 
     fn migrate(&self, range: VaRange, to: Place) -> Result<Report, DmirrorError> {
-        let user = self.space()?;
-        let space = user.space();
         if !self.fail_alloc.swap(false, AcqRel) {
-            return Ok(space.migrate(range, to)?);
+            return Ok(self.mirror.migrate(range, to)?);
         }
         // The first huge page gets single pages, the rest what there is.
         let inject = &M::mm().inject;
         let first = VaRange::new(range.start.0, PMD_SIZE).intersect(range);
         let site = if to.is_ram() { Site::RamFolio } else { Site::DeviceFolio };
         inject.arm(site as u32, 1, 0, u64::MAX);
-        let report = space.migrate(first, to);
+        let report = self.mirror.migrate(first, to);
         inject.disarm();
         let mut report = report?;
         if first.end < range.end {
-            report.add(&space.migrate(VaRange::between(first.end, range.end), to)?);
+            report.add(&self.mirror.migrate(VaRange::between(first.end, range.end), to)?);
         }
         Ok(report)
     }

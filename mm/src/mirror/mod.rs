@@ -11,13 +11,14 @@ pub mod dmirror;
 mod table;
 
 use core::fmt;
-use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use core::sync::atomic::{AtomicU8, AtomicU32, Ordering::Relaxed};
 
-use crate::error::OutOfMemory;
+use crate::error::{OutOfMemory, RangeError};
 use crate::exclusive::ExclusiveGuard;
 use crate::hmm::{HmmError, HmmPfn, HmmWant, RangeFault};
 use crate::machine::Machine;
-use crate::notifier::{NotifierOps, NotifierRef, NotifyEvent};
+use crate::migrate::{MigrateOptions, Report};
+use crate::notifier::{NotifierOps, NotifierRef, NotifyEvent, Owner};
 use crate::slab::{Slot, SlotHeader};
 use crate::space::{Space, SpaceUser};
 use crate::sync::SpinLock;
@@ -33,6 +34,8 @@ pub(crate) struct Mirror<M: Machine> {
     header: SlotHeader,
     /// The space while it is mirrored, for the audit; the key of its slot.
     space: AtomicU32,
+    /// The place of the device's own memory, as a number.
+    device: AtomicU8,
     table: SpinLock<M, MirrorTable>,
 }
 
@@ -41,6 +44,7 @@ impl<M: Machine> Default for Mirror<M> {
         Self {
             header: SlotHeader::default(),
             space: AtomicU32::new(crate::slab::NIL),
+            device: AtomicU8::new(0),
             table: SpinLock::default(),
         }
     }
@@ -54,8 +58,12 @@ impl<M: Machine> Slot for Mirror<M> {
 }
 
 impl<M: Machine> NotifierOps<M> for Mirror<M> {
-    /// Whoever caused the change, the copies go: they are found again when they are needed.
+    /// The copies go, to be found again when they are needed. Only what this mirror itself has moved stays until it is known which
+    /// pages go ([`MirrorRef::migrate`]).
     fn invalidate(&self, range: VaRange, event: NotifyEvent) {
+        if event == (NotifyEvent::Migrate { owner: Some(self.as_owner()) }) {
+            return;
+        }
         self.table.lock().clear::<M>(range);
         if event == NotifyEvent::Release {
             self.space.store(crate::slab::NIL, Relaxed);
@@ -64,6 +72,11 @@ impl<M: Machine> NotifierOps<M> for Mirror<M> {
 }
 
 impl<M: Machine> Mirror<M> {
+    /// What tells its own migrations from all others: those of other mirrors on the same device, and faults.
+    fn as_owner(&self) -> Owner {
+        Owner::holder(Place::from_raw(self.device.load(Relaxed)), self.header.key())
+    }
+
     /// The key of the space that is mirrored, and its entries.
     pub(crate) fn for_each(&self, f: &mut dyn FnMut(u32, Vaddr, MirrorEntry)) {
         let space = self.space.load(Relaxed);
@@ -97,6 +110,7 @@ impl<M: Machine> MirrorRef<M> {
     pub fn new(space: &'static Space<M>, owner: Place) -> Result<Self, OutOfMemory> {
         let mirror = M::mm().mirrors.alloc(M::mm())?;
         mirror.space.store(space.slab_index(), Relaxed);
+        mirror.device.store(owner.raw(), Relaxed);
         // From here on its drop gives the mirror back.
         let mut made = Self { notifier: None, mirror, owner };
         made.notifier = Some(space.register_notifier(VaRange::between(Vaddr(0), Vaddr(USER_END)), mirror)?);
@@ -184,6 +198,18 @@ impl<M: Machine> MirrorRef<M> {
             }
         }
         Err(HmmError::Busy)
+    }
+
+    /// Moves the pages of `range` to `to`, as [`Space::migrate`] does. Its own entries for what goes are dropped once that is
+    /// locked and before it is copied; those of pages that stay where they are stand.
+    ///
+    /// # Errors
+    /// As [`Space::migrate`]; [`RangeError::NotMapped`] when the space has ended.
+    pub fn migrate(&self, range: VaRange, to: Place) -> Result<Report, RangeError> {
+        let user = self.space().ok_or(RangeError::NotMapped(range.start))?;
+        let options = MigrateOptions::to(to).by(self.mirror.as_owner());
+        let drop_copies = &mut |taken| self.mirror.table.lock().clear::<M>(taken);
+        user.space().migrate_as(range, to, &options, drop_copies)
     }
 
     /// Enters those pages of `range` that lie in the device's own memory, without faults.

@@ -204,6 +204,78 @@ fn a_page_on_its_way_is_nothing_to_a_snapshot() {
 }
 
 #[test]
+fn a_fault_waits_for_a_page_on_its_way_and_looks_again() {
+    // To the device and back, whole and given up, at both levels.
+    for (page, to, gives_up) in [0, 512].into_iter().flat_map(|page| {
+        [(page, DEV, false), (page, DEV1, false), (page, DEV, true), (page, Place::RAM, false)]
+    }) {
+        let kit = kit();
+        kit.map(0, 512, Huge);
+        kit.map(512, 4, Small);
+        kit.fill(0, 516);
+        if to.is_ram() {
+            migrate(&kit, 0, 516, DEV1);
+        }
+        let (migration, _) = kit.space.space().migrate_collect(range(0, 516), to).expect("mapped");
+        let (level, entry_now) = kit.space.entry_at(at(page));
+        assert_eq!(level, if page == 0 { Level::Pmd } else { Level::Pte });
+        assert!(matches!(entry_now, Entry::NonPresent(s) if s.kind == SoftKind::Migration));
+        assert_eq!(snapshot(&kit, page, 1), [HmmPfn::NONE], "a snapshot does not wait");
+        let mut parked = Some(migration);
+        *kit.machine.on_wait.borrow_mut() = Some(Box::new(move || match parked.take() {
+            Some(migration) if gives_up => drop(migration),
+            Some(migration) => {
+                let _report = migration.unmap().copy().commit().finalize();
+            }
+            None => panic!("it is waited for once"),
+        }));
+        let faults = kit.machine.counted(Event::PgFault);
+        let found = ask(&kit, page + 1, 2, HmmWant::FAULT).expect("memory");
+        assert!(kit.machine.on_wait.borrow().is_none(), "it slept");
+        // What went to another device comes back, by a touch; everything else is found where it is now.
+        let stays = if to == DEV && !gives_up { DEV } else { Place::RAM };
+        assert!(
+            found.iter().all(|pfn| pfn.frame().is_some_and(|f| f.place() == stays)),
+            "{page}, {to}: {found:?}"
+        );
+        let touches = kit.machine.counted(Event::PgFault) - faults;
+        assert_eq!(
+            touches,
+            if to != DEV1 {
+                0
+            } else if page == 0 {
+                1
+            } else {
+                2
+            }
+        );
+        kit.check_in_place(0, 516);
+        kit.audit();
+    }
+}
+
+#[test]
+fn a_fault_under_a_sequence_number_that_waited_begins_again() {
+    for page in [0, 512] {
+        let kit = kit();
+        kit.map(0, 512, Huge);
+        kit.map(512, 4, Small);
+        kit.fill(0, 516);
+        let space = kit.space.space();
+        let mirror = crate::mirror::MirrorRef::<Soft>::new(space, DEV).expect("memory");
+        let (migration, _) = space.migrate_collect(range(0, 516), DEV).expect("mapped");
+        let mut parked = Some(migration);
+        *kit.machine.on_wait.borrow_mut() = Some(Box::new(move || {
+            let _report = parked.take().expect("once").unmap().copy().commit().finalize();
+        }));
+        assert_eq!(mirror.entry(at(page)), None);
+        mirror.fault(range(page, 2), HmmWant::FAULT).expect("memory");
+        assert!(mirror.entry(at(page + 1)).is_some_and(|e| e.frame.place() == DEV), "found where it arrived");
+        kit.audit();
+    }
+}
+
+#[test]
 fn a_lent_page_is_nothing_to_a_snapshot_and_comes_back_to_a_fault() {
     let kit = kit();
     kit.map(0, 512, Huge);

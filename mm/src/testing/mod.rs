@@ -35,6 +35,7 @@ mod mmu;
 mod mutations;
 mod notifier;
 mod objects;
+mod owner;
 mod parts;
 mod protect;
 mod random;

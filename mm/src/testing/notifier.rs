@@ -5,7 +5,7 @@ use std::collections::HashSet;
 
 use crate::advise::Advice;
 use crate::entry::Entry;
-use crate::notifier::{NotifierOps, NotifierRef, NotifyEvent, Sequence};
+use crate::notifier::{NotifierOps, NotifierRef, NotifyEvent, Owner, Sequence};
 use crate::testing::kit::{DEV, Kit, at, range};
 use crate::testing::machine::{Config, Soft};
 use crate::types::{Place, Prot, USER_END, VaRange, Vaddr};
@@ -114,17 +114,16 @@ fn every_change_of_entries_is_told_before_it_is_made() {
         space.migrate(range, to).expect("mapped");
     };
     use NotifyEvent::{Clear, Migrate, Protection, Unmap};
-    recorder.expect("huge to the device", range(0, 512), Migrate(DEV), || migrate(range(0, 512), DEV));
-    recorder.expect("small to the device", range(1024, 16), Migrate(DEV), || migrate(range(1024, 16), DEV));
-    recorder.expect("huge fault-back", range(0, 512), Migrate(DEV), || kit.check(7, 1));
-    recorder.expect("small fault-back", range(1026, 1), Migrate(DEV), || kit.check(1026, 1));
-    recorder
-        .expect("back by call", range(1027, 4), Migrate(Place::RAM), || migrate(range(1027, 4), Place::RAM));
+    let (moved, back) = (Migrate { owner: None }, Migrate { owner: Some(Owner::device(DEV)) });
+    recorder.expect("huge to the device", range(0, 512), moved, || migrate(range(0, 512), DEV));
+    recorder.expect("small to the device", range(1024, 16), moved, || migrate(range(1024, 16), DEV));
+    recorder.expect("huge fault-back", range(0, 512), back, || kit.check(7, 1));
+    recorder.expect("small fault-back", range(1026, 1), back, || kit.check(1026, 1));
+    recorder.expect("back by call", range(1027, 4), moved, || migrate(range(1027, 4), Place::RAM));
     kit.try_read(1100).expect("the zero page");
     recorder.expect("zero page written", range(1100, 1), Clear, || kit.fill(1100, 1));
     kit.try_read(600).expect("the zero folio");
-    recorder
-        .expect("zero folio to the device", range(512, 512), Migrate(DEV), || migrate(range(512, 512), DEV));
+    recorder.expect("zero folio to the device", range(512, 512), moved, || migrate(range(512, 512), DEV));
     recorder.expect("protect", range(0, 512), Protection, || {
         space.protect(range(0, 512), Prot::READ).expect("mapped");
     });
@@ -155,7 +154,8 @@ fn a_fault_back_tells_of_what_it_moves_and_no_more() {
     kit.space.space().migrate(range(0, 512), DEV).expect("mapped");
     recorder.take();
     kit.check(17, 1);
-    assert_eq!(recorder.take(), [(range(17, 1), NotifyEvent::Migrate(DEV))]);
+    let back = NotifyEvent::Migrate { owner: Some(Owner::device(DEV)) };
+    assert_eq!(recorder.take(), [(range(17, 1), back)]);
     // The same with the page's neighbours, whose table was used last.
     kit.check(18, 2);
     assert_eq!(recorder.take().len(), 2);

@@ -9,7 +9,7 @@ use crate::machine::Machine;
 use crate::migrate::options::{Fast, Pick, WRITTEN, written};
 use crate::migrate::unit::{Batch, Source, State};
 use crate::migrate::{BATCH_PAGES, Cause};
-use crate::notifier::NotifyEvent;
+use crate::notifier::{Invalidation, NotifyEvent};
 use crate::space::Space;
 use crate::split::{SplitError, split_pmd};
 use crate::stats::stayed_on;
@@ -27,7 +27,11 @@ impl<M: Machine> Space<M> {
     pub(crate) fn collect(&'static self, range: VaRange, collecting: &mut Collecting<M>) -> Vaddr {
         let vmas = self.vmas.read();
         let mut at = range.start;
+        let (mut change, mut told) = self.tell_of_walk(range, collecting);
         while at < range.end && collecting.batch().pages < BATCH_PAGES {
+            if at >= told {
+                (change, told) = self.tell_of_walk(VaRange::between(at, range.end), collecting);
+            }
             let Some(vma) = vmas.find(at) else {
                 // Unmapped since it was checked; nothing to move.
                 at = vmas.first_after(at).map_or(range.end, |vma| vma.start().min(range.end));
@@ -46,7 +50,22 @@ impl<M: Machine> Space<M> {
                 None => return at,
             }
         }
+        drop(change);
         at.min(range.end)
+    }
+
+    /// Tells the notifiers once of all that a batch takes from the start of `range` on, if it is all there; a walk over holes is
+    /// told of in parts of that size. Also returns where that ends. A folio may reach beyond, by less than 2 MiB: it is taken as
+    /// a whole, with entries in the next VMA, and in the next table.
+    fn tell_of_walk(
+        &'static self,
+        range: VaRange,
+        collecting: &mut Collecting<M>,
+    ) -> (Invalidation<M>, Vaddr) {
+        let end = range.start.align_down(PMD_SIZE).add(u64::from(BATCH_PAGES) * PAGE_SIZE);
+        let told = VaRange::between(range.start, end.add(PMD_SIZE).min(range.end));
+        let owner = collecting.batch().options.owner;
+        (self.invalidate(told, NotifyEvent::Migrate { owner }), end)
     }
 
     /// Collects what stands under one PMD entry, at most; the address after it. A folio may reach beyond, to `limit`. `None` when
@@ -64,9 +83,6 @@ impl<M: Machine> Space<M> {
         if !collecting.batch().units.reserve() {
             return None;
         }
-        // A folio is taken as a whole: its entries may go on in the next VMA, and in the next table.
-        let told = VaRange::between(addr, next.add(PMD_SIZE).min(limit));
-        let _change = self.invalidate(told, NotifyEvent::Migrate(collecting.batch().to));
         let fills = collecting.batch().fills(vma);
         match self.peek(addr) {
             Peek::NoTable if !fills => Some(addr.align_down(PUD_SIZE).add(PUD_SIZE).min(part.end)),

@@ -9,6 +9,7 @@ use crate::machine::{FlushReason, Machine};
 use crate::migrate::options::{Fast, MigrateOptions};
 use crate::migrate::unit::{Batch, MAX_UNITS, Source, State, Unit};
 use crate::migrate::{BATCH_PAGES, Cause, Collected, Migration, Work};
+use crate::notifier::Owner;
 use crate::slab::NIL;
 use crate::space::Space;
 use crate::stats::stayed_on;
@@ -54,6 +55,11 @@ impl<M: Machine> Collecting<M> {
     /// Whether somebody wants to hear of what stays, too.
     pub(crate) fn observe(&mut self, observed: bool) {
         self.batch().observed = observed;
+    }
+
+    /// Whose copies the notifiers need not drop.
+    pub(crate) fn name_owner(&mut self, owner: Owner) {
+        self.batch().options.owner = Some(owner);
     }
 
     /// The batch is full enough.
