@@ -257,6 +257,11 @@ impl<M: Machine> Space<M> {
                     at = at.align_down(PUD_SIZE).add(PUD_SIZE);
                     continue;
                 }
+                // Nothing yet: but where the destination begins under the same entry, what moves there first makes a table of it,
+                // and that moves on, empty as it is here.
+                Peek::Pmd(_, Entry::None) if at.align_down(PMD_SIZE) == new.align_down(PMD_SIZE) => {
+                    Some(false)
+                }
                 Peek::Pmd(_, Entry::None) => None,
                 Peek::Pmd(..) => Some(true),
                 Peek::Pte(..) => Some(false),
