@@ -150,7 +150,7 @@ fn run_lists(first: u64, actions: u64) -> Outcome {
 }
 
 crate::ktest! {
-    needs(memory_mib = 64, devices = 2, device_mib = 8)
+    needs(memory_mib = 64, devices = 3, device_mib = 8, coherent = 1)
     fn random_lists_agree_with_the_model() {
         let command = &crate::boot().command;
         run_lists(command.seed, command.actions.unwrap_or(ACTIONS))?;

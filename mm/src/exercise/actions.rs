@@ -43,11 +43,13 @@ pub enum Action {
     Fill { cpu: u8, space: u8, start: u16, len: u16 },
     /// Reads a word of every page.
     Check { cpu: u8, space: u8, start: u16, len: u16 },
-    /// Migrates. `to`: 0 for RAM, 1 and 2 for the devices.
+    /// Migrates. `to`: 0 for RAM, others for the devices.
     Migrate { space: u8, start: u16, len: u16, to: u8 },
     /// Collects, goes on for `phases` phases, does something meanwhile to `gone.1` pages from page `gone.0` of the range, and
     /// then either finishes or drops the migration. `what`: 0 to unmap, 1 to forbid everything, 2 to allow reads alone, 3 to
-    /// allow writes, 4 for `DontNeed`, 5 for `Free`.
+    /// allow writes, 4 for `DontNeed`, 5 for `Free`, 6 to 8 to begin to track writes, to clear soft-dirty, to end tracking, 9 to
+    /// clone the space, 10 to move the mapping, 11 to end the space, 12 to evict, 13 for a snapshot, 14 to migrate, 15 to collapse,
+    /// 16 to take a device out, 17 to unmap for another object.
     Park { space: u8, start: u16, len: u16, to: u8, phases: u8, what: u8, gone: (u16, u16), finish: bool },
     /// Space `to` ends, and a clone of `from` takes its place.
     Fork { from: u8, to: u8 },
@@ -65,6 +67,10 @@ pub enum Action {
     Device { space: u8, start: u16, len: u16, what: u8 },
     /// Empties a range of a device's frames.
     Evict { device: u8, start: u16, len: u16 },
+    /// Empties frames of a device, and a few others, that are drawn at random: parts of folios, free ones, some twice.
+    EvictFrames { device: u8, count: u8 },
+    /// Takes a device out, and puts it in again.
+    Replug { device: u8 },
     /// Makes 2 MiB pages of small ones: in RAM, or where they lie on a device.
     Collapse { space: u8, start: u16, len: u16, device: bool },
     /// Pins pages until the next release; `long` leaves no memory of a device pinned.
@@ -119,7 +125,21 @@ pub fn generate(seed: u64, n: usize) -> Vec<Step> {
     while steps.len() < n {
         let seed = rng.next() as u32;
         let action = action(&mut rng, huge);
+        if let Action::Device { space, start, len, .. } = action
+            && rng.one_in(2)
+        {
+            // The same seed aims at the same pages: they are written, and brought to some device before this one uses them.
+            let to = 1 + rng.below(3) as u8;
+            if rng.one_in(3) {
+                steps.push(Step(seed, Action::Mirror { space, device: rng.below(3) as u8 }));
+            }
+            steps.push(Step(seed, Action::Fill { cpu: space, space, start, len: len.min(9) }));
+            steps.push(Step(seed, Action::Migrate { space, start, len, to }));
+        }
         steps.push(Step(seed, action));
+        if let Action::Device { space, start, len, what: 2 } = action {
+            steps.push(Step(seed, Action::Device { space, start, len, what: 3 }));
+        }
         // What holds memory back is released soon, so that audits can run.
         if matches!(action, Action::Hold { .. } | Action::Pin { .. } | Action::PinPages { .. }) {
             for _ in 0..rng.below(5) {
@@ -163,10 +183,10 @@ fn action(rng: &mut Rng, huge: bool) -> Action {
     let (start, len) = (start(rng, huge), len(rng, huge));
     let swept = if huge { len.min(8) } else { len };
     let page = if rng.one_in(2) { start } else { rng.below(PAGES) as u16 };
-    let to = rng.pick(&[0, 0, 0, 1, 1, 1, 1, 2]);
+    let to = rng.pick(&[0, 0, 0, 1, 1, 1, 2, 3]);
     let prot = rng.pick(&[3, 3, 3, 3, 3, 7, 1, 0]);
     let few = len.min(1 + rng.below(9) as u16);
-    match rng.below(146) {
+    match rng.below(150) {
         0..=13 => Action::Map { space, start, len, prot, huge: !rng.one_in(if huge { 20 } else { 3 }) },
         14..=20 => Action::Unmap { space, start, len },
         21..=22 => Action::Advise { space, start, len, huge: rng.one_in(2) },
@@ -174,10 +194,10 @@ fn action(rng: &mut Rng, huge: bool) -> Action {
         31..=44 => Action::Write { cpu, space, page },
         45..=49 => Action::Fill { cpu, space, start, len: swept },
         50..=53 => Action::Check { cpu, space, start, len: swept },
-        54..=73 => Action::Migrate { space, start, len, to },
-        74..=78 => park(rng, space, start, len, to),
+        54..=70 => Action::Migrate { space, start, len, to },
+        71..=78 => park(rng, space, start, len, to),
         79..=81 => Action::Hold {
-            place: rng.pick(&[0, 0, 1, 2]),
+            place: rng.pick(&[0, 0, 1, 2, 3]),
             order: rng.pick(&[0, 0, 4, 9, 9]),
             keep: rng.pick(&[0, 0, 1, 40, 300, 520, 1100]),
             reserve: rng.one_in(3),
@@ -206,15 +226,20 @@ fn action(rng: &mut Rng, huge: bool) -> Action {
             Action::Remap { space, start, len, to, new_len, keep: rng.one_in(4) }
         }
         121..=124 => Action::Track { space, start, len, what: rng.pick(&[0, 0, 1, 1, 2]) },
-        125..=127 => Action::Mirror { space, device: rng.below(2) as u8 },
-        128..=132 => Action::Device { space, start, len: few, what: rng.below(4) as u8 },
+        125..=127 => Action::Mirror { space, device: rng.below(3) as u8 },
+        128..=132 => {
+            let what = rng.below(4) as u8;
+            Action::Device { space, start, len: if what == 3 { len } else { few }, what }
+        }
         136..=138 => Action::Collapse { space, start, len, device: rng.one_in(2) },
         139..=140 => Action::PinPages { space, start, len: few, write: rng.one_in(2), long: rng.one_in(3) },
         141..=145 => {
             let fault = rng.one_in(2);
             Action::Fetch { space, start, len, to, fault, write: fault && rng.one_in(2) }
         }
-        133..=135 => Action::Evict { device: rng.below(2) as u8, start, len },
+        133..=135 => Action::Evict { device: rng.below(3) as u8, start, len },
+        146..=148 => Action::EvictFrames { device: rng.below(3) as u8, count: 1 + rng.below(64) as u8 },
+        149 if rng.one_in(2) => Action::Replug { device: rng.below(3) as u8 },
         _ => Action::Contents { space, start, len, advice: rng.pick(&[0, 0, 1, 1, 2, 3]) },
     }
 }
@@ -222,6 +247,8 @@ fn action(rng: &mut Rng, huge: bool) -> Action {
 fn park(rng: &mut Rng, space: u8, start: u16, len: u16, to: u8) -> Action {
     let gone = if rng.one_in(2) { (0, len) } else { (rng.below(600) as u16, 1 + rng.below(300) as u16) };
     let gone = if rng.one_in(3) { (0, 0) } else { gone };
-    let what = rng.pick(&[0, 0, 0, 1, 1, 2, 3, 4, 5]);
+    // Mostly what takes pages away or forbids them.
+    let what =
+        rng.pick(&[0, 0, 0, 0, 0, 1, 1, 2, 3, 4, 4, 5, 6, 7, 8, 9, 10, 10, 11, 12, 13, 14, 15, 16, 17]);
     Action::Park { space, start, len, to, phases: rng.below(4) as u8, what, gone, finish: rng.one_in(2) }
 }

@@ -1,16 +1,43 @@
-//! Trackers, devices that mirror a space, and evictions.
+//! Trackers, and devices that mirror a space.
 
 use alloc::format;
 use alloc::vec;
 use alloc::vec::Vec;
 
+use crate::entry::{Entry, SoftKind};
 use crate::error::RangeError;
 use crate::exercise::model::{ModelPage, WORDS, pages};
 use crate::exercise::rng::Rng;
 use crate::exercise::runner::Runner;
+use crate::exercise::seats::is_private;
 use crate::exercise::world::World;
-use crate::mirror::dmirror::{Dmirror, DmirrorError, PAGE_WORDS, Snap};
-use crate::types::{Access, Frame, Level, PAGE_SHIFT, PAGE_SIZE, Place, Prot, VaRange, Vaddr};
+use crate::mirror::dmirror::{Dmirror, DmirrorError, PAGE_WORDS};
+use crate::types::{Access, Level, PAGE_SHIFT, PAGE_SIZE, Place, VaRange, Vaddr};
+
+/// A device's accesses, by what it does and where the page lies.
+pub(super) const ACCESSES: [[&str; 5]; 3] = [
+    [
+        "device reads RAM",
+        "device reads its own",
+        "device reads private of another",
+        "device reads coherent of another",
+        "device reads its own coherent",
+    ],
+    [
+        "device writes RAM",
+        "device writes its own",
+        "device writes private of another",
+        "device writes coherent of another",
+        "device writes its own coherent",
+    ],
+    [
+        "device borrows RAM",
+        "device borrows its own",
+        "device borrows private of another",
+        "device borrows coherent of another",
+        "device borrows its own coherent",
+    ],
+];
 
 impl<W: World> Runner<'_, W> {
     /// `what`: 0 to clear soft-dirty, 1 to begin to track writes, 2 to end it.
@@ -72,6 +99,49 @@ impl<W: World> Runner<'_, W> {
         }
     }
 
+    /// A device's access to a page is about to be made, and where the page lies is known or not.
+    fn before_device(&self, n: usize, page: u64, what: u8, here: Place) -> Option<Place> {
+        let model = &mut *self.world.model().borrow_mut();
+        let before = model.place(n, page);
+        let lies = match before {
+            None => return before,
+            Some(Place::RAM) => 0,
+            Some(place) if place == here => 1,
+            Some(place) if !place.is_coherent() => 2,
+            Some(_) => 3,
+        };
+        model.note(ACCESSES[usize::from(what)][lies + usize::from(lies == 1 && here.is_coherent()) * 3]);
+        before
+    }
+
+    /// A device has used pages, which lay in `before`: its own stay, others' come to RAM with the rest of their folios.
+    fn after_device(
+        &self,
+        n: usize,
+        range: VaRange,
+        what: u8,
+        here: Place,
+        before: &[Option<Place>],
+        done: bool,
+    ) {
+        let model = &mut *self.world.model().borrow_mut();
+        let alone = !model.spaces[n].is_related;
+        // It works there on its own pages, unless a copy must be made for a write.
+        let stays = |place| place == here && (what == 0 || what == 1 && alone);
+        model.unsettle_family(n, |place| is_private(place) && !stays(place));
+        if what != 0 {
+            model.spaces[n].unsettle(None, Place::is_coherent);
+        }
+        for (page, before) in pages(range).zip(before) {
+            match *before {
+                Some(place) if done && is_private(place) && !stays(place) && (what != 1 || place != here) => {
+                    model.found(n, page, Some(Place::RAM));
+                }
+                _ => {}
+            }
+        }
+    }
+
     /// A device's access to a range: 0 reads, 1 writes, 2 borrows for atomic access, 3 takes a snapshot.
     pub(super) fn device(&self, space: u8, range: VaRange, what: u8, rng: &mut Rng) {
         let n = self.space(space).0;
@@ -86,11 +156,18 @@ impl<W: World> Runner<'_, W> {
         let step = if smooth { range.nr_pages() } else { 1 };
         for first in pages(range).step_by(step as usize) {
             let part = VaRange::new(first << PAGE_SHIFT, step * PAGE_SIZE);
+            let here = mirror.device();
+            let before: Vec<_> = pages(part).map(|page| self.before_device(n, page, what, here)).collect();
             let result = match what {
                 0 => self.device_reads(n, mirror, part),
                 1 => self.device_writes(n, mirror, part, rng),
                 _ => self.device_borrows(n, mirror, part),
             };
+            self.after_device(n, part, what, here, &before, result.is_ok());
+            if result.is_ok() {
+                pages(part)
+                    .for_each(|page| self.learn(n, page, |place| place == here || place.is_mappable()));
+            }
             match result {
                 Ok(()) if pages(part).any(forbidden) => {
                     self.fail(|| format!("a device's access ({what}) to {part} of space {n} is allowed"));
@@ -183,55 +260,20 @@ impl<W: World> Runner<'_, W> {
                     if result.is_ok() { (Some(true), Some(false)) } else { (None, None) };
             }
         }
-        result.map(|_| ())
-    }
-
-    fn snapshot(&self, n: usize, mirror: &Dmirror<W::Machine>, range: VaRange) {
-        let mut bytes = vec![0; range.nr_pages() as usize];
-        let mapped = pages(range).all(|page| self.world.model().borrow().spaces[n].vma(page).is_some());
-        match mirror.snapshot(range.start, &mut bytes) {
-            Ok(_) => {}
-            Err(e) => {
-                if mapped {
-                    self.fail(|| format!("a snapshot of {range} of space {n}: {e:?}"));
+        if result.is_ok() {
+            for page in pages(range) {
+                let (level, entry) = self.space(n as u8).1.entry_at(Vaddr(page * PAGE_SIZE));
+                if !matches!(entry, Entry::NonPresent(soft) if soft.kind == SoftKind::DeviceExclusive) {
+                    self.fail(|| format!("space {n}: page {page:#x} was lent, and is {entry:?}"));
                 }
-                return;
+                model.note(if level == Level::Pmd { "lent: 2 MiB" } else { "lent: 4 KiB" });
             }
         }
-        let model = self.world.model().borrow();
-        for (page, byte) in pages(range).zip(bytes) {
-            let prot = model.spaces[n].vma(page).map(|vma| vma.prot);
-            let readable = prot.is_some_and(|prot| prot.contains(Prot::READ));
-            let is_error = byte == Snap::ERROR.bits();
-            let writable = !is_error && byte & Snap::WRITE.bits() != 0;
-            if is_error == readable || writable && !prot.is_some_and(|prot| prot.contains(Prot::WRITE)) {
-                self.fail(|| {
-                    format!("space {n}: the snapshot of page {page:#x} is {byte:#x}, with {prot:?}")
-                });
-            }
-        }
+        result.map(|_| ())
     }
 
     /// True when the page is mapped by a huge entry now.
     pub(super) fn is_huge(&self, n: usize, page: u64) -> bool {
         self.space(n as u8).1.entry_at(Vaddr(page * PAGE_SIZE)).0 == Level::Pmd
-    }
-
-    /// Device memory is emptied by where it lies.
-    pub(super) fn evict(&self, device: u8, start: u16, len: u16) {
-        let place = self.place(1 + device);
-        let zone = Self::mm().zone(place).frames();
-        let pages = u64::from(zone.end - zone.start);
-        let first = zone.start + (u64::from(start) * 7 % pages) as u32;
-        let range = first..(first + u32::from(len)).min(zone.end);
-        let calm = !self.has_obstacles() && !self.short_of(Place::RAM, u64::from(len) + 600);
-        let report = Self::mm().evict_range(place, range.clone());
-        if !calm {
-            return;
-        }
-        let left = range.clone().find(|&index| Self::mm().try_get_folio(Frame::new(place, index)).is_some());
-        if report.failed_pages() != 0 || left.is_some() {
-            self.fail(|| format!("eviction of {range:x?} of {place}: {report:?}, left: {left:x?}"));
-        }
     }
 }

@@ -51,17 +51,16 @@ impl<W: World> Runner<'_, W> {
         let all = self.world.model().borrow();
         let model = &all.spaces[n];
         let mut written = 0;
+        let mut found = Vec::new();
         self.space(n as u8).1.for_each_entry(
             &mut |at, level, word| {
                 let entry = Entry::decode(word, level);
                 for i in 0..u64::from(level.order().pages()) {
-                    written += u64::from(self.check_page(
-                        &all,
-                        n,
-                        (at.0 >> PAGE_SHIFT) + i,
-                        (level, entry),
-                        i as u32,
-                    ));
+                    let page = (at.0 >> PAGE_SHIFT) + i;
+                    if let Some(place) = self.check_page(&all, n, page, (level, entry), i as u32) {
+                        written += 1;
+                        found.push((page, place));
+                    }
                 }
             },
             &mut |_, _, _| {},
@@ -75,15 +74,24 @@ impl<W: World> Runner<'_, W> {
                 .collect();
             self.fail(|| format!("space {n}: written pages are gone: {lost:x?}"));
         }
+        drop(all);
+        self.world.model().borrow_mut().found_all(n, found);
     }
 
-    /// True when the page was ever written.
-    fn check_page(&self, all: &Model, n: usize, page: u64, (level, entry): (Level, Entry), i: u32) -> bool {
+    /// Where the page lies, if it was ever written.
+    fn check_page(
+        &self,
+        all: &Model,
+        n: usize,
+        page: u64,
+        (level, entry): (Level, Entry),
+        i: u32,
+    ) -> Option<Place> {
         let model = &all.spaces[n];
         let (frame, attrs, special) = match entry {
             Entry::Leaf(leaf) => (leaf.frame.offset(i), leaf.attrs, leaf.special),
             Entry::NonPresent(soft) => (soft.frame.offset(i), soft.attrs, false),
-            Entry::None | Entry::Table(_) => return false,
+            Entry::None | Entry::Table(_) => return None,
         };
         let (own, expected, found) = (model.content.get(&page), all.words(n, page), self.peek(frame));
         if found != expected {
@@ -94,6 +102,13 @@ impl<W: World> Runner<'_, W> {
             });
         }
         if let Some(own) = own {
+            if own.place.is_some_and(|place| place != frame.place()) {
+                self.fail(|| {
+                    format!(
+                        "space {n}: page {page:#x} lies in {frame}, though nothing moved it from {own:x?}"
+                    )
+                });
+            }
             if !own.clean && !special {
                 self.check_dirty(n, page, frame, attrs);
             }
@@ -107,7 +122,7 @@ impl<W: World> Runner<'_, W> {
                 format!("space {n}: page {page:#x} is mapped as {entry:?}, where {:?} is allowed", vma.prot)
             });
         }
-        own.is_some()
+        own.map(|_| frame.place())
     }
 
     /// The words of a page, looked at where it lies.

@@ -94,12 +94,21 @@ impl<W: World> Runner<'_, W> {
         }
     }
 
-    /// One access by a program. True when it was done.
+    /// One access by a program. True when it was done: the page lies where a CPU can reach it then.
     pub(super) fn touch(&self, cpu: u8, space: u8, addr: u64, value: Option<u64>, rng: &mut Rng) -> bool {
+        let done = self.try_touch(cpu, space, addr, value, rng);
+        if done {
+            self.learn(self.space(space).0, addr >> PAGE_SHIFT, Place::is_mappable);
+        }
+        done
+    }
+
+    fn try_touch(&self, cpu: u8, space: u8, addr: u64, value: Option<u64>, rng: &mut Rng) -> bool {
         let (cpu, (n, space)) = (self.cpu(cpu), self.space(space));
         self.switch(cpu, n);
         let word = rng.below(WORDS as u64) as usize;
         let was_huge = self.is_huge(n, addr >> PAGE_SHIFT);
+        let before = self.world.model().borrow().place(n, addr >> PAGE_SHIFT);
         let result = self.world.access(cpu, space, Vaddr(addr), word, value);
         let model = &mut *self.world.model().borrow_mut();
         let page = addr >> PAGE_SHIFT;
@@ -111,6 +120,7 @@ impl<W: World> Runner<'_, W> {
                 (content.soft, content.wp) = (None, None);
             }
         }
+        model.touched(n, page, before, value.is_some(), result.is_ok());
         let fine = match (result, model.allows(n, page, access)) {
             (Ok(found), Some(true)) => {
                 if let Some(value) = value {

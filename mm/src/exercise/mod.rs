@@ -14,13 +14,18 @@
 mod actions;
 mod borrowers;
 mod checks;
+mod evictions;
 mod memory;
 mod model;
 mod moves;
 mod relatives;
+mod reports;
 mod rng;
 mod runner;
+mod seats;
 mod shrink;
+mod situations;
+mod snapshots;
 mod takers;
 mod world;
 
@@ -29,4 +34,5 @@ pub use model::{Backing, Model, ModelPage, ModelSpace, ModelVma, OBJECT_PAGES, O
 pub use rng::{Rng, mix};
 pub use runner::{Failure, Progress, Runner, SPACES, run};
 pub use shrink::{as_rust, shrink};
+pub use situations::situations;
 pub use world::World;

@@ -3,7 +3,7 @@
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
-use crate::types::{Access, PAGE_SHIFT, PAGE_SIZE, Prot, VaRange, Vaddr};
+use crate::types::{Access, PAGE_SHIFT, PAGE_SIZE, Place, Prot, VaRange, Vaddr};
 
 /// Words of a page that are looked at.
 pub const WORDS: usize = 4;
@@ -50,6 +50,8 @@ pub struct ModelPage {
     pub soft: Option<bool>,
     /// Write-protected by a tracker, where it is known.
     pub wp: Option<bool>,
+    /// Where it lies, while it is known: see `seats.rs`.
+    pub place: Option<Place>,
 }
 
 /// One address space. Pages are virtual page numbers.
@@ -59,6 +61,10 @@ pub struct ModelSpace {
     pub vmas: Vec<ModelVma>,
     /// Pages that were written, outside shared mappings; all others are what they were at first.
     pub content: BTreeMap<u64, ModelPage>,
+    /// Spaces that were cloned from each other have the same number: a page of one may be a page of the other.
+    pub family: u64,
+    /// It has, or had, a relative.
+    pub is_related: bool,
 }
 
 /// All of them, by the runner's numbers.
@@ -72,6 +78,10 @@ pub struct Model {
     pub current: [usize; OBJECTS],
     /// Pages of a space that an operation changes at this moment: what other CPUs do there proves nothing.
     pub flux: Option<(usize, VaRange)>,
+    /// Families that there were.
+    pub(super) families: u64,
+    /// What has happened, and how often: a situation that never comes up is not tested.
+    pub seen: BTreeMap<&'static str, u64>,
 }
 
 impl Model {
@@ -114,7 +124,8 @@ impl Model {
         if let Backing::Shared(object) = vma.backing {
             self.objects[object].insert(page.wrapping_add(vma.shift), words);
         } else {
-            let written = ModelPage { words, clean: false, soft: Some(true), wp: Some(false) };
+            let place = space.content.get(&page).and_then(|page| page.place);
+            let written = ModelPage { words, clean: false, soft: Some(true), wp: Some(false), place };
             space.content.insert(page, written);
         }
     }

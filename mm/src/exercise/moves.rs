@@ -5,13 +5,38 @@ use alloc::vec::Vec;
 
 use crate::entry::Entry;
 use crate::error::RangeError;
-use crate::exercise::actions::Action;
+use crate::exercise::actions::{Action, PAGES, range};
+use crate::exercise::model::{OBJECT_PAGES, pages};
+use crate::exercise::reports::Watched;
+use crate::exercise::rng::Rng;
 use crate::exercise::runner::Runner;
 use crate::exercise::world::World;
 use crate::folio::FolioRef;
-use crate::migrate::{Cause, Migration, Report};
-use crate::types::{Order, PAGE_SHIFT, PAGE_SIZE, Place, Prot, VaRange, Vaddr};
+use crate::migrate::{Cause, Committed, MigrateOptions, Migration, Report, Sources, UnitReport};
+use crate::types::{Order, PAGE_SHIFT, PAGE_SIZE, Place, Prot, USER_END, VaRange, Vaddr};
 use crate::zone::Need;
+
+/// What happens while a migration is parked, by the number in the action.
+pub(super) const MEANWHILE: [&str; 18] = [
+    "parked: unmap",
+    "parked: forbid all",
+    "parked: forbid writes",
+    "parked: allow writes",
+    "parked: DontNeed",
+    "parked: Free",
+    "parked: track writes",
+    "parked: clear soft-dirty",
+    "parked: end tracking",
+    "parked: clone",
+    "parked: remap",
+    "parked: exit",
+    "parked: evict",
+    "parked: snapshot",
+    "parked: migrate",
+    "parked: collapse",
+    "parked: replug",
+    "parked: object unmap",
+];
 
 impl<W: World> Runner<'_, W> {
     pub(super) fn place(&self, to: u8) -> Place {
@@ -56,16 +81,37 @@ impl<W: World> Runner<'_, W> {
         if calm && report.failed_pages() != stay {
             self.fail(|| format!("migrate {range} of space {n} to {to} had all it needs: {report:?}"));
         }
+        let from = MigrateOptions::to(to).from;
+        self.note_moved(n, range, to, from, calm);
         if calm {
             self.check_moved(n, space, range, to);
+            // What lay on another device stays there.
+            pages(range).for_each(|page| self.learn(n, page, |place| place == to || !from.contains(place)));
         }
     }
 
-    pub(super) fn park(&self, action: Action, range: VaRange) {
+    /// The model follows a migration of pages from `from`, which had all that it needed if it was `calm`.
+    pub(super) fn note_moved(&self, n: usize, range: VaRange, to: Place, from: Sources, calm: bool) {
+        let model = &mut *self.world.model().borrow_mut();
+        let went = |place| from.contains(place) && place != to;
+        model.unsettle_relatives(n, went);
+        model.spaces[n].settle(Some(range), |place| {
+            if !went(place) {
+                Some(place)
+            } else if calm {
+                Some(to)
+            } else {
+                None
+            }
+        });
+    }
+
+    pub(super) fn park(&mut self, action: Action, range: VaRange, rng: &mut Rng) {
         let Action::Park { space: number, to, phases, what, gone, finish, .. } = action else { return };
         let (n, space) = self.space(number);
         let to = self.place(to);
         let expected = self.migratable(n, range, Prot::READ);
+        let mut watched = self.watch(n, range, to);
         let collected = match space.migrate_collect(range, to) {
             Ok((migration, next)) if expected.is_ok() => {
                 if next > range.end || next < range.start {
@@ -83,39 +129,108 @@ impl<W: World> Runner<'_, W> {
                 return;
             }
         };
-        let meanwhile = || {
-            if gone.1 != 0 {
-                // Relative to what is on its way.
-                let start = range.start.0 + u64::from(gone.0) % range.nr_pages() * PAGE_SIZE;
-                let part = VaRange::new(start, u64::from(gone.1) * PAGE_SIZE);
-                match what {
-                    0 => self.unmap(number, part),
-                    1 => self.protect(number, part, 0),
-                    2 => self.protect(number, part, Prot::READ.bits()),
-                    3 => self.protect(number, part, Prot::RW.bits()),
-                    what => self.contents(number, part, what - 4),
-                }
+        let roomy = !self.failing && !self.short_of(Place::RAM, 600);
+        self.note_moved(n, range, to, MigrateOptions::to(to).from, false);
+        // Relative to what is on its way.
+        let start = range.start.0 + u64::from(gone.0) % range.nr_pages() * PAGE_SIZE;
+        let part = VaRange::new(start, u64::from(gone.1) * PAGE_SIZE);
+        let gone = (!part.is_empty()).then_some((what, part));
+        let mut meanwhile = |runner: &mut Self| {
+            if let Some((what, part)) = gone {
+                runner.parked = true;
+                runner.meanwhile(number, what, part, &mut watched, rng);
+                runner.parked = false;
             }
         };
-        match phases {
+        let told = match phases {
             0 => {
-                meanwhile();
-                end(finish, collected, |m| m.unmap().copy().commit().finalize());
+                meanwhile(self);
+                end(finish, collected, |m| m.unmap().copy().commit())
             }
             1 => {
                 let m = collected.unmap();
-                meanwhile();
-                end(finish, m, |m| m.copy().commit().finalize());
+                meanwhile(self);
+                end(finish, m, |m| m.copy().commit())
             }
             2 => {
                 let m = collected.unmap().copy();
-                meanwhile();
-                end(finish, m, |m| m.commit().finalize());
+                meanwhile(self);
+                end(finish, m, |m| m.commit())
             }
             _ => {
                 let m = collected.unmap().copy().commit();
-                meanwhile();
-                end(finish, m, Migration::finalize);
+                meanwhile(self);
+                end(finish, m, |m| m)
+            }
+        };
+        match told {
+            Some((report, units)) => {
+                watched.units = units;
+                self.check_ended(&watched, &report, roomy && !self.short_of(Place::RAM, 600));
+            }
+            None => self.check_dropped(&watched, phases > 2),
+        }
+    }
+
+    /// What somebody does to `part` of space `number` while pages of it are on their way. Nothing here may wait for them.
+    fn meanwhile(&mut self, number: u8, what: u8, part: VaRange, watched: &mut Watched, rng: &mut Rng) {
+        let n = self.space(number).0;
+        self.world.model().borrow_mut().note(MEANWHILE[usize::from(what) % MEANWHILE.len()]);
+        match what {
+            0 => {
+                watched.except.push(part);
+                self.unmap(number, part);
+            }
+            1 => self.protect(number, part, 0),
+            2 => self.protect(number, part, Prot::READ.bits()),
+            3 => self.protect(number, part, Prot::RW.bits()),
+            4 => {
+                watched.except.push(part);
+                self.contents(number, part, 0);
+            }
+            5 => self.contents(number, part, 1),
+            6 => self.track(number, part, 1),
+            7 => self.track(number, part, 0),
+            8 => self.track(number, part, 2),
+            9 => self.fork(number, number.wrapping_add(1)),
+            10 => {
+                let old = self.in_one(number, part);
+                let to = range(rng.below(PAGES) as u16, old.nr_pages() as u16);
+                watched.except.extend([old, to]);
+                self.remap(number, old, to, rng.one_in(4));
+            }
+            11 => {
+                watched.except.push(VaRange::new(0, USER_END));
+                self.exit(number);
+            }
+            12 => {
+                watched.others_moved = true;
+                self.evict(rng.below(3) as u8, rng.below(512) as u16, part.nr_pages() as u16);
+            }
+            13 => {
+                if let Some(mirror) = &self.mirrors[n] {
+                    self.snapshot(n, mirror, part);
+                }
+            }
+            14 => {
+                watched.others_moved = true;
+                self.migrate(number, part, rng.below(4) as u8);
+            }
+            15 => {
+                // Pages that one process copies are new ones: what was said of the old ones proves nothing.
+                watched.except.push(VaRange::new(0, USER_END));
+                self.collapse(number, part, rng.one_in(2));
+            }
+            16 => {
+                watched.others_moved = true;
+                self.replug(rng.below(3) as u8);
+            }
+            _ => {
+                // The object's pages go, and the place is another object's.
+                watched.except.push(part);
+                self.unmap(number, part);
+                self.map_object(number, part, 3, 0, rng.below(OBJECT_PAGES) as u16, rng.one_in(2));
+                self.renew(rng.below(2) as u8);
             }
         }
     }
@@ -176,10 +291,17 @@ impl<M: crate::Machine> Held<M> {
     }
 }
 
-fn end<M: crate::Machine, P>(finish: bool, m: Migration<M, P>, end: impl FnOnce(Migration<M, P>) -> Report) {
-    if finish {
-        let _ = end(m);
-    } else {
+/// Finishes a migration, or drops it. Its report, and what is said of each unit.
+fn end<M: crate::Machine, P>(
+    finish: bool,
+    m: Migration<M, P>,
+    rest: impl FnOnce(Migration<M, P>) -> Migration<M, Committed>,
+) -> Option<(Report, Vec<UnitReport>)> {
+    if !finish {
         drop(m);
+        return None;
     }
+    let mut units = Vec::new();
+    let report = rest(m).finalize_with(&mut |unit| units.push(*unit));
+    Some((report, units))
 }

@@ -31,8 +31,11 @@ impl<W: World> Runner<'_, W> {
             Ok(clone) => {
                 self.spaces[to] = Some(Rc::new(clone));
                 let mut model = self.world.model().borrow_mut();
+                model.spaces[from].is_related = true;
                 let contents = model.spaces[from].clone();
                 model.spaces[to] = contents;
+                // What is pinned was copied.
+                model.spaces[to].unsettle(None, |_| !self.pins.is_empty());
             }
             Err(_) if self.may_be_oom() => self.replace_ended(),
             Err(e) => {

@@ -84,6 +84,8 @@ pub struct Runner<'w, W: World> {
     pub(super) pins: ManuallyDrop<Vec<Pinned<W::Machine>>>,
     /// Folios of mapped pages are among those.
     pub(super) pinned: bool,
+    /// A migration is parked, with pages locked.
+    pub(super) parked: bool,
     /// Failures are planned for the step under way.
     pub(super) failing: bool,
     pub(super) failing_copies: bool,
@@ -105,12 +107,14 @@ impl<'w, W: World> Runner<'w, W> {
             held: ManuallyDrop::new(Held(Vec::new())),
             pins: ManuallyDrop::new(Vec::new()),
             pinned: false,
+            parked: false,
             failing: false,
             failing_copies: false,
             before: W::Machine::mm().folios_in_use(),
         };
         *world.model().borrow_mut() =
             Model { spaces: alloc::vec![ModelSpace::default(); SPACES], ..Model::default() };
+        (0..SPACES).for_each(|n| world.model().borrow_mut().found_family(n));
         (0..OBJECTS as u8).for_each(|object| runner.renew(object));
         for space in &mut *runner.spaces {
             *space = Some(Rc::new(world.new_space().expect("memory for a space")));
@@ -155,7 +159,8 @@ impl<'w, W: World> Runner<'w, W> {
 
     /// Somebody holds pages, or failures were asked for: not everything goes where it should.
     pub(super) fn has_obstacles(&self) -> bool {
-        self.failing || self.failing_copies || self.pinned || !self.held.is_empty() || !self.pins.is_empty()
+        let held = self.pinned || self.parked || !self.held.is_empty() || !self.pins.is_empty();
+        held || self.failing || self.failing_copies
     }
 
     /// Mostly, a range that is mapped as a whole: the same, moved into or cut at the mapping nearest to it.
@@ -238,7 +243,7 @@ impl<'w, W: World> Runner<'w, W> {
                 self.migrate(space, self.aim(space, range(start, len), rng), to);
             }
             Action::Park { space, start, len, .. } => {
-                self.park(action, self.aim(space, range(start, len), rng));
+                self.park(action, self.aim(space, range(start, len), rng), rng);
             }
             Action::Hold { place, order, keep, reserve } => self.hold(place, order, keep, reserve),
             Action::Pin { space, page } => {
@@ -290,6 +295,8 @@ impl<'w, W: World> Runner<'w, W> {
                 self.fetch(space, self.aim(space, range(start, len), rng), to, fault, write);
             }
             Action::Evict { device, start, len } => self.evict(device, start, len),
+            Action::EvictFrames { device, count } => self.evict_frames(device, count, rng),
+            Action::Replug { device } => self.replug(device),
             Action::Switch { cpu, space } => self.switch(self.cpu(cpu), self.space(space).0),
             Action::Exit { space } => self.exit(space),
         }
@@ -301,7 +308,7 @@ impl<'w, W: World> Runner<'w, W> {
         }
     }
 
-    fn exit(&mut self, space: u8) {
+    pub(super) fn exit(&mut self, space: u8) {
         Self::mm().inject.disarm();
         self.end(self.space(space).0);
         self.replace_ended();
@@ -329,7 +336,9 @@ impl<'w, W: World> Runner<'w, W> {
         }
         self.mirrors[n] = None;
         self.spaces[n] = None;
-        self.world.model().borrow_mut().spaces[n] = ModelSpace::default();
+        let mut model = self.world.model().borrow_mut();
+        model.spaces[n] = ModelSpace::default();
+        model.found_family(n);
     }
 
     /// The end of a run: everything is read once more by a program, and then everything is freed.

@@ -5,6 +5,7 @@ use alloc::format;
 use crate::error::RangeError;
 use crate::exercise::model::{Backing, ModelPage, pages};
 use crate::exercise::runner::Runner;
+use crate::exercise::seats::is_device;
 use crate::exercise::world::World;
 use crate::gup::{PinError, PinFlags, Pinned};
 use crate::inject::Site;
@@ -30,6 +31,12 @@ impl<W: World> Runner<'_, W> {
         }
         let result = if device { space.merge_device(range) } else { space.collapse(range) };
         self.forget_marks(n, range);
+        // A large page is made of what lies in all of its 2 MiB, for this space alone or for all who map it.
+        let model = &mut *self.world.model().borrow_mut();
+        model.unsettle_family(n, |_| device);
+        if !device {
+            model.spaces[n].unsettle(None, is_device);
+        }
         if let Err(e) = result {
             self.fail(|| format!("merge (device: {device}) of {range} in space {n}: {e:?}"));
         }
@@ -46,8 +53,10 @@ impl<W: World> Runner<'_, W> {
             let allowed = self.world.model().borrow().allows(n, page, access) == Some(true);
             let mut pin: [Option<Pinned<W::Machine>>; 1] = [None];
             let range = VaRange::new(page * PAGE_SIZE, PAGE_SIZE);
+            let before = self.world.model().borrow().place(n, page);
             let result = space.pin_pages(range, flags, &mut pin);
             self.forget_marks(n, range);
+            self.note_pinned(n, page, before, long, result.is_ok());
             match (result, pin) {
                 (Ok(()), [Some(pin)]) if allowed => {
                     self.note_pin(n, page, &pin, long);
@@ -60,6 +69,26 @@ impl<W: World> Runner<'_, W> {
                     return;
                 }
             }
+        }
+    }
+
+    /// A pin is a touch, and for reading too it wants a page that nobody shares, which is copied for it. A long one brings the page to
+    /// RAM from a device that CPUs reach.
+    fn note_pinned(&self, n: usize, page: u64, before: Option<Place>, long: bool, done: bool) {
+        let model = &mut *self.world.model().borrow_mut();
+        model.touched(n, page, before, true, done);
+        if long {
+            model.unsettle_family(n, is_device);
+        }
+        if done {
+            model.note(match before {
+                Some(place) if place.is_coherent() && long => "pinned for long: was coherent",
+                Some(place) if place.is_coherent() => "pinned: coherent",
+                Some(place) if is_device(place) && long => "pinned for long: was private",
+                Some(place) if is_device(place) => "pinned: was private",
+                _ if long => "pinned for long: RAM",
+                _ => "pinned: RAM",
+            });
         }
     }
 
@@ -81,7 +110,7 @@ impl<W: World> Runner<'_, W> {
         }
         let space = &mut model.spaces[n];
         if matches!(space.vma(page).map(|vma| vma.backing), Some(Backing::Private(_))) {
-            let copied = ModelPage { words: expected, clean: true, soft: None, wp: None };
+            let copied = ModelPage { words: expected, clean: true, soft: None, wp: None, place: None };
             space.content.entry(page).or_insert(copied);
         }
     }
@@ -121,8 +150,15 @@ impl<W: World> Runner<'_, W> {
             }
         };
         self.check_report(range, to, &report);
+        let from = options.sources(to);
+        let calm = roomy && !self.has_obstacles();
+        self.note_moved(n, range, to, from, calm);
+        if fault && write {
+            // A copy of what is shared is at the destination, whether it lay there or not.
+            self.world.model().borrow_mut().spaces[n].unsettle(Some(range), |place| !calm || place != to);
+        }
         let stay = report.failed[Cause::NotAnon as usize] + report.failed[Cause::Foreign as usize];
-        if roomy && !self.has_obstacles() && report.failed_pages() != stay {
+        if calm && report.failed_pages() != stay {
             self.fail(|| format!("fetch {range} of space {n} to {to} had all it needs: {report:?}"));
         }
         // Without memory for a note of it, what stayed is only counted.

@@ -4,6 +4,7 @@ use alloc::rc::Rc;
 use alloc::string::String;
 use core::cell::RefCell;
 
+use crate::device::StillInUse;
 use crate::error::{FaultError, OutOfMemory};
 use crate::exercise::actions::Step;
 use crate::exercise::model::{Model, WORDS};
@@ -74,6 +75,10 @@ pub trait World {
     fn fail_copies(&self, skip: u64, times: u64);
     /// `n` disturbances, where there is somebody to disturb.
     fn disturb(&self, n: u8);
+    /// Takes device `n` out, and registers it again. `None` where that cannot be done.
+    fn replug(&self, _n: usize) -> Option<Result<(), StillInUse>> {
+        None
+    }
     /// A range was just unmapped: notes whoever can still reach it.
     fn unmapped(&self, space: &'static Space<Self::Machine>, range: VaRange);
 }

@@ -173,6 +173,12 @@ impl<M: Machine> Dmirror<M> {
         &self.mirror
     }
 
+    /// Where the device's memory lies.
+    #[must_use]
+    pub const fn device(&self) -> Place {
+        self.device
+    }
+
     fn space(&self) -> Result<SpaceUser<M>, DmirrorError> {
         self.mirror.space().ok_or(DmirrorError::Invalid)
     }

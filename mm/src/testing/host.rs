@@ -2,11 +2,13 @@
 
 use alloc::rc::Rc;
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::mem::ManuallyDrop;
 use std::panic::{self, AssertUnwindSafe, catch_unwind};
 use std::sync::Once;
 
 use crate::counters::Event;
+use crate::device::StillInUse;
 use crate::error::{FaultError, OutOfMemory};
 use crate::exercise::{self, Failure, Model, Rng, Step, WORDS, World, about_huge, mix};
 use crate::machine::FlushReason;
@@ -24,17 +26,25 @@ pub(crate) struct Watch {
 }
 
 /// What a run did.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Done {
     pub(crate) actions: u64,
     pub(crate) disturbances: u64,
     pub(crate) events: [u64; Event::COUNT],
     pub(crate) flushes: [u64; FlushReason::ALL.len()],
+    /// Situations that came up.
+    pub(crate) seen: BTreeMap<&'static str, u64>,
 }
 
 impl Default for Done {
     fn default() -> Self {
-        Self { actions: 0, disturbances: 0, events: [0; Event::COUNT], flushes: [0; FlushReason::ALL.len()] }
+        Self {
+            actions: 0,
+            disturbances: 0,
+            events: [0; Event::COUNT],
+            flushes: [0; FlushReason::ALL.len()],
+            seen: BTreeMap::new(),
+        }
     }
 }
 
@@ -44,6 +54,9 @@ impl Done {
         self.disturbances += other.disturbances;
         self.events.iter_mut().zip(other.events).for_each(|(sum, n)| *sum += n);
         self.flushes.iter_mut().zip(other.flushes).for_each(|(sum, n)| *sum += n);
+        for (what, n) in &other.seen {
+            *self.seen.entry(what).or_default() += n;
+        }
     }
 }
 
@@ -55,10 +68,14 @@ pub(crate) fn shape(seed: u64) -> Config {
     Config {
         cpus: rng.pick(&[1, 2, 2, 3]),
         ram: vec![512 + rng.below(64) as u32..hole, hole + 7..512 + blocks * 512],
-        devices: vec![rng.pick(&[2, 4, 8, 12]) * 512, 2 * 512 - rng.below(30) as u32],
+        devices: vec![
+            rng.pick(&[2, 4, 8, 12]) * 512,
+            2 * 512 - rng.below(30) as u32,
+            rng.pick(&[2, 4, 6]) * 512,
+        ],
         chaos: rng.pick(&[0, 20, 60, 200]),
         late_copies: rng.one_in(3),
-        coherent: rng.pick::<&[usize]>(&[&[], &[], &[0], &[1], &[0, 1]]).to_vec(),
+        coherent: rng.pick::<&[usize]>(&[&[], &[2], &[2], &[2], &[0], &[1], &[0, 2]]).to_vec(),
     }
 }
 
@@ -156,6 +173,9 @@ impl World for Host {
             (0..n).for_each(|_| self.state.disturb_now(&mut mmu));
         }
     }
+    fn replug(&self, n: usize) -> Option<Result<(), StillInUse>> {
+        Some(self.state.mm.unregister_device(n).map(|()| self.state.register_again(n)))
+    }
     fn unmapped(&self, space: &'static Space<Soft>, range: VaRange) {
         self.state.probe_unmapped(space.root_pfn(), range);
     }
@@ -175,6 +195,7 @@ pub(crate) fn run(config: &Config, steps: &[Step], watch: &Watch) -> Result<Done
             disturbances: session.mmu.borrow().disturbances,
             events: core::array::from_fn(|i| session.counted(Event::ALL[i])),
             flushes: core::array::from_fn(|i| session.flushed(FlushReason::ALL[i])),
+            seen: session.model.borrow().seen.clone(),
         }),
         Err(panic) => {
             let text = panic.downcast_ref::<String>().cloned();

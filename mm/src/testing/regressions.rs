@@ -116,6 +116,27 @@ fn a_device_hears_of_lent_pages_that_move() {
     passes(&config, &steps);
 }
 
+/// The destination begins in the 2 MiB in which the source ends: the table that it gets there is the source's too.
+#[test]
+fn what_moves_to_a_place_beside_itself_has_the_tables_it_needs() {
+    let steps = [
+        Step(1613007992, Map { space: 7, start: 1024, len: 1024, prot: 1, huge: true }),
+        Step(208787985, Check { cpu: 3, space: 7, start: 1025, len: 2 }),
+        Step(
+            3749529253,
+            Park { space: 1, start: 769, len: 667, to: 0, phases: 3, what: 10, gone: (0, 667), finish: true },
+        ),
+    ];
+    let config = Config {
+        ram: vec![513..1027, 1034..8704],
+        devices: vec![1024, 1012, 3072],
+        chaos: 0,
+        late_copies: true,
+        ..config()
+    };
+    passes(&config, &steps);
+}
+
 /// A run of one folio's entries that begins with one that is not present: the rest of it waits for the flush all the same.
 #[test]
 fn a_page_whose_mapping_is_partly_hidden_outlives_its_translations() {

@@ -62,6 +62,17 @@ impl Default for Config {
     }
 }
 
+impl Config {
+    /// What kind of device number `n` is, and where its memory lies then.
+    fn kind(&self, n: usize) -> (DeviceKind, Place) {
+        if self.coherent.contains(&n) {
+            (DeviceKind::Coherent { base_pfn: coherent_base(n) }, Place::coherent(n))
+        } else {
+            (DeviceKind::Private, Place::device(n))
+        }
+    }
+}
+
 /// The frame number at which the memory of a coherent device begins.
 pub(crate) const fn coherent_base(device: usize) -> u32 {
     0x20_0000 + device as u32 * 0x2_0000
@@ -207,11 +218,7 @@ impl Soft {
         }
         for (n, &pages) in config.devices.iter().enumerate() {
             let map = MapStorage::new(leak_words(MapStorage::words_for(pages)));
-            let kind = if config.coherent.contains(&n) {
-                DeviceKind::Coherent { base_pfn: coherent_base(n) }
-            } else {
-                DeviceKind::Private
-            };
+            let (kind, _) = config.kind(n);
             state.mm.register_device(n, pages, kind, map, &DEVICES[n]).expect("the number is free");
         }
         state.mm.start().expect("there is memory");
@@ -220,12 +227,13 @@ impl Soft {
 }
 
 impl State {
-    /// Registers a private device that was taken out.
+    /// Registers a device that was taken out.
     pub(crate) fn register_again(&self, n: usize) {
         let pages = self.config.devices[n];
         let map = MapStorage::new(leak_words(MapStorage::words_for(pages)));
-        let place = self.mm.register_device(n, pages, DeviceKind::Private, map, &DEVICES[n]);
-        assert_eq!(place, Ok(Place::device(n)));
+        let (kind, expected) = self.config.kind(n);
+        let place = self.mm.register_device(n, pages, kind, map, &DEVICES[n]);
+        assert_eq!(place, Ok(expected));
     }
 
     /// Notes that a rule was broken; the first one counts.
