@@ -72,6 +72,42 @@ impl Buddy {
         true
     }
 
+    /// Takes a chunk of order 9; the caller writes its block word. As [`Buddy::alloc`], but there is nothing to split, and
+    /// nothing is ever taken from the middle of this list: it is linked one way only.
+    #[inline(always)]
+    pub(crate) fn alloc_block(&mut self, map: &FrameMap) -> Option<u32> {
+        let chunk = self.pop_block(map)?;
+        self.free -= Order::PMD.pages();
+        Some(chunk)
+    }
+
+    #[inline(always)]
+    fn pop_block(&mut self, map: &FrameMap) -> Option<u32> {
+        let chunk = self.heads[ORDERS - 1];
+        if chunk == NO_FRAME {
+            return None;
+        }
+        self.heads[ORDERS - 1] = map.next(chunk);
+        self.counts[ORDERS - 1] -= 1;
+        Some(chunk)
+    }
+
+    /// Gives a chunk of order 9 back.
+    #[inline(always)]
+    pub(crate) fn free_block(&mut self, map: &FrameMap, chunk: u32) {
+        self.free += Order::PMD.pages();
+        self.push_block(map, chunk);
+    }
+
+    #[inline(always)]
+    fn push_block(&mut self, map: &FrameMap, chunk: u32) {
+        let (order, next) = (Order::PMD.get(), self.heads[ORDERS - 1]);
+        map.set_slot(chunk, Slot::FreeHead { order, next, prev: NO_FRAME });
+        map.set_block(chunk, Block::Free);
+        self.heads[ORDERS - 1] = chunk;
+        self.counts[ORDERS - 1] += 1;
+    }
+
     /// Takes a chunk of `order`, splitting larger ones. The caller writes its slots, or its block word when the order is 9.
     #[inline]
     pub(crate) fn alloc(&mut self, map: &FrameMap, order: Order) -> Option<u32> {
@@ -83,10 +119,14 @@ impl Buddy {
                 return None;
             }
         }
-        let chunk = self.heads[have];
-        self.unlink(map, chunk, have);
-        if have == ORDERS - 1 && want < have {
-            map.set_block(chunk, Block::Small);
+        let mut chunk = self.heads[have];
+        if have < ORDERS - 1 {
+            self.unlink(map, chunk, have);
+        } else {
+            chunk = self.pop_block(map)?;
+            if want < have {
+                map.set_block(chunk, Block::Small);
+            }
         }
         while have > want {
             have -= 1;
@@ -116,9 +156,10 @@ impl Buddy {
             chunk &= !(1 << order);
             order += 1;
         }
-        self.push(map, chunk, order);
         if order == ORDERS - 1 {
-            map.set_block(chunk, Block::Free);
+            self.push_block(map, chunk);
+        } else {
+            self.push(map, chunk, order);
         }
     }
 
@@ -133,9 +174,10 @@ impl Buddy {
                 let Slot::FreeHead { order: o, next, prev } = map.slot(at) else {
                     panic!("frame {at:#x} on the free list of order {order} is not free");
                 };
+                let linked_back = if order == ORDERS - 1 { NO_FRAME } else { before };
                 assert_eq!(
                     (o as usize, prev),
-                    (order, before),
+                    (order, linked_back),
                     "free list of order {order} is broken at {at:#x}"
                 );
                 let block = if order == ORDERS - 1 { Block::Free } else { Block::Small };

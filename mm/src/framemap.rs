@@ -144,6 +144,17 @@ impl FrameMap {
         self.slots[frame as usize].store(slot.encode(), Release);
     }
 
+    /// The next free chunk, from the slot of a free one.
+    #[inline(always)]
+    pub(crate) fn next(&self, frame: u32) -> u32 {
+        let word = self.slots[frame as usize].load(Relaxed);
+        debug_assert!(
+            matches!(Slot::decode(word), Slot::FreeHead { .. }),
+            "the link of a chunk that is not free"
+        );
+        (word >> NEXT_SHIFT) as u32 & NO_FRAME
+    }
+
     /// Changes the link to the next free chunk in the slot of a free one.
     #[inline(always)]
     pub(crate) fn set_next(&self, frame: u32, next: u32) {

@@ -285,6 +285,8 @@ impl<M: Machine> Zone<M> {
         let chunk = first.index() - self.base();
         if order == Order::BASE {
             self.free_cached(chunk);
+        } else if order == Order::PMD {
+            self.buddy.lock().free_block(self.map(), chunk);
         } else {
             self.buddy.lock().free(self.map(), chunk, order);
         }
@@ -340,7 +342,13 @@ impl<M: Machine> Zone<M> {
     fn try_chunk(&self, order: Order, need: Need) -> Option<u32> {
         let mut buddy = self.buddy.lock();
         let keep = if need == Need::User { self.low_water.load(Relaxed) } else { 0 };
-        if buddy.free_frames() < order.pages() + keep { None } else { buddy.alloc(self.map(), order) }
+        if buddy.free_frames() < order.pages() + keep {
+            None
+        } else if order == Order::PMD {
+            buddy.alloc_block(self.map())
+        } else {
+            buddy.alloc(self.map(), order)
+        }
     }
 
     #[inline(always)]
