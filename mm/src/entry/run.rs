@@ -34,12 +34,15 @@ fn difference(words: &[AtomicU64], first: u64) -> u64 {
     differ
 }
 
-/// Calls `f` for every word, for eight of them between two looks for the end.
+/// Words between two looks for the end of a run.
+const UNROLLED: usize = 16;
+
+/// Calls `f` for every word.
 #[inline(always)]
 pub(crate) fn for_each(words: &[AtomicU64], mut f: impl FnMut(&AtomicU64)) {
-    let (eights, rest) = words.as_chunks::<8>();
-    for eight in eights {
-        eight.iter().for_each(&mut f);
+    let (chunks, rest) = words.as_chunks::<UNROLLED>();
+    for chunk in chunks {
+        chunk.iter().for_each(&mut f);
     }
     rest.iter().for_each(f);
 }
@@ -49,13 +52,23 @@ pub(crate) fn for_each(words: &[AtomicU64], mut f: impl FnMut(&AtomicU64)) {
 pub(crate) fn is_run(words: &[AtomicU64], first: u64) -> bool {
     let step = step(first);
     let mut expected = first;
-    let mut is_next = |word: &AtomicU64| {
-        let same = word.load(Relaxed) == expected;
+    // Loops, not closures that the compiler may call: a compare, a branch and an addition a word.
+    let (chunks, rest) = words.as_chunks::<UNROLLED>();
+    for chunk in chunks {
+        for word in chunk {
+            if word.load(Relaxed) != expected {
+                return false;
+            }
+            expected = expected.wrapping_add(step);
+        }
+    }
+    for word in rest {
+        if word.load(Relaxed) != expected {
+            return false;
+        }
         expected = expected.wrapping_add(step);
-        same
-    };
-    let (eights, rest) = words.as_chunks::<8>();
-    eights.iter().all(|eight| eight.iter().all(&mut is_next)) && rest.iter().all(is_next)
+    }
+    true
 }
 
 /// True when `words` are device-private entries for the frames from `first` on, whatever their attributes.

@@ -408,10 +408,16 @@ impl<M: Machine> Space<M> {
             (change, FaultMigration::take_one(&mut cursor, seen.table, device, locked, fault.addr))
         } else {
             match large_extent(&cursor, &locked, frame, None) {
-                Extent::Whole(addr) => {
+                Extent::Whole { start: addr, run } => {
                     let change = tell(addr, locked.order());
-                    let taken =
-                        FaultMigration::take(&mut cursor, seen.table, device, locked, addr, fault.addr);
+                    let taken = FaultMigration::take(
+                        &mut cursor,
+                        seen.table,
+                        device,
+                        locked,
+                        (addr, run),
+                        fault.addr,
+                    );
                     (change, taken)
                 }
                 Extent::Cut(at) => {

@@ -41,18 +41,18 @@ pub struct FaultMigration<M: Machine> {
 }
 
 impl<M: Machine> FaultMigration<M> {
-    /// Takes a folio that is wholly mapped from `addr` in the cursor's table: device-private entries become migration
-    /// entries.
+    /// Takes a folio that is wholly mapped from `addr` in the cursor's table, maybe as a `run` ([`Extent`]): device-private
+    /// entries become migration entries.
     #[inline(always)]
     pub(crate) fn take(
         cursor: &mut Cursor<M>,
         table: &'static Table<M>,
         device: &'static Device<M>,
         folio: LockedFolio<M>,
-        addr: Vaddr,
+        (addr, run): (Vaddr, bool),
         fault: Vaddr,
     ) -> Self {
-        take_entries(cursor, &folio, addr, &mut None);
+        take_entries(cursor, &folio, addr, run, &mut None);
         let level = cursor.level();
         Self { source: folio, space: cursor.space(), table, device, level, word: 0, addr, fault }
     }

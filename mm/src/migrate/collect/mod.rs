@@ -274,7 +274,7 @@ impl<M: Machine> Space<M> {
             return Ok(self.leave_busy(cursor, folio, part, collecting));
         };
         match extent(cursor, &locked, frame, Some(VaRange::between(part.start, limit))) {
-            Extent::Whole(start) => {
+            Extent::Whole { start, run } => {
                 let after = start.add(locked.order().bytes());
                 let (writes, to) = (collecting.batch().options.writes(), collecting.batch().to);
                 if matches!(pick, Pick::Copy(_)) {
@@ -295,7 +295,7 @@ impl<M: Machine> Space<M> {
                     }
                 }
                 let (level, order) = (cursor.level(), locked.order());
-                collecting.take(cursor, locked, start);
+                collecting.take(cursor, locked, start, run);
                 if writes {
                     grant(cursor, start, if level == Level::Pmd { Order::BASE } else { order });
                 }

@@ -24,8 +24,9 @@ pub(crate) struct Collecting<M: Machine>(Work<M>);
 /// How a folio lies in the page table around an entry that names it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Extent {
-    /// All of it is mapped, in order, from this address; in one table, or in two that lie side by side.
-    Whole(Vaddr),
+    /// All of it is mapped, in order, from `start`; in one table, or in two that lie side by side. As a `run`: in one table, by
+    /// several device-private entries and nothing else.
+    Whole { start: Vaddr, run: bool },
     /// It is not; a cut before this page of it brings it nearer.
     Cut(u32),
 }
@@ -123,8 +124,8 @@ impl<M: Machine> Collecting<M> {
 
     /// Takes a folio that is wholly mapped from `addr`: its entries become migration entries.
     #[inline(always)]
-    pub(crate) fn take(&mut self, cursor: &mut Cursor<M>, folio: LockedFolio<M>, addr: Vaddr) {
-        take_entries(cursor, &folio, addr, &mut Some(&mut self.batch().gather));
+    pub(crate) fn take(&mut self, cursor: &mut Cursor<M>, folio: LockedFolio<M>, addr: Vaddr, run: bool) {
+        take_entries(cursor, &folio, addr, run, &mut Some(&mut self.batch().gather));
         self.push_taken(cursor.space(), folio, addr);
     }
 
@@ -141,7 +142,7 @@ impl<M: Machine> Collecting<M> {
     /// As [`Collecting::take`], for a folio that stays with those who share it: only this mapping becomes migration entries.
     #[cold]
     pub(super) fn take_shared(&mut self, cursor: &mut Cursor<M>, folio: LockedFolio<M>, addr: Vaddr) {
-        take_entries(cursor, &folio, addr, &mut Some(&mut self.batch().gather));
+        take_entries(cursor, &folio, addr, false, &mut Some(&mut self.batch().gather));
         let (space, order) = (cursor.space(), folio.order());
         let batch = self.batch();
         batch.pages += order.pages();
@@ -180,19 +181,20 @@ pub(super) fn extent<M: Machine>(
     limits: Option<VaRange>,
 ) -> Extent {
     if cursor.level() == Level::Pmd || folio.order() == Order::BASE {
-        return Extent::Whole(cursor.addr());
+        return Extent::Whole { start: cursor.addr(), run: false };
     }
     large_extent(cursor, folio, frame, limits)
 }
 
 /// Turns the entries of a folio that is wholly mapped from `addr` into migration entries, as far as they are in the cursor's
-/// table. One of the mappings' references becomes the handle's, which must not have taken one; the others go. Entries in the
+/// table; under the lock under which its [`Extent`] was found, if that said `run`. One of the mappings' references becomes the handle's, which must not have taken one; the others go. Entries in the
 /// table beside are found by the reverse map when the batch is unmapped: two tables are never locked at once.
 #[inline(always)]
 pub(crate) fn take_entries<M: Machine>(
     cursor: &mut Cursor<M>,
     folio: &LockedFolio<M>,
     addr: Vaddr,
+    run: bool,
     gather: &mut Option<&mut TlbGather<M>>,
 ) {
     let order = folio.order();
@@ -200,7 +202,8 @@ pub(crate) fn take_entries<M: Machine>(
     let n = if single { 1 } else { seek_run(cursor, addr, order) };
     let start = cursor.addr();
     let first = folio.frame().offset(((start.0 - addr.0) / PAGE_SIZE) as u32);
-    if n > 1 && cursor.is_device_private_run(start, n, first) {
+    debug_assert!(!run || cursor.is_device_private_run(start, order.pages(), first));
+    if run || n > 1 && cursor.is_device_private_run(start, n, first) {
         take_device_run(cursor, start, n, gather);
     } else {
         for i in 0..n {
@@ -291,7 +294,7 @@ pub(crate) fn large_extent<M: Machine>(
     if table.covers(VaRange::new(start.0, folio.order().bytes()))
         && cursor.is_device_private_run(start, pages, first)
     {
-        return Extent::Whole(start);
+        return Extent::Whole { start, run: true };
     }
     let wanted = |i: u32| {
         let at = start.add(u64::from(i) * PAGE_SIZE);
@@ -310,7 +313,7 @@ pub(crate) fn large_extent<M: Machine>(
     let at_start = wanted(0);
     match (1..pages).find(|&i| wanted(i) != at_start) {
         Some(i) => Extent::Cut(i),
-        None => Extent::Whole(start),
+        None => Extent::Whole { start, run: false },
     }
 }
 
