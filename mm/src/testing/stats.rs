@@ -184,7 +184,8 @@ fn every_list_says_what_lies_where_by_order() {
     migrate(&kit, 0, 512, DEV);
     migrate(&kit, 1024, 10, COH);
     kit.space.space().unmap(range(0, 256)).expect("it is mapped");
-    let list = |read: &dyn Fn(&mut dyn FnMut(&'static str, u64))| {
+    type Reader<'a> = &'a dyn Fn(&mut dyn FnMut(&'static str, u64));
+    let list = |read: Reader<'_>| {
         let mut found = Vec::new();
         read(&mut |name, n| {
             let by_order = name.ends_with("kB") && n != 0;
