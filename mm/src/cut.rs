@@ -41,17 +41,26 @@ impl<M: Machine> Space<M> {
     }
 
     /// As [`Space::cut_mappings`], and what lies in the range is not mapped any more, where it was of those mappings: nothing is
-    /// written that would be emptied next.
-    pub(crate) fn cut_mappings_and_drop(&'static self, cuts: Cuts<M>) {
+    /// written that would be emptied next. What of the range is left to empty; with the VMA lock held alone, so that nothing
+    /// appears in the rest.
+    pub(crate) fn cut_mappings_and_drop(&'static self, cuts: Cuts<M>) -> VaRange {
         let range = cuts.range;
+        let mut left = range;
         for (end, spare) in [range.start, range.end].into_iter().zip(cuts.tables) {
             if let Some(spare) = spare {
                 let base = end.align_down(PMD_SIZE);
                 let page =
                     |addr: Vaddr| ((addr.0.clamp(base.0, base.0 + PMD_SIZE) - base.0) / PAGE_SIZE) as u32;
-                split_pmd_without(self, end, spare, page(range.start)..page(range.end));
+                if split_pmd_without(self, end, spare, page(range.start)..page(range.end)) {
+                    if range.start.0 >= base.0 {
+                        left.start = base.add(PMD_SIZE).min(range.end);
+                    } else {
+                        left.end = base;
+                    }
+                }
             }
         }
+        left
     }
 
     /// Both at once: VMAs and huge mappings are cut at the ends of `range`. Out of memory changes nothing.

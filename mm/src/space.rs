@@ -389,7 +389,7 @@ impl<M: Machine> Space<M> {
     }
 
     /// Frees a VMA that is out of the index already.
-    fn free_vma(&self, vma: &'static Vma) {
+    pub(crate) fn free_vma(&self, vma: &'static Vma) {
         self.unlink_vma(vma);
         M::mm().vmas.free(vma);
         self.cache.clear();

@@ -83,32 +83,45 @@ impl<M: Machine> Space<M> {
     ) -> Result<(), RangeError> {
         let cuts = self.cut_vmas_at_ends(vmas, range)?;
         let change = self.invalidate(range, NotifyEvent::Unmap);
-        self.cut_mappings_and_drop(cuts);
+        let left = self.cut_mappings_and_drop(cuts);
+        self.unmap_left(vmas, range, left);
         drop(change);
-        self.unmap_cut(vmas, range);
+        self.split_cut_folios(range);
         Ok(())
     }
 
     /// Unmaps a range whose ends cut no VMA and no huge mapping. Cannot fail.
     pub(crate) fn unmap_cut(&'static self, vmas: &mut VmaIndex<M>, range: VaRange) {
         let change = self.invalidate(range, NotifyEvent::Unmap);
+        self.unmap_left(vmas, range, range);
+        drop(change);
+        self.split_cut_folios(range);
+    }
+
+    /// Unmaps `range`, of which only `left` may have entries.
+    fn unmap_left(&'static self, vmas: &mut VmaIndex<M>, range: VaRange, left: VaRange) {
         let mut gather = TlbGather::new(FlushReason::Unmap);
-        self.zap(range, &mut gather);
+        self.zap(left, &mut gather);
         gather.flush();
         // Only now: a driver's pages are not counted, and may go with the VMAs.
         self.drop_vmas_in(vmas, range);
-        drop(change);
+        if left.is_empty() {
+            return;
+        }
         let mut gather = TlbGather::new(FlushReason::FreeTables);
-        self.free_empty_tables(vmas, range, &mut gather);
+        self.free_empty_tables(vmas, left, &mut gather);
         gather.flush();
-        // Only now, with no reference held by the gather, can a cut folio be split and its dead part freed.
+    }
+
+    /// With no reference held by a gather any more, a folio that an end of `range` cut can be split and its dead part freed.
+    fn split_cut_folios(&'static self, range: VaRange) {
         self.split_cut_folio(range.start, Vaddr(range.start.0.wrapping_sub(PAGE_SIZE)));
         self.split_cut_folio(range.end, range.end);
     }
 
     fn drop_vmas_in(&self, vmas: &mut VmaIndex<M>, range: VaRange) {
-        while let Some(vma) = vmas.first_after(range.start).filter(|vma| vma.start() < range.end) {
-            self.drop_vma(vmas, vma);
+        while let Some(vma) = vmas.take_first_in(range) {
+            self.free_vma(vma);
         }
     }
 

@@ -66,7 +66,7 @@ impl<M: Machine> Mm<M> {
             match first_border(&self.mapped_pages(&locked), locked.order()) {
                 Some(at) => {
                     let pieces = Pieces::alloc(self, locked.order(), at)?;
-                    let done = general::split(&locked, at, pieces);
+                    let done = general::split(&locked, pieces);
                     M::count(if done.is_ok() { Event::ThpSplitPage } else { Event::ThpSplitPageFailed }, 1);
                     done?;
                     cuts += 1;

@@ -8,7 +8,7 @@ use crate::entry::{Entry, Leaf, SoftKind, SoftLeaf, word};
 use crate::folio::{Folio, FolioRef, LockedFolio};
 use crate::machine::Machine;
 use crate::space::Space;
-use crate::split::{PIECES, Pieces, SplitError, cut, divide, general};
+use crate::split::{PIECES, Pieces, SplitError, divide, general};
 use crate::types::{Frame, Level, PAGE_SIZE, PMD_SIZE, PTRS, Vaddr};
 
 impl<M: Machine> Space<M> {
@@ -39,20 +39,19 @@ impl<M: Machine> Space<M> {
             // With the table locked nobody can map or unmap what it maps, so the counts are those of this moment.
             let mut counts = [0; PIECES];
             if head.migration_entries() == 0
-                && (count_side(&cursor, head, at, &mut counts)
-                    || count_entries(&mut cursor, head, at, &mut counts) == head.map_count())
+                && (count_side(&cursor, head, at, &pieces, &mut counts)
+                    || count_entries(&mut cursor, head, &pieces, &mut counts) == head.map_count())
             {
-                return split_here(head, at, &mut pieces, &counts);
+                return split_here(head, &mut pieces, &counts);
             }
         }
-        general::split(head, at, pieces)
+        general::split(head, pieces)
     }
 }
 
 /// Splits a folio all of whose entries are in a table that the caller has locked: `counts` of them for each piece.
 fn split_here<M: Machine>(
     head: &LockedFolio<M>,
-    at: u32,
     pieces: &mut Pieces<M>,
     counts: &[u32; PIECES],
 ) -> Result<(), SplitError> {
@@ -63,7 +62,6 @@ fn split_here<M: Machine>(
     divide(
         head,
         pieces,
-        at,
         |i| counts[i] == 0,
         |i, tail| {
             tail.set_maps(counts[i]);
@@ -123,7 +121,13 @@ pub(super) fn mapped_frame(entry: Entry) -> Option<Frame> {
 
 /// The commonest case: all that is mapped is one side of the cut, on a device, and all of that side. Then each piece has an
 /// entry a page there, and none on the other side. False when it is anything else.
-fn count_side<M: Machine>(cursor: &Cursor<M>, head: &Folio, at: u32, counts: &mut [u32; PIECES]) -> bool {
+fn count_side<M: Machine>(
+    cursor: &Cursor<M>,
+    head: &Folio,
+    at: u32,
+    pieces: &Pieces<M>,
+    counts: &mut [u32; PIECES],
+) -> bool {
     let (first, order) = (head.frame(), head.order());
     let Some(frame) = word::device_private(cursor.word()).filter(|f| f.is_within(first, order)) else {
         return false;
@@ -139,8 +143,8 @@ fn count_side<M: Machine>(cursor: &Cursor<M>, head: &Folio, at: u32, counts: &mu
     {
         return false;
     }
-    for (count, (page, piece)) in counts.iter_mut().zip(cut(order, at)) {
-        *count = if side.contains(&page) { piece.pages() } else { 0 };
+    for (count, (page, piece)) in counts.iter_mut().zip(pieces.cut()) {
+        *count = if side.contains(page) { piece.pages() } else { 0 };
     }
     true
 }
@@ -149,12 +153,12 @@ fn count_side<M: Machine>(cursor: &Cursor<M>, head: &Folio, at: u32, counts: &mu
 fn count_entries<M: Machine>(
     cursor: &mut Cursor<M>,
     folio: &Folio,
-    at: u32,
+    pieces: &Pieces<M>,
     counts: &mut [u32; PIECES],
 ) -> u32 {
     let (first, order) = (folio.frame(), folio.order());
     let mut ends = [u32::MAX; PIECES];
-    for (end, (page, piece)) in ends.iter_mut().zip(cut(order, at)) {
+    for (end, (page, piece)) in ends.iter_mut().zip(pieces.cut()) {
         *end = page + piece.pages();
     }
     cursor.seek(cursor.addr().align_down(PMD_SIZE));

@@ -39,12 +39,8 @@ use crate::zone::Need;
 /// How often huge mappings are counted anew when there were more than were counted.
 const TRIES: usize = 4;
 
-/// Splits `head` before its page `at`. The caller holds no table, and the only handle.
-pub(super) fn split<M: Machine>(
-    head: &LockedFolio<M>,
-    at: u32,
-    mut pieces: Pieces<M>,
-) -> Result<(), SplitError> {
+/// Splits `head` into `pieces`. The caller holds no table, and the only handle.
+pub(super) fn split<M: Machine>(head: &LockedFolio<M>, mut pieces: Pieces<M>) -> Result<(), SplitError> {
     if head.refs() != head.map_count() + 1 {
         return Err(SplitError::Busy); // held by somebody: nothing needs to be touched to see that
     }
@@ -57,7 +53,7 @@ pub(super) fn split<M: Machine>(
         if !all {
             Division::none(head).name_everywhere();
         } else if head.freeze(1) {
-            return divide_unmapped(head, at, &mut pieces);
+            return divide_unmapped(head, &mut pieces);
         } else {
             Division::none(head).name_everywhere();
             return Err(SplitError::Busy);
@@ -163,17 +159,12 @@ struct Division<'a, M: Machine> {
     tails: [Option<LockedFolio<M>>; PIECES],
 }
 
-fn divide_unmapped<M: Machine>(
-    head: &LockedFolio<M>,
-    at: u32,
-    pieces: &mut Pieces<M>,
-) -> Result<(), SplitError> {
+fn divide_unmapped<M: Machine>(head: &LockedFolio<M>, pieces: &mut Pieces<M>) -> Result<(), SplitError> {
     let mut division = Division::none(head);
     let tails = &mut division.tails;
     divide(
         head,
         pieces,
-        at,
         |_| false,
         |i, tail| {
             tail.unfreeze(1);

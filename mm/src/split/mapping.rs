@@ -19,18 +19,21 @@ pub(crate) fn split_pmd<M: Machine>(space: &'static Space<M>, addr: Vaddr, spare
     split_pmd_without(space, addr, spare, 0..0);
 }
 
-/// As [`split_pmd`], but the pages `dead` are not mapped any more, as if they were unmapped right after.
+/// As [`split_pmd`], but the pages `dead` are not mapped any more, as if they were unmapped right after. True when there was
+/// something to split.
 pub(crate) fn split_pmd_without<M: Machine>(
     space: &'static Space<M>,
     addr: Vaddr,
     spare: SpareTable<M>,
     dead: Range<u32>,
-) {
-    let Some(pmd) = space.pmd_table(addr) else { return };
+) -> bool {
+    let Some(pmd) = space.pmd_table(addr) else { return false };
     let mut cursor = space.cursor_in(pmd, Level::Pmd, addr);
-    if split_at(&mut cursor, spare, dead.clone()) && !dead.is_empty() {
+    let done = split_at(&mut cursor, spare, dead.clone());
+    if done && !dead.is_empty() {
         M::count(Event::PgUnmapped, u64::from(dead.end - dead.start));
     }
+    done
 }
 
 /// As [`split_pmd`], with the PMD table locked already.

@@ -45,21 +45,34 @@ impl From<OutOfMemory> for SplitError {
 /// Most pieces that one cut makes of a folio of order 9.
 const PIECES: usize = 10;
 
-/// Descriptors for the pieces of a cut, taken before anything is changed.
+/// A cut, and descriptors for its pieces, taken before anything is changed.
 struct Pieces<M: Machine> {
+    /// First page and order of each, the first `len` of them.
+    cut: [(u32, Order); PIECES],
+    len: usize,
     folios: [Option<&'static Folio>; PIECES],
     machine: PhantomData<fn() -> M>,
 }
 
 impl<M: Machine> Pieces<M> {
     /// For a cut of a folio of `order` before page `at`; the first piece is the folio itself.
+    #[inline(always)]
     fn alloc(mm: &Mm<M>, order: Order, at: u32) -> Result<Self, OutOfMemory> {
-        let mut pieces = Self { folios: [None; PIECES], machine: PhantomData };
-        let n = cut(order, at).count();
-        for folio in &mut pieces.folios[1..n] {
+        let mut pieces =
+            Self { cut: [(0, order); PIECES], len: 0, folios: [None; PIECES], machine: PhantomData };
+        for (to, piece) in pieces.cut.iter_mut().zip(cut(order, at)) {
+            *to = piece;
+            pieces.len += 1;
+        }
+        for folio in &mut pieces.folios[1..pieces.len] {
             *folio = Some(mm.folios.alloc(mm)?);
         }
         Ok(pieces)
+    }
+
+    /// First page and order of each.
+    fn cut(&self) -> &[(u32, Order)] {
+        &self.cut[..self.len]
     }
 }
 
@@ -79,7 +92,6 @@ impl<M: Machine> Drop for Pieces<M> {
 fn divide<M: Machine>(
     head: &LockedFolio<M>,
     pieces: &mut Pieces<M>,
-    at: u32,
     is_dead: impl Fn(usize) -> bool,
     mut publish: impl FnMut(usize, &'static Folio),
 ) {
@@ -88,9 +100,10 @@ fn divide<M: Machine>(
     let zone = mm.zone(first.place());
     let owner = first.place().device_number().map(|n| mm.device(n));
     // The owner of a device hears of the tails one by one, and sees a head that is smaller already.
-    let head_order = cut(order, at).next().map_or(order, |(_, o)| o);
+    let head_order = pieces.cut[0].1;
     head.set_order(head_order);
-    for (i, (page, piece)) in cut(order, at).enumerate().skip(1) {
+    for i in 1..pieces.len {
+        let (page, piece) = pieces.cut[i];
         let Some(tail) = pieces.folios[i].take() else { continue };
         mm.init_folio(
             tail,

@@ -43,6 +43,16 @@ impl VmaLeaf {
             None => unreachable!("entries below len are set"),
         }
     }
+    /// How many of its VMAs, from the first on, are as `f` says.
+    #[inline(always)]
+    fn count(&self, f: impl Fn(&'static Vma) -> bool) -> usize {
+        let (mut from, mut to) = (0, self.len);
+        while from < to {
+            let mid = (from + to) / 2;
+            if self.vmas[mid].is_some_and(&f) { from = mid + 1 } else { to = mid }
+        }
+        from
+    }
 }
 
 /// The VMAs of an address space in address order: a two-level sorted array. Look-up is two binary searches; an insertion
@@ -81,23 +91,16 @@ impl<M: Machine> VmaIndex<M> {
             let mid = (lo + hi) / 2;
             if self.leaf(mid).first() <= addr.0 { lo = mid } else { hi = mid }
         }
-        if self.len == 0 {
-            return (0, 0);
-        }
-        let leaf = self.leaf(lo);
-        let (mut a, mut b) = (0, leaf.len);
-        while a < b {
-            let mid = (a + b) / 2;
-            if leaf.vma(mid).range().end <= addr { a = mid + 1 } else { b = mid }
-        }
-        if a == leaf.len { (lo + 1, 0) } else { (lo, a) }
+        let Some(Some(leaf)) = self.leaves.get(lo) else { return (0, 0) };
+        let at = leaf.count(|vma| vma.end() <= addr);
+        if at == leaf.len { (lo + 1, 0) } else { (lo, at) }
     }
 
     /// The first VMA that ends after `addr`.
     #[inline]
     pub(crate) fn first_after(&self, addr: Vaddr) -> Option<&'static Vma> {
         let (leaf, at) = self.lower_bound(addr);
-        if leaf < self.len { Some(self.leaf(leaf).vma(at)) } else { None }
+        self.leaves.get(leaf)?.as_ref()?.vmas[at]
     }
 
     /// The VMA that holds `addr`.
@@ -161,7 +164,7 @@ impl<M: Machine> VmaIndex<M> {
             }
         }
         let leaf = self.leaf_mut(l);
-        let at = (0..leaf.len).find(|&i| leaf.vma(i).start() > start).unwrap_or(leaf.len);
+        let at = leaf.count(|vma| vma.start() <= start);
         leaf.vmas.copy_within(at..leaf.len, at + 1);
         leaf.vmas[at] = Some(vma);
         leaf.len += 1;
@@ -170,8 +173,20 @@ impl<M: Machine> VmaIndex<M> {
     /// Takes a VMA out.
     pub(crate) fn remove(&mut self, vma: &'static Vma) {
         let (l, at) = self.lower_bound(vma.start());
+        assert!(core::ptr::eq(self.leaf(l).vma(at), vma), "VMA is not in its index");
+        self.remove_at(l, at);
+    }
+
+    /// Takes out the first VMA that has an address in `range`.
+    pub(crate) fn take_first_in(&mut self, range: VaRange) -> Option<&'static Vma> {
+        let (l, at) = self.lower_bound(range.start);
+        let vma = self.leaves.get(l)?.as_ref()?.vmas[at].filter(|vma| vma.start() < range.end)?;
+        self.remove_at(l, at);
+        Some(vma)
+    }
+
+    fn remove_at(&mut self, l: usize, at: usize) {
         let leaf = self.leaf_mut(l);
-        assert!(core::ptr::eq(leaf.vma(at), vma), "VMA is not in its index");
         leaf.vmas.copy_within(at + 1..leaf.len, at);
         leaf.len -= 1;
         leaf.vmas[leaf.len] = None;

@@ -103,6 +103,12 @@ impl Vma {
     pub fn range(&self) -> VaRange {
         VaRange::between(self.start(), Vaddr(self.end.load(Relaxed)))
     }
+    /// First address after it.
+    #[must_use]
+    #[inline(always)]
+    pub fn end(&self) -> Vaddr {
+        Vaddr(self.end.load(Relaxed))
+    }
     /// First address.
     #[must_use]
     #[inline(always)]
