@@ -2,17 +2,20 @@
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use farpage_mm::{Event, HugeAdvice, Migration, PAGE_SIZE, PMD_SIZE, Place, VaRange};
+use farpage_mm::{
+    Advice, Cause, Event, Frame, HugeAdvice, Migration, Order, PAGE_SIZE, PMD_SIZE, Place, VaRange,
+};
 
 use super::support::{
-    BASE, DEV0, Space, check, check_zero, counted, counting, fill, in_space, map, pattern, resident,
+    BASE, DEV0, Held, Space, check, check_zero, counted, counting, fill, in_space, map, pattern, resident,
 };
 use crate::task::{JoinHandle, spawn, with_preemption_every, yield_now};
 use crate::testing::Unmet;
 use crate::vm::rig::{finish_copy, late_copies, pending_copies};
 use crate::vm::user::{UserFault, user_read_u64};
-use crate::vm::{Machine, activate, new_space};
+use crate::vm::{Machine, activate, mm, new_space};
 
 /// Both sizes of page, with a range of 2 MiB of them.
 const SIZES: [HugeAdvice; 2] = [HugeAdvice::Huge, HugeAdvice::NoHuge];
@@ -281,6 +284,65 @@ crate::ktest! {
             drop(late);
             crate::check_eq!(resident(1), 3 * PMD_SIZE / PAGE_SIZE);
             check(range, 67)
+        })?;
+    }
+}
+
+/// Frames of the device that are free while a page is made, and evicted.
+const FREE: u32 = 4;
+
+/// A hole gets a page on the device, in a frame that somebody else is just looking at to evict what is there. Whoever makes the
+/// page has its lock first: it cannot be lost to an eviction before it is mapped. How often the two met.
+fn makes_what_another_evicts(space: &Arc<Space>, seed: u64) -> Result<u64, Unmet> {
+    let range = map(space, PAGE_SIZE, HugeAdvice::NoHuge)?;
+    let frames: [Frame; 256] = core::array::from_fn(|n| Frame::new(DEV0, n as u32 % FREE));
+    let ended = Arc::new(AtomicBool::new(false));
+    let (result, preempted) = with_preemption_every(400, seed, || {
+        let end = Arc::clone(&ended);
+        let evicts = spawn("evicts", move || {
+            let mut met = 0;
+            while !end.load(Relaxed) {
+                let report = mm().evict_frames(&frames);
+                met += report.pages + report.failed_pages();
+            }
+            met
+        });
+        let makes = || {
+            let mut made = 0;
+            for round in 0..1000 {
+                let report = space.space().migrate(range, DEV0)?;
+                // An eviction may still hold the frames of the rounds before.
+                let full = report.failed[Cause::NoMemory as usize];
+                crate::check_eq!(report.pages + full, 1, "round {round}, seed {seed}: {report:?}");
+                made += report.pages;
+                space.space().advise(range, Advice::DontNeed)?;
+            }
+            crate::check!(made > 500, "{made} with seed {seed}");
+            Ok(())
+        };
+        let made: Result<(), Unmet> = makes();
+        ended.store(true, Relaxed);
+        let met = evicts.join();
+        made.map(|()| met)
+    });
+    crate::check!(preempted > 1000, "{preempted} with seed {seed}");
+    space.space().unmap(range)?;
+    result
+}
+
+crate::ktest! {
+    fn a_page_that_is_being_made_is_not_lost_to_an_eviction() {
+        in_shared_space(|space| {
+            let mut held = Held::all(DEV0, Order::BASE);
+            held.give_back_those(|frame| frame.index() < FREE);
+            let mut met = 0;
+            for seed in 0..4 {
+                met += makes_what_another_evicts(space, seed)?;
+            }
+            crate::check!(met > 1000, "{met}: the other hardly ever found a page");
+            drop(held);
+            crate::check_eq!(resident(0), 0);
+            check_zero(map(space, PAGE_SIZE, HugeAdvice::NoHuge)?)
         })?;
     }
 }
