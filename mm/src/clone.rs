@@ -12,6 +12,7 @@
 //!
 //! A *pinned* page is copied at once, and the parent keeps the one that is pinned. A pin without a lock counts itself and then
 //! looks at the entry again; here the entry loses EXCLUSIVE first and the pins are read then. So one of the two sees the other.
+//! No table is locked while memory is taken for the copy and filled.
 //!
 //! Shared mappings get their entries by faults. Without memory the clone is undone wholly. The parent is as before, but that
 //! pages may have lost EXCLUSIVE: its next write to such a page finds that nobody shares it and takes it back.
@@ -64,18 +65,22 @@ impl<M: Machine> AddressSpace<M> {
     /// # Errors
     /// [`OutOfMemory`]; nothing has changed then, except that entries of this space may allow less until their next fault.
     pub fn clone_of(&self, kernel_half: impl Fn(&'static TableWords)) -> Result<Self, OutOfMemory> {
+        let mut relieved = false;
         loop {
-            let child = Self::new(&kernel_half)?;
-            match clone_into(self.space(), child.space()) {
-                Ok(()) => return Ok(child),
+            match self.try_clone(&kernel_half) {
+                Ok(child) => return Ok(child),
+                Err(Stop::Oom(_)) if !relieved && M::mm().relieve(Place::RAM) => relieved = true,
                 Err(Stop::Oom(oom)) => return Err(oom),
-                Err(Stop::Busy(folio)) => {
-                    // Not with the VMA lock held: who has locked the folio may want that.
-                    drop(child);
-                    folio.wait_unlocked::<M>();
-                }
+                // Not with the VMA lock held: who has locked the folio may want that.
+                Err(Stop::Busy(folio)) => folio.wait_unlocked::<M>(),
             }
         }
+    }
+
+    fn try_clone(&self, kernel_half: &impl Fn(&'static TableWords)) -> Result<Self, Stop> {
+        let child = Self::new(kernel_half)?;
+        clone_into(self.space(), child.space())?;
+        Ok(child)
     }
 }
 
@@ -201,20 +206,23 @@ impl<M: Machine> Clone<M> {
         let Some(to) = self.child.pte_table_or_alloc(part.start, Need::User)? else {
             return Ok(()); // a huge one came with the VMA before, and is in pieces here since
         };
-        let mut from = self.parent.cursor_in(table, Level::Pte, part.start);
-        let mut to = self.child.cursor_in(to, Level::Pte, part.start);
+        let (parent, child) = (self.parent, self.child);
+        let cursors = |at| (parent.cursor_in(table, Level::Pte, at), child.cursor_in(to, Level::Pte, at));
+        let (mut from, mut to) = cursors(part.start);
         loop {
             let entry = from.entry();
             if entry != Entry::None && to.is_still(0) {
-                let copy = match self.share(vma, &mut from, entry)? {
-                    Copied::Same(entry) => entry,
+                match self.share(vma, &mut from, entry)? {
+                    Copied::Same(entry) => to.install(entry),
                     Copied::Pinned(frame, attrs) => {
-                        let copy = M::mm().alloc_folio(Place::RAM, Order::BASE, Need::User)?;
-                        M::copy(frame, copy.frame(), Order::BASE);
-                        map_copy(vma, from.addr(), copy, attrs)
+                        let at = from.addr();
+                        let source = FolioRef::<M>::get(M::mm().mapped_folio(frame));
+                        drop((from, to));
+                        let copy = copy_pinned(&source, frame)?;
+                        (from, to) = cursors(at);
+                        to.install(map_copy(vma, at, copy, attrs));
                     }
-                };
-                to.install(copy);
+                }
             }
             if !(from.next_pte() && to.next_pte() && from.addr() < part.end) {
                 return Ok(());
@@ -286,6 +294,16 @@ fn restore<M: Machine>(vma: &Vma, from: &mut Cursor<M>, soft: SoftLeaf) -> Resul
     }
     take_back(from, &soft, vma);
     Ok(from.entry())
+}
+
+/// Copies a page of a pinned folio. Neither memory nor contents need a table to stand still: the parent keeps its entry, and the
+/// handle its page; the child's entry is nobody else's business yet. Whoever writes meanwhile (the holder of the pin, or a
+/// program by what its TLB knows) does so under the locks as well as without them.
+#[cold]
+fn copy_pinned<M: Machine>(_source: &FolioRef<M>, frame: Frame) -> Result<FolioRef<M>, OutOfMemory> {
+    let copy = M::mm().alloc_folio(Place::RAM, Order::BASE, Need::User)?;
+    M::copy(frame, copy.frame(), Order::BASE);
+    Ok(copy)
 }
 
 /// The page is pinned: what [`Clone::share`] has taken off its entry comes back.

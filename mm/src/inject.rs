@@ -61,6 +61,11 @@ impl Inject {
         self.seen.load(Relaxed)
     }
 
+    /// A plan is in force. Then nobody tries again what has failed: a failure that was asked for must be one, and count once.
+    pub(crate) fn is_armed(&self) -> bool {
+        self.armed.load(Relaxed) != 0
+    }
+
     #[inline(always)]
     pub(crate) fn check(&self, site: Site, order: u8) -> Result<(), OutOfMemory> {
         if self.armed.load(Relaxed) & site as u32 == 0 { Ok(()) } else { self.check_armed(order) }

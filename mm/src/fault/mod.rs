@@ -156,7 +156,8 @@ impl<M: Machine> Space<M> {
     }
 
     /// An error, unless it is only that somebody holds the page for a moment: a look-up without locks, say. Nobody tells when
-    /// a reference goes, so this looks again, with no lock held in between.
+    /// a reference goes, so this looks again, with no lock held in between. Without memory it looks again once, if there was
+    /// some that nobody used.
     #[cold]
     #[inline(never)]
     fn fault_again(
@@ -164,10 +165,16 @@ impl<M: Machine> Space<M> {
         fault: &FaultInfo,
         mut error: FaultError,
     ) -> Result<FaultOutcome, FaultError> {
-        let mut looks = 0;
-        while matches!(error, FaultError::Held(_)) && looks < HELD_LOOKS {
-            looks += 1;
-            M::relax();
+        let (mut looks, mut relieved) = (0, false);
+        loop {
+            match error {
+                FaultError::Held(_) if looks < HELD_LOOKS => {
+                    looks += 1;
+                    M::relax();
+                }
+                FaultError::Oom(_) if !relieved && M::mm().relieve(Place::RAM) => relieved = true,
+                error => return Err(refused::<M>(error)),
+            }
             match self.resolve_later(fault) {
                 Ok(Step::Done(outcome)) => return Ok(outcome),
                 Ok(Step::Again) => {}
@@ -178,7 +185,6 @@ impl<M: Machine> Space<M> {
                 Err(next) => error = next,
             }
         }
-        Err(refused::<M>(error))
     }
 
     /// One attempt, with the VMA lock held shared.

@@ -108,6 +108,8 @@ struct List<M: Machine> {
     /// One bit per unit of the batch whose copy failed.
     failed: [u64; MAX_UNITS / 64],
     any_failed: bool,
+    /// There was no memory, and what could be done about that is done.
+    relieved: bool,
     machine: PhantomData<fn() -> M>,
 }
 
@@ -122,6 +124,7 @@ impl<M: Machine> List<M> {
             len: 0,
             failed: [0; MAX_UNITS / 64],
             any_failed: false,
+            relieved: false,
             machine: PhantomData,
         }
     }
@@ -142,6 +145,13 @@ impl<M: Machine> List<M> {
         self.run();
         self.place = place;
         self.engine = place.device_number().map(|n| M::mm().device(n).engine());
+    }
+
+    /// A unit without memory may try again, if it is the batch's first and what others keep for nothing is free now.
+    #[cold]
+    #[inline(never)]
+    fn relieve(&mut self, to: Place) -> bool {
+        !core::mem::replace(&mut self.relieved, true) && M::mm().relieve(to)
     }
 
     /// Copies, waits, and notes what failed.
@@ -188,7 +198,7 @@ pub(crate) fn copy<M: Machine>(batch: &mut Batch<M>) {
             core::mem::forget(core::mem::replace(&mut unit.dest, Dest::Frames(frames)));
             return list.push(op, number, place);
         }
-        if unit.order == Order::BASE {
+        if unit.order == Order::BASE && !list.relieve(to) {
             M::count(Event::AllocFail, 1);
             return finalize::fail(unit, Cause::NoMemory, report);
         }
@@ -227,7 +237,7 @@ fn copy_new<M: Machine>(
     }
 }
 
-/// A unit of more than one page, or a hole.
+/// A unit of more than one page, or a hole, or one that is tried again.
 fn copy_large<M: Machine>(
     unit: &mut Unit<M>,
     number: usize,
@@ -237,7 +247,11 @@ fn copy_large<M: Machine>(
     list: &mut List<M>,
     report: &mut Report,
 ) {
-    match alloc_dest(to, unit.order, need, &unit.source) {
+    let mut dest = alloc_dest(to, unit.order, need, &unit.source);
+    if dest.is_err() && list.relieve(to) {
+        dest = alloc_dest(to, unit.order, need, &unit.source);
+    }
+    match dest {
         Ok(dest) => unit.dest = dest,
         Err(OutOfMemory { .. }) => {
             M::count(Event::AllocFail, 1);

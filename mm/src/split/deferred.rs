@@ -1,7 +1,8 @@
 //! Folios that are mapped only in part and could not be split when that became so: somebody held them.
 //!
 //! The folio itself notes it, and its zone that there may be such folios. They are split at the next chance: by the next fault
-//! that meets them, or when their memory is wanted ([`Mm::split_deferred`]), which looks through the zone's frames for them.
+//! that meets them, or when their memory is wanted ([`Mm::split_deferred`]), which looks through the zone's frames for them: by
+//! an eviction, and by whoever would be out of memory otherwise ([`Mm::relieve`]).
 //! No list has to be kept in step with folios that are freed or move.
 
 use crate::counters::Event;
@@ -51,6 +52,15 @@ impl<M: Machine> Mm<M> {
             }
         }
         cuts
+    }
+
+    /// Memory of `place` has run out: gives back what folios keep that are mapped only in part. True when there was some, so that
+    /// it is worth to try again, once. Never so while failures are injected. The caller holds no spin lock; folios that
+    /// it has locked, or has frozen, are passed over. It does not help who wants 2 MiB: no 2 MiB get free by a cut.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn relieve(&self, place: Place) -> bool {
+        !self.inject.is_armed() && self.split_deferred(place) != 0
     }
 
     /// Cuts dead parts off whatever lies in these frames; the number of cuts.

@@ -40,6 +40,7 @@ mod parts;
 mod protect;
 mod random;
 mod regressions;
+mod relieve;
 mod remap;
 mod shared;
 mod splits;

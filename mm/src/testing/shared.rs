@@ -32,11 +32,11 @@ fn share(parent: &'static Space<Soft>, child: &'static Space<Soft>) {
 }
 
 fn share_table(parent: &'static Space<Soft>, child: &'static Space<Soft>, range: VaRange, base: Vaddr) {
-    let Some(mut from) = parent.cursor(base) else { return };
     let pmd = child.pmd_table_or_alloc(base, Need::User).expect("memory for a table");
+    let spare = <Soft as crate::Machine>::mm().spare_pte_table(base, Need::User).expect("memory");
+    let Some(mut from) = parent.cursor(base) else { return };
     let mut to = child.cursor_in(pmd, Level::Pmd, base);
     if from.level() == Level::Pte {
-        let spare = <Soft as crate::Machine>::mm().spare_pte_table(base, Need::User).expect("memory");
         let table = spare.table();
         to.hook(spare);
         drop(to);

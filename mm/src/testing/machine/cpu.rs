@@ -44,6 +44,7 @@ impl Machine for Soft {
 
     fn zero(first: Frame, order: Order) {
         let state = state();
+        state.no_lock_is_held("clears", first, order);
         for i in 0..order.pages() {
             state.zero_page(first.offset(i));
         }
@@ -52,6 +53,7 @@ impl Machine for Soft {
 
     fn copy(src: Frame, dst: Frame, order: Order) {
         let state = state();
+        state.no_lock_is_held("copies to", dst, order);
         for i in 0..order.pages() {
             state.copy_page(src.offset(i), dst.offset(i));
         }

@@ -322,6 +322,13 @@ impl State {
         self.preempt.get() == 0 && self.late.borrow().is_empty()
     }
 
+    /// Spin locks are held for as long as it takes to change entries, not to move data.
+    fn no_lock_is_held(&self, what: &str, frame: Frame, order: Order) {
+        if self.preempt.get() != 0 {
+            self.fail(|| format!("somebody {what} {frame} ({order:?}) while a spin lock is held"));
+        }
+    }
+
     fn copy_page(&self, src: Frame, dst: Frame) {
         let (src, dst) = (self.data(src), self.data(dst));
         for (from, to) in src.iter().zip(dst) {
