@@ -268,6 +268,7 @@ impl<W: World> Runner<'_, W> {
                 }
                 model.note(if level == Level::Pmd { "lent: 2 MiB" } else { "lent: 4 KiB" });
             }
+            self.world.lent(self.space(n as u8).1, range);
         }
         result.map(|_| ())
     }

@@ -81,4 +81,6 @@ pub trait World {
     }
     /// A range was just unmapped: notes whoever can still reach it.
     fn unmapped(&self, space: &'static Space<Self::Machine>, range: VaRange);
+    /// These pages are lent to a device: no CPU may reach them, if there is a way to look without taking them back.
+    fn lent(&self, _space: &'static Space<Self::Machine>, _range: VaRange) {}
 }

@@ -177,7 +177,10 @@ impl World for Host {
         Some(self.state.mm.unregister_device(n).map(|()| self.state.register_again(n)))
     }
     fn unmapped(&self, space: &'static Space<Soft>, range: VaRange) {
-        self.state.probe_unmapped(space.root_pfn(), range);
+        self.state.probe_gone(space.root_pfn(), range, "unmapped");
+    }
+    fn lent(&self, space: &'static Space<Soft>, range: VaRange) {
+        self.state.probe_gone(space.root_pfn(), range, "lent");
     }
 }
 

@@ -76,6 +76,16 @@ fn a_missing_flush_of_a_changed_protection_leaves_memory_writable() {
 }
 
 #[test]
+fn a_missing_flush_of_a_moved_mapping_leaves_memory_accessible_where_it_was() {
+    is_noticed(FlushReason::Remap, &ACCESS);
+}
+
+#[test]
+fn a_missing_flush_of_a_lent_page_lets_cpus_reach_it_while_the_device_has_it() {
+    is_noticed(FlushReason::Exclusive, &["after it was lent"]);
+}
+
+#[test]
 fn a_missing_unmap_flush_leaves_memory_accessible() {
     is_noticed(FlushReason::Unmap, &ACCESS);
 }

@@ -151,14 +151,14 @@ impl State {
         None
     }
 
-    /// A range is unmapped: whatever translation is left of it can still be used, and is.
-    pub(crate) fn probe_unmapped(&self, root: u32, range: VaRange) {
+    /// A range was unmapped, or lent to a device: whatever translation is left of it can still be used, and is.
+    pub(crate) fn probe_gone(&self, root: u32, range: VaRange, what: &str) {
         let cached = self.mmu.borrow().cached(root);
         for (cpu, t) in cached {
             let addr = t.addr.max(range.start.0);
             if t.covers(addr) && range.contains(Vaddr(addr)) {
                 self.fail(|| {
-                    format!("CPU {cpu} can still access {addr:#x} through {t:x?} after it was unmapped")
+                    format!("CPU {cpu} can still access {addr:#x} through {t:x?} after it was {what}")
                 });
             }
         }
