@@ -30,6 +30,9 @@ pub enum Advice {
     Cold,
     /// As [`Advice::Cold`], and to be written out (`MADV_PAGEOUT`): there is no place to write to.
     PageOut,
+    /// Small pages of RAM become huge ones now, in every whole 2 MiB of the range (`MADV_COLLAPSE`, [`Space::collapse`]). Pages on
+    /// devices stay where they are.
+    Collapse,
 }
 
 impl<M: Machine> Space<M> {
@@ -37,17 +40,25 @@ impl<M: Machine> Space<M> {
     ///
     /// # Errors
     /// [`RangeError::NotMapped`] with the first hole: the rest was done. [`RangeError::Invalid`] (also for contents of a driver's
-    /// own pages) and [`RangeError::Oom`]: nothing was changed.
+    /// own pages) and [`RangeError::Oom`]: nothing was changed. [`Advice::Collapse`] does what can be done, then tells of a hole, or
+    /// of the first 2 MiB that stayed small: [`RangeError::Oom`]; [`RangeError::Busy`], which may pass; [`RangeError::Invalid`]
+    /// with these 2 MiB, where there is nothing to collapse or it must not be.
     pub fn advise(&'static self, range: VaRange, advice: Advice) -> Result<(), RangeError> {
         if !range.is_user_pages() {
             return Err(RangeError::Invalid(range));
+        }
+        if advice == Advice::Collapse {
+            // It takes the lock for each 2 MiB, not for as long as all of them take.
+            let hole = self.covered_until(&self.vmas.read(), range);
+            let done = self.collapse_all(range);
+            return if hole == range.end { done } else { Err(RangeError::NotMapped(hole)) };
         }
         let mut vmas = self.vmas.write();
         let hole = self.covered_until(&vmas, range);
         match advice {
             Advice::Huge => self.set_advice(&mut vmas, range, HugeAdvice::Huge)?,
             Advice::NoHuge => self.set_advice(&mut vmas, range, HugeAdvice::NoHuge)?,
-            Advice::DontNeed | Advice::Free | Advice::Cold | Advice::PageOut => {
+            Advice::DontNeed | Advice::Free | Advice::Cold | Advice::PageOut | Advice::Collapse => {
                 if vmas.iter_in(range).any(|vma| vma.kind() == VmaKind::Device) {
                     return Err(RangeError::Invalid(range));
                 }

@@ -83,14 +83,34 @@ impl<M: Machine> Space<M> {
     /// # Errors
     /// [`RangeError::Invalid`]. That some 2 MiB stayed as they were is in the report.
     pub fn collapse(&'static self, range: VaRange) -> Result<MergeReport, RangeError> {
-        self.for_each_huge(range, |vma, base| self.collapse_one(vma, base))
+        self.for_each_huge(range, |vma, base| self.collapse_one(vma, base), &mut |_, _| {})
     }
 
-    /// Calls `f` for every whole 2 MiB in `range` that a fitting VMA covers, with the VMA lock held alone, and sums up.
+    /// As [`Space::collapse`], for who asks for all or nothing and hears of the first 2 MiB that stayed; those after it are tried
+    /// too.
+    ///
+    /// # Errors
+    /// [`RangeError::Oom`], [`RangeError::Busy`]; [`RangeError::Invalid`] with the 2 MiB for every cause that does not pass by
+    /// itself, or with `range`.
+    pub(crate) fn collapse_all(&'static self, range: VaRange) -> Result<(), RangeError> {
+        let mut first = None;
+        let mut note = |base, cause| first = first.or(Some((base, cause)));
+        self.for_each_huge(range, |vma, base| self.collapse_one(vma, base), &mut note)?;
+        match first {
+            None => Ok(()),
+            Some((base, MergeCause::NoMemory)) => Err(RangeError::Oom(base)),
+            Some((base, MergeCause::Busy | MergeCause::Pinned)) => Err(RangeError::Busy(base)),
+            Some((base, _)) => Err(RangeError::Invalid(VaRange::new(base.0, PMD_SIZE))),
+        }
+    }
+
+    /// Calls `f` for every whole 2 MiB in `range` that a fitting VMA covers, with the VMA lock held alone, and sums up; `stayed`
+    /// hears of those that stay.
     pub(crate) fn for_each_huge(
         &'static self,
         range: VaRange,
         f: impl Fn(&Vma, Vaddr) -> Result<Merged, MergeCause>,
+        stayed: &mut dyn FnMut(Vaddr, MergeCause),
     ) -> Result<MergeReport, RangeError> {
         if !range.is_user_pages() {
             return Err(RangeError::Invalid(range));
@@ -112,7 +132,10 @@ impl<M: Machine> Space<M> {
                 Ok(Merged::Already) => report.already += 1,
                 Ok(Merged::InPlace) => report.in_place += 1,
                 Ok(Merged::Copied) => report.copied += 1,
-                Err(cause) => report.failed[cause as usize] += 1,
+                Err(cause) => {
+                    report.failed[cause as usize] += 1;
+                    stayed(base, cause);
+                }
             }
             base = base.add(PMD_SIZE);
         }

@@ -42,7 +42,7 @@ impl<M: Machine> Space<M> {
     /// # Errors
     /// [`RangeError::Invalid`]. That some 2 MiB stayed as they were is in the report.
     pub fn merge_device(&'static self, range: VaRange) -> Result<MergeReport, RangeError> {
-        self.for_each_huge(range, |vma, base| self.merge_one(vma, base))
+        self.for_each_huge(range, |vma, base| self.merge_one(vma, base), &mut |_, _| {})
     }
 
     fn merge_one(&'static self, vma: &Vma, base: Vaddr) -> Result<Merged, MergeCause> {

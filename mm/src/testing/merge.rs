@@ -1,13 +1,15 @@
 //! Small pages become huge ones: in RAM by a collapse, on a device by a merge.
 
+use crate::advise::Advice;
 use crate::counters::Event;
 use crate::entry::{Attrs, Entry, SoftKind};
+use crate::error::RangeError;
 use crate::folio::{FolioRef, LockedFolio};
 use crate::inject::Site;
 use crate::testing::kit::{DEV, Kit, at, range};
 use crate::testing::machine::Soft;
 use crate::testing::shared::{check_shared, sharer};
-use crate::types::{Frame, Level, Order, Place, Prot};
+use crate::types::{Frame, Level, Order, Place, Prot, VaRange};
 use crate::vma::HugeAdvice::{Default as Small, Huge, NoHuge};
 use crate::zone::Need;
 use crate::{MergeCause, MergeReport};
@@ -99,6 +101,48 @@ fn larger_folios_collapse_too_and_their_memory_is_free_after() {
         kit.check(50, 462);
     }
     kit.check_in_place(100, 412);
+}
+
+#[test]
+fn a_collapse_can_be_advised_and_says_why_not() {
+    let kit = small(1024);
+    let advise = |start, len| kit.space.space().advise(range(start, len), Advice::Collapse);
+    let huge = || [0, 512].map(|page| kit.space.entry_at(at(page)).0 == Level::Pmd);
+    // A failure in the first 2 MiB is told of, and the second are collapsed all the same.
+    let held = folio(&kit, 300);
+    assert_eq!((advise(0, 1024), huge()), (Err(RangeError::Busy(at(0))), [false, true]));
+    let locked = LockedFolio::try_lock(held).expect("nobody has it");
+    assert_eq!(advise(0, 1024), Err(RangeError::Busy(at(0))));
+    drop(locked);
+    kit.machine.mm.inject.arm(Site::RamFolio as u32, 9, 0, 1);
+    assert_eq!(advise(0, 1024), Err(RangeError::Oom(at(0))));
+    kit.machine.mm.inject.disarm();
+    kit.audit();
+    assert_eq!(advise(1, 510), Ok(()), "no whole 2 MiB are asked for");
+    assert_eq!(huge(), [false, true]);
+    // What lies behind the mapping is told of, after what can be done.
+    assert_eq!((advise(0, 1536), huge()), (Err(RangeError::NotMapped(at(1024))), [true, true]));
+    assert_eq!(advise(0, 1024), Ok(()), "all are huge already");
+    kit.check(0, 1024);
+    let unaligned = VaRange::new(at(0).0 + 1, 4096);
+    assert_eq!(kit.space.space().advise(unaligned, Advice::Collapse), Err(RangeError::Invalid(unaligned)));
+    kit.audit();
+}
+
+#[test]
+fn what_is_not_to_be_collapsed_is_refused() {
+    let kit = small(512);
+    let advise = |start, len| kit.space.space().advise(range(start, len), Advice::Collapse);
+    let refused = |start| Err(RangeError::Invalid(range(start, 512)));
+    assert_eq!(advise(512, 512), refused(512), "there is nothing");
+    kit.space.space().migrate(range(511, 1), DEV).expect("it is mapped");
+    assert_eq!(advise(0, 512), refused(0));
+    assert_eq!(frame(&kit, 511).place(), DEV, "nothing is dragged back");
+    kit.check(0, 512);
+    kit.space.space().advise(range(0, 1), Advice::NoHuge).expect("it is mapped");
+    assert_eq!(advise(0, 512), refused(0));
+    kit.check(0, 512);
+    kit.audit();
 }
 
 #[test]
