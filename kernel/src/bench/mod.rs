@@ -75,7 +75,9 @@ pub(crate) fn run(command: &CommandLine<'_>, devices: Result<usize, DeviceError>
         samples::touch_all_memory();
     }
     let single = single::ROWS.iter().filter(|row| command.takes(row.name)).count();
-    let sweeps = if command.takes(sweep::NAME) { sizes.len() * 4 } else { 0 };
+    // On the clock there is no raw copy to hold the third row against.
+    let rows = if command.wall { 2 } else { 3 };
+    let sweeps = if command.takes(sweep::NAME) { sizes.len() * 2 * rows } else { 0 };
     let mut progress = Progress { done: 0, of: single + sweeps };
     progress.say();
     for row in single::ROWS.iter().filter(|row| command.takes(row.name)) {
@@ -92,7 +94,10 @@ pub(crate) fn run(command: &CommandLine<'_>, devices: Result<usize, DeviceError>
                     if huge { "2 MiB" } else { "4 KiB" }
                 );
                 finish(&what, sweep::run(size, huge, command.wall));
-                progress.step(2);
+                if !command.wall {
+                    finish(&what, sweep::read_back(size, huge));
+                }
+                progress.step(rows);
             }
         }
     }

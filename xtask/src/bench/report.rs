@@ -48,6 +48,8 @@ struct Migration {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Direction {
     ToDevice,
+    /// And every page read back through the device's table, for the program: what the field's benchmark times.
+    ToDeviceReadBack,
     ToSystem,
 }
 
@@ -77,7 +79,7 @@ impl Report {
             "sweep" => self.sweep.push(Migration {
                 size: record.u64("size")?,
                 huge: record.u64("huge")? != 0,
-                direction: if text("dir") == "dev" { Direction::ToDevice } else { Direction::ToSystem },
+                direction: Direction::read(&text("dir"))?,
                 cost: Cost::read(&record, self.unit, "rounds")?,
             }),
             "skip" => self.skipped.push((text("what"), text("why"))),
@@ -221,9 +223,19 @@ impl Operation {
 }
 
 impl Direction {
+    fn read(word: &str) -> Option<Self> {
+        match word {
+            "dev" => Some(Self::ToDevice),
+            "dev+read" => Some(Self::ToDeviceReadBack),
+            "sys" => Some(Self::ToSystem),
+            _ => None,
+        }
+    }
+
     fn name(self) -> &'static str {
         match self {
             Self::ToDevice => "device",
+            Self::ToDeviceReadBack => "device, read back",
             Self::ToSystem => "system",
         }
     }
@@ -342,6 +354,22 @@ mod tests {
         let row = text.lines().find(|line| line.contains("2 MiB")).unwrap();
         assert!(row.trim_start().starts_with("2M  device  2 MiB  264,144"));
         assert!(row.ends_with("68.9"), "{row}");
+    }
+
+    #[test]
+    fn what_is_read_back_is_a_row_of_its_own() {
+        let text = plain(&report(
+            false,
+            &[
+                "@sweep size=2097152 huge=1 dir=dev total=264144 bulk=262144 rounds=1",
+                "@sweep size=2097152 huge=1 dir=dev+read total=806432 bulk=786432 rounds=1",
+                "@sweep size=2097152 huge=0 dir=dev+read total=846432 bulk=786432 rounds=1",
+                "@sweep size=2097152 huge=0 dir=elsewhere total=1 bulk=1 rounds=1",
+            ],
+        ));
+        let row = text.lines().find(|line| line.contains("read back  2 MiB")).unwrap();
+        assert!(row.ends_with("3.0"), "compared with its own counterpart: {row}");
+        assert_eq!(text.lines().filter(|line| line.trim_start().starts_with("2M")).count(), 3);
     }
 
     #[test]
