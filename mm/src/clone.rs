@@ -242,7 +242,7 @@ impl<M: Machine> Clone<M> {
             Entry::Leaf(leaf) if leaf.special => return Ok(Copied::Same(entry)),
             Entry::Leaf(Leaf { frame, attrs, .. }) => {
                 self.restrict(from, attrs & SOLE);
-                (frame, attrs)
+                (frame, attrs | written_meanwhile(from, attrs))
             }
             Entry::NonPresent(soft) => {
                 self.restrict_soft(from, soft);
@@ -304,6 +304,19 @@ fn copy_pinned<M: Machine>(_source: &FolioRef<M>, frame: Frame) -> Result<FolioR
     let copy = M::mm().alloc_folio(Place::RAM, Order::BASE, Need::User)?;
     M::copy(frame, copy.frame(), Order::BASE);
     Ok(copy)
+}
+
+/// What a CPU may have noted in a leaf after it was read as `before`, and until it could not be written any more: the clone has that
+/// write too, and may be the last to know of it.
+#[inline(always)]
+fn written_meanwhile<M: Machine>(from: &Cursor<M>, before: Attrs) -> Attrs {
+    if !before.contains(Attrs::WRITE) || before.contains(Attrs::DIRTY) {
+        return Attrs::empty();
+    }
+    match from.entry() {
+        Entry::Leaf(leaf) => leaf.attrs & Attrs::DIRTY,
+        _ => Attrs::empty(),
+    }
 }
 
 /// The page is pinned: what [`Clone::share`] has taken off its entry comes back.

@@ -17,6 +17,7 @@ use crate::space::Space;
 use crate::table::TableStash;
 use crate::tlb::TlbGather;
 use crate::types::{Frame, Level, Order, PAGE_SIZE, Prot, VaRange, Vaddr};
+use crate::vma::VmaIndex;
 use crate::zone::Need;
 
 /// Maps the destination of a hole, if the hole is still one: at once where nothing is there, else as [`State::Marked`].
@@ -153,10 +154,8 @@ pub(crate) fn map_copy<M: Machine>(unit: &mut Unit<M>) -> Result<State, Cause> {
     let Some(space) = unit.space else { return Err(Cause::Raced) };
     let vmas = space.vmas.read();
     let range = VaRange::new(unit.addr.0, unit.order.bytes());
-    let vma =
-        vmas.find(unit.addr).filter(|vma| vma.range().covers(range) && vma.prot().contains(Prot::WRITE));
-    let vma = vma.ok_or(Cause::Raced)?;
-    link_pieces(&unit.dest, RmapLink { anon: vma.anon(), index: vma.page_index(unit.addr) });
+    let link = link_to_write(&vmas, range).ok_or(Cause::Raced)?;
+    link_pieces(&unit.dest, link);
     let mut tables = match &mut unit.dest {
         Dest::Pieces(first) => core::mem::replace(&mut first.tables, TableStash::new()),
         _ => TableStash::new(),
@@ -178,6 +177,23 @@ pub(crate) fn map_copy<M: Machine>(unit: &mut Unit<M>) -> Result<State, Cause> {
     let names = Names { source, from: source.frame(), to: To::Source, grant: Attrs::empty(), evicted: false };
     name_everywhere(&names, None, unit.addr, &mut TableStash::new());
     if mapped == 0 { Err(Cause::Raced) } else { Ok(State::Committed) }
+}
+
+/// Where the reverse map is to find a folio that is mapped in `range`, for writing: one VMA is enough, but it may have been cut (by
+/// advice, say), and its parts go on as one.
+fn link_to_write<M: Machine>(vmas: &VmaIndex<M>, range: VaRange) -> Option<RmapLink> {
+    let mut link: Option<RmapLink> = None;
+    let mut at = range.start;
+    while at < range.end {
+        let vma = vmas.find(at).filter(|vma| vma.prot().contains(Prot::WRITE))?;
+        let first = vma.page_index(at).wrapping_sub((at.0 - range.start.0) / PAGE_SIZE);
+        let here = RmapLink { anon: vma.anon(), index: first };
+        if *link.get_or_insert(here) != here {
+            return None;
+        }
+        at = vma.range().end;
+    }
+    link
 }
 
 /// Tells the new folios where the reverse map finds them.

@@ -137,6 +137,72 @@ fn what_moves_to_a_place_beside_itself_has_the_tables_it_needs() {
     passes(&config, &steps);
 }
 
+/// A huge page lies under two VMAs since a tracker has cut them: the one who is to write gets its copy all the same.
+#[test]
+fn a_copy_for_a_write_may_lie_under_two_vmas() {
+    let steps = [
+        Step(3834478261, Map { space: 2, start: 1536, len: 1024, prot: 3, huge: true }),
+        Step(3446416578, Write { cpu: 3, space: 5, page: 101 }),
+        Step(3988602091, Track { space: 2, start: 1536, len: 1, what: 1 }),
+        Step(4039383331, Fork { from: 5, to: 1 }),
+        Step(414849814, Fetch { space: 4, start: 1536, len: 512, to: 0, fault: true, write: true }),
+    ];
+    let config = Config {
+        cpus: 2,
+        ram: vec![514..1247, 1254..12800],
+        devices: vec![4096, 1001, 3072],
+        coherent: vec![0],
+        chaos: 60,
+        late_copies: false,
+    };
+    passes(&config, &steps);
+}
+
+/// Another CPU writes between the look at an entry and the moment from which nobody can: the write is in the clone too.
+#[test]
+fn a_clone_knows_of_a_write_that_came_while_it_was_made() {
+    let steps = [
+        Step(3683308903, Write { cpu: 2, space: 4, page: 512 }),
+        Step(2257915953, Write { cpu: 1, space: 3, page: 763 }),
+        Step(1296373356, Write { cpu: 0, space: 1, page: 1970 }),
+        Step(462768500, Write { cpu: 2, space: 1, page: 1613 }),
+        Step(774729164, Map { space: 1, start: 0, len: 2, prot: 3, huge: true }),
+        Step(759855310, Write { cpu: 5, space: 3, page: 0 }),
+        Step(2784329657, Read { cpu: 1, space: 3, page: 1092 }),
+        Step(2244409414, Fill { cpu: 7, space: 4, start: 0, len: 8 }),
+        Step(1000272853, Fork { from: 7, to: 2 }),
+        Step(2688875439, Map { space: 4, start: 512, len: 1024, prot: 3, huge: true }),
+        Step(352180766, Read { cpu: 3, space: 6, page: 1199 }),
+        Step(2932250791, Map { space: 4, start: 0, len: 512, prot: 7, huge: true }),
+        Step(1845725630, Write { cpu: 3, space: 4, page: 512 }),
+        Step(3557374339, Map { space: 3, start: 1024, len: 512, prot: 1, huge: true }),
+        Step(4172287626, Map { space: 7, start: 512, len: 1024, prot: 1, huge: true }),
+        Step(536562186, Advise { space: 6, start: 0, len: 1024, huge: false }),
+        Step(976881409, Device { space: 7, start: 512, len: 8, what: 0 }),
+        Step(3034672115, Unmap { space: 2, start: 0, len: 512 }),
+        Step(2024794849, Contents { space: 6, start: 1024, len: 512, advice: 0 }),
+        Step(1390414307, Migrate { space: 5, start: 512, len: 1024, to: 0 }),
+        Step(2205612527, Unmap { space: 0, start: 1024, len: 512 }),
+        Step(2417196973, Map { space: 7, start: 512, len: 512, prot: 3, huge: true }),
+        Step(2860156883, Map { space: 0, start: 1536, len: 1024, prot: 3, huge: true }),
+        Step(379550734, Write { cpu: 2, space: 4, page: 0 }),
+        Step(381698711, Fill { cpu: 1, space: 6, start: 64, len: 8 }),
+        Step(248891047, Map { space: 0, start: 0, len: 512, prot: 3, huge: true }),
+        Step(1658712887, Contents { space: 3, start: 1536, len: 1024, advice: 1 }),
+        Step(1806201888, Write { cpu: 5, space: 3, page: 283 }),
+        Step(3557621237, Fork { from: 3, to: 2 }),
+    ];
+    let config = Config {
+        cpus: 3,
+        ram: vec![540..1056, 1063..10752],
+        devices: vec![6144, 1009, 1024],
+        coherent: vec![2],
+        chaos: 20,
+        ..config()
+    };
+    passes(&config, &steps);
+}
+
 /// A run of one folio's entries that begins with one that is not present: the rest of it waits for the flush all the same.
 #[test]
 fn a_page_whose_mapping_is_partly_hidden_outlives_its_translations() {
