@@ -116,7 +116,9 @@ impl<W: World> Runner<'_, W> {
             }
             Err(why) => {
                 model.note("not replugged");
-                let reason = why.refs > why.maps || why.locked || why.pins > 0 || !self.held.is_empty();
+                let reason = why.refs > why.maps || why.locked || why.pins > 0;
+                // Memory may be nobody's for a moment: taken for a migration, or held before it is mapped.
+                let reason = reason || self.parked || !self.held.is_empty();
                 if calm
                     || !reason
                         && !self.failing
