@@ -290,7 +290,7 @@ impl<M: Machine> Space<M> {
     /// address, before anything is moved; [`RangeError::NoDevice`]. Running out of memory is not an error but a cause in the
     /// report.
     pub fn migrate(&'static self, range: VaRange, to: Place) -> Result<Report, RangeError> {
-        self.migrate_batches(range, to, &MigrateOptions::to(to), None, None)
+        self.migrate_batches(range, to, &mut MigrateOptions::to(to), None, None)
     }
 
     /// As [`Space::migrate`], with a choice of where pages are taken from (from one device straight to another, for one) and of
@@ -306,7 +306,7 @@ impl<M: Machine> Space<M> {
         options: &MigrateOptions,
         observer: &mut dyn FnMut(&UnitReport),
     ) -> Result<Report, RangeError> {
-        self.migrate_batches(range, to, options, Some(observer), None)
+        self.migrate_batches(range, to, &mut { *options }, Some(observer), None)
     }
 
     /// As [`Space::migrate`], for the holder of copies that `options` name as the owner. `taken` hears of every range whose pages
@@ -324,14 +324,15 @@ impl<M: Machine> Space<M> {
         options: &MigrateOptions,
         taken: &mut dyn FnMut(VaRange),
     ) -> Result<Report, RangeError> {
-        self.migrate_batches(range, to, options, None, Some(taken))
+        self.migrate_batches(range, to, &mut { *options }, None, Some(taken))
     }
 
-    fn migrate_batches(
+    /// Afterwards [`MigrateFlags::REFUSE_HUGE`] is among the options if it was and no 2 MiB unit came.
+    pub(crate) fn migrate_batches(
         &'static self,
         range: VaRange,
         to: Place,
-        options: &MigrateOptions,
+        options: &mut MigrateOptions,
         mut observer: Option<&mut dyn FnMut(&UnitReport)>,
         mut taken: Option<&mut dyn FnMut(VaRange)>,
     ) -> Result<Report, RangeError> {
@@ -356,6 +357,7 @@ impl<M: Machine> Space<M> {
                 collected.for_each_taken(taken);
             }
             let committed = collected.unmap().copy().commit();
+            options.flags = committed.work.0.options.flags;
             report.add(&match &mut observer {
                 Some(observer) => committed.finalize_with(observer),
                 None => committed.finalize(),

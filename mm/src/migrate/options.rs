@@ -85,6 +85,8 @@ bitflags::bitflags! {
         /// With `FAULT`: the destination is going to write. Pages that may not be written yet become writable, a page that is
         /// shared by a copy for this mapping alone; that counts as a write of each such page. Needs a writable mapping.
         const WRITE = 1 << 1;
+        /// The first 2 MiB unit gets single pages, as if no larger memory were free at the destination; for tests.
+        const REFUSE_HUGE = 1 << 2;
     }
 }
 

@@ -11,9 +11,9 @@ use crate::folio::{Folio, LockedFolio, RmapLink};
 use crate::frames::FrameSource;
 use crate::machine::{FlushReason, Machine};
 use crate::migrate::collect::to_migration;
+use crate::migrate::options::MigrateFlags;
 use crate::migrate::unit::{Batch, Dest, MAX_UNITS, PieceChunk, Source, State, Unit};
 use crate::migrate::{Cause, Report, finalize, holes};
-use crate::mm::Mm;
 use crate::notifier::{NotifyEvent, Owner};
 use crate::slab::PoolBox;
 use crate::table::TableStash;
@@ -110,11 +110,13 @@ struct List<M: Machine> {
     any_failed: bool,
     /// There was no memory, and what could be done about that is done.
     relieved: bool,
+    /// The next 2 MiB unit gets single pages ([`MigrateFlags::REFUSE_HUGE`]).
+    refuse_huge: bool,
     machine: PhantomData<fn() -> M>,
 }
 
 impl<M: Machine> List<M> {
-    const fn new() -> Self {
+    const fn new(refuse_huge: bool) -> Self {
         let unused = CopyOp::Zero { dst: Frame::ram(0), order: Order::BASE };
         Self {
             place: Place::RAM,
@@ -125,6 +127,7 @@ impl<M: Machine> List<M> {
             failed: [0; MAX_UNITS / 64],
             any_failed: false,
             relieved: false,
+            refuse_huge,
             machine: PhantomData,
         }
     }
@@ -177,8 +180,8 @@ impl<M: Machine> List<M> {
 /// Destinations for every unit, and the data, in lists.
 pub(crate) fn copy<M: Machine>(batch: &mut Batch<M>) {
     let (to, need) = (batch.to, batch.need);
-    let Batch { units, report, .. } = batch;
-    let mut list = List::<M>::new();
+    let Batch { units, report, options, .. } = batch;
+    let mut list = List::<M>::new(options.flags.contains(MigrateFlags::REFUSE_HUGE));
     let mut pages = FrameSource::new(to, need);
     let n = units.len();
     let mut i = 0;
@@ -205,6 +208,7 @@ pub(crate) fn copy<M: Machine>(batch: &mut Batch<M>) {
         copy_large(unit, number, place, to, need, &mut list, report);
     });
     list.run();
+    options.flags.set(MigrateFlags::REFUSE_HUGE, list.refuse_huge);
     if list.any_failed {
         let mut i = 0;
         units.for_each(|unit| {
@@ -247,9 +251,17 @@ fn copy_large<M: Machine>(
     list: &mut List<M>,
     report: &mut Report,
 ) {
-    let mut dest = alloc_dest(to, unit.order, need, &unit.source);
+    let refused = unit.order == Order::PMD && core::mem::take(&mut list.refuse_huge);
+    let alloc = || {
+        if refused {
+            alloc_pieces(to, unit.order, Order::BASE, need, &unit.source)
+        } else {
+            alloc_dest(to, unit.order, need, &unit.source)
+        }
+    };
+    let mut dest = alloc();
     if dest.is_err() && list.relieve(to) {
-        dest = alloc_dest(to, unit.order, need, &unit.source);
+        dest = alloc();
     }
     match dest {
         Ok(dest) => unit.dest = dest,
@@ -331,18 +343,20 @@ fn alloc_dest<M: Machine>(
     match whole {
         Ok(dest) => Ok(dest),
         Err(oom) if order == Order::BASE => Err(oom),
-        Err(_) => alloc_pieces(mm, to, order, need, source),
+        Err(_) => alloc_pieces(to, order, Order::new(order.get() - 1), need, source),
     }
 }
 
+/// Folios of `largest` at most that fill `order` together.
 #[cold]
 fn alloc_pieces<M: Machine>(
-    mm: &Mm<M>,
     to: Place,
     order: Order,
+    largest: Order,
     need: Need,
     source: &Source<M>,
 ) -> Result<Dest<M>, OutOfMemory> {
+    let mm = M::mm();
     // Nothing maps the source any more, and migration entries of a PMD table never multiply.
     let entries = match source {
         Source::Folio(folio) => mm.huge_entries(folio),
@@ -351,7 +365,7 @@ fn alloc_pieces<M: Machine>(
     let mut tables = TableStash::new();
     tables.fill(entries, need)?;
     let mut first = PieceChunk::alloc(mm)?;
-    match fill_pieces(mm, &mut first, to, order, need) {
+    match fill_pieces(&mut first, to, order, largest, need) {
         Ok(()) => {
             first.tables = tables;
             Ok(Dest::Pieces(first))
@@ -364,14 +378,14 @@ fn alloc_pieces<M: Machine>(
 }
 
 fn fill_pieces<M: Machine>(
-    mm: &Mm<M>,
     first: &mut PoolBox<M, PieceChunk<M>>,
     to: Place,
     order: Order,
+    mut largest: Order,
     need: Need,
 ) -> Result<(), OutOfMemory> {
+    let mm = M::mm();
     let mut at = 0;
-    let mut largest = Order::new(order.get() - 1);
     while at < order.pages() {
         let want = largest.min(Order::largest(at, order.pages() - at));
         match mm.alloc_locked_folio(to, want, need) {

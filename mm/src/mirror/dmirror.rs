@@ -5,19 +5,18 @@
 //!
 //! Two counts come back. `faults` counts *rounds*: the device reads or writes through its page table until an entry is missing,
 //! then faults in all of the rest, and goes on. `cpages` counts pages read or written, also after a migration to the device, where
-//! it is the number of pages that the device finds in its table then; after a migration to RAM it counts what moved, a huge page
-//! as one.
+//! it is the number of pages that the device finds in its table then; after a migration to RAM it counts what moved: a 2 MiB page
+//! that stayed one as one, everything else page by page.
 
-use core::sync::atomic::{AtomicBool, Ordering::AcqRel, Ordering::Relaxed};
+use core::sync::atomic::{AtomicBool, Ordering::AcqRel, Ordering::Release};
 
 use crate::error::{OutOfMemory, RangeError};
 use crate::hmm::{HmmError, HmmPfn, HmmWant, RangeFault};
-use crate::inject::Site;
 use crate::machine::Machine;
-use crate::migrate::Report;
+use crate::migrate::{MigrateFlags, Report, UnitReport, Verdict};
 use crate::mirror::{MirrorAttrs, MirrorRef};
 use crate::space::{AddressSpace, SpaceUser};
-use crate::types::{Access, Order, PAGE_SIZE, PMD_SIZE, Place, VaRange, Vaddr};
+use crate::types::{Access, Order, PAGE_SIZE, Place, VaRange, Vaddr};
 
 /// Tries to lend a range as a whole.
 const ROUNDS: u32 = 16;
@@ -183,10 +182,10 @@ impl<M: Machine> Dmirror<M> {
         self.mirror.space().ok_or(DmirrorError::Invalid)
     }
 
-    /// Makes the next allocation of a 2 MiB page fail, in a migration either way: single pages are taken for it (the flag
-    /// `FAIL_ALLOC`). Once.
+    /// Makes the next allocation of a 2 MiB page fail, in a migration either way that this opening is told to do: single pages are
+    /// taken for it (the flag `FAIL_ALLOC`). Once, and then only: it waits for a migration that has a 2 MiB page in it.
     pub fn fail_next_huge(&self) {
-        self.fail_alloc.store(true, Relaxed);
+        self.fail_alloc.store(true, Release);
     }
 
     /// READ: the device reads as many pages from `addr` on as `to` has room for.
@@ -254,38 +253,35 @@ impl<M: Machine> Dmirror<M> {
     /// not to be read.
     pub fn migrate_to_device(&self, addr: Vaddr, to: &mut [u64]) -> Result<Done, DmirrorError> {
         let range = range_of(addr, to.len())?;
-        self.migrate(range, self.device)?;
+        self.migrate(range, self.device, None)?;
         self.enter_own(range)?;
         self.read_back(range, to)
     }
 
-    /// `MIGRATE_TO_SYS`: moves the pages of the range that lie on a device to RAM. `cpages` counts what moved, a huge page that
+    /// `MIGRATE_TO_SYS`: moves the pages of the range that lie on a device to RAM. `cpages` counts what moved, a 2 MiB page that
     /// stayed one as one.
     ///
     /// # Errors
     /// [`DmirrorError::Invalid`] as above.
     pub fn migrate_to_system(&self, range: VaRange) -> Result<Done, DmirrorError> {
-        let report = self.migrate(range, Place::RAM)?;
-        let torn_units = report.torn / u64::from(Order::PMD.pages());
-        Ok(Done { cpages: report.units - torn_units + report.torn, faults: 0 })
+        let mut cpages = 0;
+        self.migrate(range, Place::RAM, Some(&mut |unit| cpages += entries_of(unit)))?;
+        Ok(Done { cpages, faults: 0 })
     }
 
-    fn migrate(&self, range: VaRange, to: Place) -> Result<Report, DmirrorError> {
-        if !self.fail_alloc.swap(false, AcqRel) {
-            return Ok(self.mirror.migrate(range, to)?);
+    fn migrate(
+        &self,
+        range: VaRange,
+        to: Place,
+        observer: Option<&mut dyn FnMut(&UnitReport)>,
+    ) -> Result<Report, DmirrorError> {
+        let mut flags = MigrateFlags::empty();
+        flags.set(MigrateFlags::REFUSE_HUGE, self.fail_alloc.swap(false, AcqRel));
+        let report = self.mirror.migrate_observed(range, to, &mut flags, observer);
+        if flags.contains(MigrateFlags::REFUSE_HUGE) {
+            self.fail_alloc.store(true, Release); // there was none to refuse
         }
-        // The first huge page gets single pages, the rest what there is.
-        let inject = &M::mm().inject;
-        let first = VaRange::new(range.start.0, PMD_SIZE).intersect(range);
-        let site = if to.is_ram() { Site::RamFolio } else { Site::DeviceFolio };
-        inject.arm(site as u32, 1, 0, u64::MAX);
-        let report = self.mirror.migrate(first, to);
-        inject.disarm();
-        let mut report = report?;
-        if first.end < range.end {
-            report.add(&self.mirror.migrate(VaRange::between(first.end, range.end), to)?);
-        }
-        Ok(report)
+        Ok(report?)
     }
 
     /// Enters the pages of the range that lie in the device's own memory.
@@ -378,6 +374,15 @@ impl<M: Machine> Dmirror<M> {
 fn range_of(addr: Vaddr, words: usize) -> Result<VaRange, DmirrorError> {
     let range = VaRange::new(addr.0, words as u64 * 8);
     if range.is_user_pages() { Ok(range) } else { Err(DmirrorError::Invalid) }
+}
+
+/// The entries that a driver would have had for a unit that moved: one for a 2 MiB page in one piece, else one for each page.
+fn entries_of(unit: &UnitReport) -> u64 {
+    match unit.verdict {
+        Verdict::Stayed(_) => 0,
+        Verdict::Moved if unit.order == Order::PMD => 1,
+        _ => u64::from(unit.pages),
+    }
 }
 
 /// What is left of a range after so many pages.

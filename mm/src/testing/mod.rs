@@ -13,6 +13,7 @@ mod clone;
 mod coherent;
 mod directed;
 mod dmirror;
+mod dmirror_counts;
 mod evict;
 mod exclusive;
 mod failures;
