@@ -31,20 +31,32 @@ impl<M: Machine> Mm<M> {
         self.split_deferred(place);
         let zone = self.zone(place).frames();
         let range = range.start.max(zone.start)..range.end.min(zone.end);
-        self.evict(&|| range.clone().map(|index| Frame::new(place, index)), need)
+        let frames = || range.clone().map(|index| Frame::new(place, index)).enumerate();
+        self.evict(&frames, &|_, _| false, need)
     }
 
-    /// As [`Mm::evict_range`], for the folios of scattered frames. Frames of RAM are passed over.
+    /// As [`Mm::evict_range`], for the folios of scattered frames, of any devices. Frames of RAM and free ones are passed over, and a
+    /// folio counts once however many of its frames there are. Quickest for frames in ascending order.
     pub fn evict_frames(&self, frames: &[Frame]) -> Report {
-        self.evict(&|| frames.iter().copied().filter(|frame| !frame.place().is_ram()), Need::User)
+        let sorted = frames.is_sorted_by_key(|frame| frame.raw());
+        // In order, the frames of a folio stand beside each other.
+        let seen = |i, folio: &Folio| !sorted && frames[..i].iter().any(|&frame| folio.covers(frame));
+        let on_devices = || frames.iter().copied().enumerate().filter(|(_, frame)| !frame.place().is_ram());
+        self.evict(&on_devices, &seen, Need::User)
     }
 
-    fn evict<I: Iterator<Item = Frame>>(&self, frames: &impl Fn() -> I, need: Need) -> Report {
+    /// Frames come with their numbers in the list; `seen` says whether a folio had its turn before that.
+    fn evict<I: Iterator<Item = (usize, Frame)>>(
+        &self,
+        frames: &impl Fn() -> I,
+        seen: &dyn Fn(usize, &Folio) -> bool,
+        need: Need,
+    ) -> Report {
         let mut report = Report::default();
         for _ in 0..TRIES {
             // What failed counts once: as it failed last.
             report.failed = [0; Cause::COUNT];
-            evict_once::<M>(frames(), need, &mut report);
+            evict_once::<M>(frames(), seen, need, &mut report);
             if report.failed[Cause::Busy as usize] + report.failed[Cause::Pinned as usize] == 0 {
                 break;
             }
@@ -55,14 +67,18 @@ impl<M: Machine> Mm<M> {
 }
 
 /// Tries every folio once, in batches.
-fn evict_once<M: Machine>(frames: impl Iterator<Item = Frame>, need: Need, report: &mut Report) {
+fn evict_once<M: Machine>(
+    frames: impl Iterator<Item = (usize, Frame)>,
+    seen: &dyn Fn(usize, &Folio) -> bool,
+    need: Need,
+    report: &mut Report,
+) {
     let mut frames = frames.peekable();
     while frames.peek().is_some() {
         let Ok(mut batch) = Migration::begin(Place::RAM, need) else {
-            let left = frames.filter(|&frame| M::mm().try_get_folio(frame).is_some()).count();
-            return report.fail(Cause::NoMemory, left as u32);
+            return report.fail(Cause::NoMemory, pages_left::<M>(frames, seen));
         };
-        let place = fill::<M>(&mut batch, &mut frames, report);
+        let place = fill::<M>(&mut batch, &mut frames, seen, report);
         let done = batch.collected(Vaddr(0)).unmap().copy().commit().finalize();
         if let Some(number) = place.and_then(Place::device_number) {
             M::mm().device(number).evicted(done.pages);
@@ -71,15 +87,33 @@ fn evict_once<M: Machine>(frames: impl Iterator<Item = Frame>, need: Need, repor
     }
 }
 
+/// The pages of the folios in a list.
+fn pages_left<M: Machine>(
+    frames: impl Iterator<Item = (usize, Frame)>,
+    seen: &dyn Fn(usize, &Folio) -> bool,
+) -> u32 {
+    let mut last = (Frame::ram(0), Order::BASE);
+    let new = frames.filter_map(|(number, frame)| {
+        if frame.is_within(last.0, last.1) {
+            return None;
+        }
+        let folio = M::mm().try_get_folio(frame)?;
+        last = (folio.frame(), folio.order());
+        if seen(number, &folio) { None } else { Some(last.1.pages()) }
+    });
+    new.sum()
+}
+
 /// Locks folios of one place, which is returned, until the batch is full. At least one frame is worked off.
 fn fill<M: Machine>(
     batch: &mut Collecting<M>,
-    frames: &mut core::iter::Peekable<impl Iterator<Item = Frame>>,
+    frames: &mut core::iter::Peekable<impl Iterator<Item = (usize, Frame)>>,
+    seen: &dyn Fn(usize, &Folio) -> bool,
     report: &mut Report,
 ) -> Option<Place> {
     let mut last = (Frame::ram(0), Order::BASE);
     let mut of = None;
-    while let Some(&frame) = frames.peek() {
+    while let Some(&(number, frame)) = frames.peek() {
         if frame.is_within(last.0, last.1) && last.0.place() == frame.place() {
             frames.next();
             continue; // of the folio before
@@ -94,13 +128,16 @@ fn fill<M: Machine>(
         frames.next();
         let Some(folio) = M::mm().try_get_folio(frame) else {
             // Free, or held with its references frozen, for a merge: then it is there, and stays for now.
-            if let Some(held) = frozen_folio::<M>(frame) {
+            if let Some(held) = frozen_folio::<M>(frame).filter(|held| !seen(number, held)) {
                 last = (held.frame(), held.order());
                 report.fail(Cause::Busy, held.order().pages());
             }
             continue;
         };
         last = (folio.frame(), folio.order());
+        if seen(number, &folio) {
+            continue;
+        }
         if !batch.reserve() {
             report.fail(Cause::NoMemory, folio.order().pages());
             return of;

@@ -8,7 +8,7 @@ use crate::inject::Site;
 use crate::migrate::Cause;
 use crate::space::Space;
 use crate::testing::kit::{DEV, Kit, at, range};
-use crate::testing::machine::Soft;
+use crate::testing::machine::{Config, Soft};
 use crate::testing::shared::{check_shared, sharer};
 use crate::types::{Frame, Level, Order, Place};
 use crate::vma::HugeAdvice::{Default as Small, Huge};
@@ -217,5 +217,61 @@ fn a_page_that_is_held_keeps_its_device_and_is_named() {
     kit.audit();
     kit.machine.mm.unregister_device(0).expect("nobody holds anything");
     kit.check(0, 1064);
+    kit.audit();
+}
+
+#[test]
+fn every_frame_of_a_list_is_reported_as_what_it_is() {
+    let kit = Kit::on(&Config { devices: vec![8 * 512; 2], ..Config::default() });
+    kit.map(0, 1024, Huge);
+    kit.map(1024, 16, Small);
+    kit.fill(0, 1040);
+    let space = kit.space.space();
+    space.migrate(range(0, 1030), DEV).expect("all is mapped");
+    space.migrate(range(1030, 10), Place::device(1)).expect("all is mapped");
+    let frame = |page| match kit.space.entry_at(at(page)).1 {
+        Entry::NonPresent(soft) => soft.frame.offset(if page < 1024 { page as u32 % 512 } else { 0 }),
+        other => panic!("{other:?}"),
+    };
+    let get = |page| kit.machine.mm.try_get_folio(frame(page)).expect("a folio");
+    let (pinned_huge, pinned) = (get(512), get(1031));
+    let busy = LockedFolio::try_lock(get(1026)).expect("nobody has it");
+    let free = kit.machine.mm.alloc_folio(DEV, Order::BASE, Need::User).expect("memory").frame();
+    assert!(kit.machine.mm.try_get_folio(free).is_none());
+    // In no order: tails before heads, everything twice or more, with a batch's end at every change of the device.
+    let pages = [700, 1031, 1026, 1024, 1030, 512, 1026, 700, 1031, 3, 1024, 1031, 0, 800, 1026, 511];
+    let mut frames: Vec<_> = pages.into_iter().map(frame).collect();
+    frames.extend([
+        free,
+        Frame::ram(600),
+        Frame::new(Place::device(2), 0),
+        Frame::new(Place::coherent(0), 5),
+    ]);
+    frames.push(Frame::new(DEV, 1 << 20));
+    let report = kit.machine.mm.evict_frames(&frames);
+    let stayed = |cause: Cause| report.failed[cause as usize];
+    assert_eq!((report.pages, report.huge_pages), (512 + 2, 512), "{report:?}");
+    assert_eq!((stayed(Cause::Pinned), stayed(Cause::Busy), report.failed_pages()), (513, 1, 514));
+    drop((pinned_huge, pinned));
+    drop(busy.unlock());
+    // The same list again: what has gone is passed over.
+    let report = kit.machine.mm.evict_frames(&frames);
+    assert_eq!((report.pages, report.failed_pages()), (514, 0), "{report:?}");
+    kit.check_in_place(0, 1040);
+    kit.audit();
+}
+
+#[test]
+fn without_memory_to_work_with_a_list_counts_each_folio_once() {
+    let kit = on_device();
+    let frame = |page| match kit.space.entry_at(at(page)).1 {
+        Entry::NonPresent(soft) => soft.frame,
+        other => panic!("{other:?}"),
+    };
+    let frames = [frame(1030), frame(0).offset(3), frame(1030), frame(0), frame(0).offset(9), frame(1031)];
+    kit.machine.mm.inject.arm(Site::Object as u32, 0, 0, u64::MAX);
+    let report = kit.machine.mm.evict_frames(&frames);
+    kit.machine.mm.inject.disarm();
+    assert_eq!((report.pages, report.failed[Cause::NoMemory as usize]), (0, 514), "{report:?}");
     kit.audit();
 }
