@@ -4,6 +4,8 @@
 //! for what is locked as a thing (a folio). Both keep in their own word whether somebody sleeps, so an unlock knows from the
 //! word it changes anyway, and a lock that nobody waits for costs nothing beyond itself.
 //!
+//! And [`StaticRef`], a word that is no lock: it spares readers one.
+//!
 //! Sleep and wake-up come from outside ([`Sleeper`]). The tests run the very same code over words that stop before each
 //! access, and try every order of accesses of several threads (`explore`).
 
@@ -14,6 +16,7 @@
 extern crate std;
 
 mod bit;
+mod place;
 mod rw;
 mod word;
 
@@ -23,6 +26,7 @@ mod explore;
 mod tests;
 
 pub use bit::{BitLock, RawBitLock};
+pub use place::StaticRef;
 pub use rw::{RawRwLock, ReadGuard, RwLock, WriteGuard};
 pub use word::Word;
 

@@ -2,6 +2,7 @@
 
 use core::fmt;
 
+use farpage_lock::StaticRef;
 use spin::Once;
 
 use crate::error::{FaultError, RangeError};
@@ -132,36 +133,65 @@ impl fmt::Display for StillInUse {
 /// How often a teardown evicts what is there: a page may come back from a failed migration in between.
 const TEARDOWN_ROUNDS: u32 = 3;
 
+/// Who owns a device's memory, and the engine that it was asked for.
+struct OwnerRecord<M: Machine> {
+    ops: &'static dyn PagemapOps<M>,
+    engine: &'static dyn CopyEngine,
+}
+
+/// Owners that a number may have, one after the other: they are read without a lock, so none is ever forgotten.
+const OWNERS: usize = 8;
+
 /// A registered device.
 pub struct Device<M: Machine> {
     pub(crate) zone: Zone<M>,
-    ops: Once<(&'static dyn PagemapOps<M>, &'static dyn CopyEngine)>,
+    /// The owner of today, who is one of `owners`.
+    owner: StaticRef<OwnerRecord<M>>,
+    owners: [Once<OwnerRecord<M>>; OWNERS],
     pub(crate) counters: DeviceCounters,
 }
 
 impl<M: Machine> Device<M> {
     pub(crate) const fn new(number: usize) -> Self {
-        Self { zone: Zone::new(Place::device(number)), ops: Once::new(), counters: DeviceCounters::new() }
+        Self {
+            zone: Zone::new(Place::device(number)),
+            owner: StaticRef::empty(),
+            owners: [const { Once::new() }; OWNERS],
+            counters: DeviceCounters::new(),
+        }
+    }
+
+    /// # Panics
+    /// For a device that was never registered.
+    #[inline(always)]
+    fn owner(&self) -> &'static OwnerRecord<M> {
+        match self.owner.get() {
+            Some(owner) => owner,
+            None => panic!("device without an owner"),
+        }
+    }
+
+    /// The record of an owner: from before, or a new one while there is room.
+    fn record(&'static self, ops: &'static dyn PagemapOps<M>) -> Option<&'static OwnerRecord<M>> {
+        // One that is taken for another costs a record; two that are taken for one would be wrong.
+        let is_it = |owner: &&OwnerRecord<M>| core::ptr::eq(owner.ops, ops);
+        self.owners.iter().find_map(|place| {
+            Some(place.call_once(|| OwnerRecord { ops, engine: ops.engine() })).filter(is_it)
+        })
     }
 
     /// # Panics
     /// For a device that was never registered.
     #[inline(always)]
     pub(crate) fn ops(&self) -> &'static dyn PagemapOps<M> {
-        match self.ops.get() {
-            Some((ops, _)) => *ops,
-            None => panic!("device without an owner"),
-        }
+        self.owner().ops
     }
 
     /// # Panics
     /// For a device that was never registered.
     #[inline(always)]
     pub(crate) fn engine(&self) -> &'static dyn CopyEngine {
-        match self.ops.get() {
-            Some((_, engine)) => *engine,
-            None => panic!("device without an owner"),
-        }
+        self.owner().engine
     }
 
     /// True when it is registered, and of the kind that `place` names.
@@ -186,12 +216,14 @@ impl<M: Machine> Mm<M> {
     /// Registers device `number` with `pages` pages of memory, and says what place that is. The map takes 8 bytes of RAM per
     /// page.
     ///
-    /// A number that was given back ([`Mm::unregister_device`]) may be taken again, by the same owner and for no more memory than
-    /// the first time: look-ups without locks may still read the map of then.
+    /// A number that was given back ([`Mm::unregister_device`]) may be taken again, by another owner and as another kind too. Its
+    /// map stays the one of the first time, since look-ups without locks may still read that: `map` may then be empty and is not
+    /// used. Who wants more memory later gives a larger map at once.
     ///
     /// # Errors
     /// [`RangeError::NoDevice`] when the number is taken or out of range; [`RangeError::Frames`] when coherent memory does not
-    /// begin at a 2 MiB boundary, ends beyond the last frame number (16 TiB), or overlaps other memory that CPUs map.
+    /// begin at a 2 MiB boundary, ends beyond the last frame number (16 TiB), or overlaps other memory that CPUs map;
+    /// [`RangeError::NoRoom`] for more pages than the map has room for; [`RangeError::Owners`] for the ninth owner.
     pub fn register_device(
         &self,
         number: usize,
@@ -200,7 +232,7 @@ impl<M: Machine> Mm<M> {
         map: crate::mm::MapStorage,
         ops: &'static dyn PagemapOps<M>,
     ) -> Result<Place, RangeError> {
-        let device = self.devices.get(number).ok_or(RangeError::NoDevice(number))?;
+        let device = M::mm().devices.get(number).ok_or(RangeError::NoDevice(number))?;
         if device.zone.is_registered() {
             return Err(RangeError::NoDevice(number));
         }
@@ -212,13 +244,14 @@ impl<M: Machine> Mm<M> {
         if !base.is_multiple_of(Order::PMD.pages()) || place.is_coherent() && self.maps_any_of(base..end) {
             return Err(RangeError::Frames(base));
         }
-        let known = device.ops.get().is_none_or(|(before, _)| core::ptr::addr_eq(*before, ops));
-        if !known || device.zone.is_too_small_for(pages) {
-            return Err(RangeError::NoDevice(number));
+        let map = map.into_map();
+        let room = device.zone.room().unwrap_or(map.frames());
+        if pages > room {
+            return Err(RangeError::NoRoom(number, room));
         }
-        device.ops.call_once(|| (ops, ops.engine()));
+        device.owner.set(device.record(ops).ok_or(RangeError::Owners(number))?);
         device.zone.set_place(place);
-        device.zone.set_map(base, map.into_map());
+        device.zone.set_map(base, map);
         device.zone.add(base..end);
         Ok(place)
     }

@@ -66,6 +66,10 @@ pub enum RangeError {
     NoDevice(usize),
     /// Memory that begins at this frame number cannot be taken: not aligned, too high, or somebody's already (EINVAL).
     Frames(u32),
+    /// The map of device `.0` has room for `.1` pages: it is the one that the number was first registered with (ENOSPC).
+    NoRoom(usize, u32),
+    /// Device `.0` has had as many owners as it can (EUSERS).
+    Owners(usize),
     /// Out of memory; what was changed before is said by the operation (ENOMEM).
     Oom(Vaddr),
     /// The folio at this address is locked or pinned (EAGAIN).
@@ -83,6 +87,8 @@ impl fmt::Display for RangeError {
             Self::Frames(pfn) => {
                 write!(f, "device memory from frame {pfn:#x} on is unaligned, too high or taken")
             }
+            Self::NoRoom(n, pages) => write!(f, "the frame map of device {n} has room for {pages} pages"),
+            Self::Owners(n) => write!(f, "device {n} has had too many owners"),
             Self::Oom(a) => write!(f, "out of memory at {a}"),
             Self::Busy(a) => write!(f, "the page at {a} is busy"),
         }

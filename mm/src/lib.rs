@@ -81,8 +81,8 @@ pub use machine::{
     FlushReason, FlushRequest, FlushScope, FreshFrame, MAX_CPUS, Machine, TableWords, WaitKey,
 };
 pub use migrate::{
-    Cause, Collected, Committed, Copied, FaultMigration, MigrateFlags, MigrateOptions, Migration, Report,
-    Sources, UnitReport, Unmapped, Verdict,
+    BATCH_PAGES, Cause, Collected, Committed, Copied, FaultMigration, MigrateFlags, MigrateOptions,
+    Migration, Report, Sources, UnitReport, Unmapped, Verdict,
 };
 pub use mirror::dmirror::{self, Dmirror, DmirrorError};
 pub use mirror::{MirrorAttrs, MirrorEntry, MirrorRef};

@@ -105,9 +105,9 @@ impl<M: Machine> Zone<M> {
         self.buddy.lock().add(self.map(), range.start - base..range.end - base);
     }
 
-    /// True when a map of a former registration is there, and too small for `frames`.
-    pub(crate) fn is_too_small_for(&self, frames: u32) -> bool {
-        self.map.get().is_some_and(|map| map.frames() < frames)
+    /// The frames that the map of a former registration has room for.
+    pub(crate) fn room(&self) -> Option<u32> {
+        self.map.get().map(FrameMap::frames)
     }
 
     /// From now on nothing is allocated here, and what is freed goes to the buddy. What the low-water mark was.

@@ -37,6 +37,7 @@ mod mutations;
 mod notifier;
 mod objects;
 mod owner;
+mod owners;
 mod parts;
 mod protect;
 mod random;
