@@ -84,12 +84,20 @@ pub trait PagemapOps<M: Machine>: Sync {
         fault.back_to_ram()
     }
     /// *Atomic.* `order.pages()` pages from `first` are about to be free: their folio has moved away or is no more. The
-    /// driver's word of that folio is passed on; the memory must not be touched after the return.
+    /// driver's word of that folio is passed on (0: it had none); the memory must not be touched after the return.
     fn folio_free(&self, _first: Frame, _order: Order, _driver_word: u64) {}
+    /// *Atomic.* A migration with a driver's word ([`crate::MigrateOptions::driver_word`]) has brought `folio` here, which has the
+    /// word now; called once for each folio that arrives, before anybody else can lock it. So is a folio that a merge has copied
+    /// others into.
+    ///
+    /// Words are counted right by: one more when a folio arrives, one more for each tail of a split, one fewer for the tail of a
+    /// merge, one fewer when a folio is freed.
+    fn folio_arrived(&self, _folio: &Folio) {}
     /// *Atomic.* `tail` was split off `head` (which is smaller now) and has its driver's word; called once per piece, then once
     /// with no tail.
     fn folio_split(&self, _head: &Folio, _tail: Option<&Folio>) {}
-    /// *Atomic.* `tail` is about to become a part of `head`, whose neighbour it is on the device, and ends.
+    /// *Atomic.* `tail` is about to become a part of `head`, whose neighbour it is on the device, and ends, with its word and without
+    /// [`PagemapOps::folio_free`]. `head` keeps its own word.
     fn folio_merge(&self, _head: &Folio, _tail: &Folio) {}
     /// The engine that copies for this device; asked once, when the device is registered.
     fn engine(&self) -> &dyn CopyEngine;

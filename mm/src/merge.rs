@@ -14,6 +14,7 @@ use crate::entry::{Attrs, Entry, Leaf, SoftKind, SoftLeaf};
 use crate::error::RangeError;
 use crate::folio::{Folio, FolioRef, RmapLink};
 use crate::machine::Machine;
+use crate::migrate::note_arrived;
 use crate::notifier::NotifyEvent;
 use crate::space::Space;
 use crate::stats::merged;
@@ -205,6 +206,11 @@ impl<M: Machine> Small<M> {
     fn move_in(&self, vma: &Vma, found: &Found, copy: FolioRef<M>) {
         copy.set_resident();
         copy.set_maps(1);
+        // As where they grow together in place: the first page's word stays.
+        let word = M::mm().mapped_folio(found.first).driver_word();
+        if word != 0 {
+            note_arrived::<M>(&copy, word);
+        }
         let copy: &'static Folio = copy.into_owned();
         let mm = M::mm();
         self.replace(vma, Entry::mapping(copy.frame(), found.attrs), |folio, n| {

@@ -64,9 +64,9 @@ fn release_source<M: Machine>(unit: &mut Unit<M>) {
 pub(crate) fn put_back<M: Machine>(batch: &mut Batch<M>) {
     batch.gather.flush();
     let space = batch.space();
-    let Batch { units, to, report, .. } = batch;
+    let Batch { units, to, report, options, .. } = batch;
     let mut unused = Report::default();
-    let mut ending = Ending::new(*to);
+    let mut ending = Ending::new(*to, options.driver_word);
     units.for_each(|unit| {
         if matches!(unit.source, Source::Gone) {
             return;
@@ -77,6 +77,7 @@ pub(crate) fn put_back<M: Machine>(batch: &mut Batch<M>) {
         }
         replace_all(unit);
         if unit.is_committed() {
+            ending.mark(unit);
             finish(unit, &mut unused, &mut ending);
         } else {
             release_source(unit);
@@ -110,6 +111,8 @@ fn move_back<M: Machine>(unit: &mut Unit<M>) {
 /// What is added up while units end.
 struct Ending<M: Machine> {
     to: Place,
+    /// For the driver at the destination; 0 for nothing.
+    word: u64,
     /// What the folios left behind, given back range by range.
     bin: FrameBin<M>,
     /// Units and pages that did not come from anywhere: holes that were filled, and copies.
@@ -119,8 +122,24 @@ struct Ending<M: Machine> {
 }
 
 impl<M: Machine> Ending<M> {
-    const fn new(to: Place) -> Self {
-        Self { to, bin: FrameBin::new(), new: (0, 0), between: (0, 0) }
+    const fn new(to: Place, driver_word: u64) -> Self {
+        let word = if to.is_ram() { 0 } else { driver_word };
+        Self { to, word, bin: FrameBin::new(), new: (0, 0), between: (0, 0) }
+    }
+
+    /// Gives the folios of a committed unit the driver's word, while they are locked. One that comes from another device has that
+    /// one's word until it has left there.
+    #[cold]
+    fn mark(&self, unit: &Unit<M>) {
+        if self.word == 0 || !unit.is_committed() {
+            return;
+        }
+        match (&unit.source, &unit.dest) {
+            (Source::Folio(folio), Dest::Frames(old)) if old.first().place().is_ram() => {
+                note_arrived::<M>(folio, self.word);
+            }
+            (_, dest) => dest.for_each_folio(|folio, _| note_arrived::<M>(folio, self.word)),
+        }
     }
 
     /// Counts what arrived, and what left a device; which device it was is counted folio by folio.
@@ -164,8 +183,11 @@ pub(crate) fn finalize<M: Machine>(
     observer: Option<&mut dyn FnMut(&UnitReport)>,
 ) -> Report {
     let (space, fault_of) = (batch.space(), batch.fault_of());
-    let Batch { units, report, gather, to, .. } = batch;
-    let mut ending = Ending::new(*to);
+    let Batch { units, report, gather, to, options, .. } = batch;
+    let mut ending = Ending::new(*to, options.driver_word);
+    if ending.word != 0 {
+        units.for_each(|unit| ending.mark(unit));
+    }
     let mut arrived = 0;
     units.for_each_slice(|units| {
         let mut i = 0;
@@ -277,6 +299,9 @@ fn arrive<M: Machine>(
     if !old.first().place().is_ram() {
         ending.left(old.first().place(), order);
         folio.tell_left(&old);
+        if !to.is_ram() && ending.word != 0 {
+            note_arrived::<M>(&folio, ending.word);
+        }
     }
     ending.bin.add(old, order.pages());
     folio.unlock()
@@ -337,6 +362,15 @@ fn finish_dest<M: Machine>(dest: &mut Dest<M>) {
         Dest::Pieces(first) => first.iter().for_each(|folio| note_resident(folio)),
     }
     dest.release();
+}
+
+/// Gives a folio that has come to a device the word of its driver there, which hears of it.
+#[cold]
+pub(crate) fn note_arrived<M: Machine>(folio: &Folio, word: u64) {
+    folio.set_driver_word(word);
+    if let Some(number) = folio.place().device_number() {
+        M::mm().device(number).ops().folio_arrived(folio);
+    }
 }
 
 /// Marks a folio that arrived on a device as counted in; one that left as counted out.

@@ -40,6 +40,7 @@ use crate::types::{Order, Place, Prot, VaRange, Vaddr};
 use crate::zone::Need;
 
 pub(crate) use collect::{Collecting, Extent, large_extent, to_migration};
+pub(crate) use finalize::note_arrived;
 pub use options::{MigrateFlags, MigrateOptions, Sources, UnitReport, Verdict};
 pub use single::FaultMigration;
 pub(crate) use unit::{Batch, PieceChunk, UnitChunk};

@@ -102,6 +102,9 @@ pub struct MigrateOptions {
     /// Who looks after its own copies of the translations of what is taken ([`crate::NotifyEvent::Migrate`]). It has to drop
     /// them by itself: see [`crate::Space::migrate_as`].
     pub owner: Option<Owner>,
+    /// What folios that arrive on a device carry for its driver ([`crate::Folio::driver_word`]): a name of what the driver keeps
+    /// for this call. It hears of each ([`crate::PagemapOps::folio_arrived`]). 0: nothing, and it hears of none.
+    pub driver_word: u64,
 }
 
 impl MigrateOptions {
@@ -109,7 +112,7 @@ impl MigrateOptions {
     #[must_use]
     pub const fn to(place: Place) -> Self {
         let from = if place.is_ram() { Sources::devices() } else { Sources::RAM };
-        Self { from, flags: MigrateFlags::empty(), hole_order: Order::BASE, owner: None }
+        Self { from, flags: MigrateFlags::empty(), hole_order: Order::BASE, owner: None, driver_word: 0 }
     }
 
     /// The same from other places.
@@ -122,6 +125,12 @@ impl MigrateOptions {
     #[must_use]
     pub const fn with(self, flags: MigrateFlags) -> Self {
         Self { flags, ..self }
+    }
+
+    /// The same with a word for the device's driver.
+    #[must_use]
+    pub const fn with_word(self, driver_word: u64) -> Self {
+        Self { driver_word, ..self }
     }
 
     /// The same for this owner of copies.

@@ -48,5 +48,6 @@ mod shared;
 mod splits;
 mod stats;
 mod track;
+mod words;
 
 pub(crate) use machine::{Config, Soft};

@@ -59,8 +59,9 @@ impl SoftDevice {
 }
 
 impl PagemapOps<Soft> for SoftDevice {
-    fn folio_free(&self, first: Frame, order: Order, _driver_word: u64) {
+    fn folio_free(&self, first: Frame, order: Order, driver_word: u64) {
         let state = state();
+        self.change(driver_word, -1);
         if let Some(look) = &mut *state.on_free.borrow_mut() {
             look(first, order);
         }
@@ -73,6 +74,10 @@ impl PagemapOps<Soft> for SoftDevice {
     fn folio_split(&self, head: &Folio, tail: Option<&Folio>) {
         let state = state();
         let Some(tail) = tail else { return };
+        if tail.driver_word() != head.driver_word() {
+            state.fail(|| format!("folio_split: the tail has the word {:#x}", tail.driver_word()));
+        }
+        self.change(tail.driver_word(), 1);
         state.split_tails.set(state.split_tails.get() + 1);
         if head.covers(tail.frame()) {
             state.fail(|| {
@@ -81,8 +86,40 @@ impl PagemapOps<Soft> for SoftDevice {
         }
     }
 
+    fn folio_arrived(&self, folio: &Folio) {
+        if !folio.is_locked() && folio.refs() > 1 {
+            state().fail(|| format!("folio_arrived: {:?} could have been found before", folio.frame()));
+        }
+        self.change(folio.driver_word(), 1);
+    }
+
+    fn folio_merge(&self, _head: &Folio, tail: &Folio) {
+        self.change(tail.driver_word(), -1);
+    }
+
     fn engine(&self) -> &dyn CopyEngine {
         self
+    }
+}
+
+/// The words from here on name things that the driver keeps, with a count of the folios that have the word.
+pub(crate) const KEPT: u64 = 1 << 32;
+
+impl SoftDevice {
+    /// One more folio has the word, or one fewer; what nobody names any more ends.
+    fn change(&self, word: u64, by: i64) {
+        if word < KEPT {
+            return;
+        }
+        let state = state();
+        let mut kept = state.kept.borrow_mut();
+        let count = kept.entry((self.0, word)).or_insert(0);
+        *count += by;
+        match *count {
+            0 => drop(kept.remove(&(self.0, word))),
+            1.. => {}
+            _ => state.fail(|| format!("device {}: more folios with word {word:#x} went than came", self.0)),
+        }
     }
 }
 

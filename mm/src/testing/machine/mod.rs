@@ -11,6 +11,7 @@ use core::any::Any;
 use core::cell::{Cell, OnceCell, RefCell};
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::collections::BTreeMap;
 
 use crate::counters::Event;
 use crate::device::{CopyOp, DeviceKind};
@@ -18,7 +19,7 @@ use crate::exercise::{Model, WORDS};
 use crate::machine::{FlushReason, TableWords};
 use crate::mm::{MapStorage, Mm};
 use crate::testing::machine::device::DEVICES;
-pub(crate) use crate::testing::machine::device::SoftDevice;
+pub(crate) use crate::testing::machine::device::{KEPT, SoftDevice};
 use crate::testing::mmu::Mmu;
 use crate::types::{Frame, Order, Place};
 
@@ -129,6 +130,8 @@ pub(crate) struct State {
     /// Calls of `folio_free` (pages) and of `folio_split` (with a tail).
     pub(crate) freed_pages: Cell<u64>,
     pub(crate) split_tails: Cell<u64>,
+    /// What drivers keep for those words that name something: folios, by device and word.
+    pub(crate) kept: RefCell<BTreeMap<(usize, u64), i64>>,
     /// The first rule that was broken.
     pub(crate) failure: RefCell<Option<String>>,
 }
@@ -209,6 +212,7 @@ impl Soft {
             on_free: RefCell::default(),
             freed_pages: Cell::new(0),
             split_tails: Cell::new(0),
+            kept: RefCell::default(),
             failure: RefCell::new(None),
         }));
         CURRENT.with(|current| current.set(Some(state)));
