@@ -9,6 +9,7 @@ use core::sync::atomic::Ordering::Relaxed;
 use crate::counters::Event;
 use crate::entry::{Attrs, Entry, NON_PRESENT_CLEAR, SoftKind};
 use crate::folio::Folio;
+use crate::group::MAX_GROUPS;
 use crate::machine::Machine;
 use crate::mirror::{MirrorAttrs, MirrorEntry};
 use crate::mm::Mm;
@@ -82,6 +83,7 @@ impl<M: Machine> Mm<M> {
         expect("work records in use at rest", 0, u64::from(at_work), 0)?;
         self.audit_mirrors()?;
         self.audit_folios()?;
+        self.audit_groups()?;
         self.audit_zone(Place::RAM, tables)?;
         for n in 0..self.devices.len() {
             if self.devices[n].zone.is_registered() {
@@ -340,6 +342,19 @@ impl<M: Machine> Mm<M> {
             Ok(())
         })?;
         expect("folio descriptors in use", 0, u64::from(self.folios.live()), live)
+    }
+
+    /// Each group is charged exactly for the folios that name it.
+    fn audit_groups(&self) -> Audit {
+        let mut pages = [0; MAX_GROUPS + 1];
+        self.for_each_folio(&mut |folio| {
+            pages[folio.group() as usize] += u64::from(folio.order().pages());
+            Ok(())
+        })?;
+        for (n, (group, &held)) in self.groups.iter().zip(&pages[1..]).enumerate() {
+            expect("pages charged to a group", n as u64 + 1, group.charged(), held)?;
+        }
+        Ok(())
     }
 
     /// Every frame is free, or part of exactly one folio, a table, or holds objects: the sums add up.

@@ -90,6 +90,7 @@ fn clone_into<M: Machine>(parent: &'static Space<M>, child: &'static Space<M>) -
     let _change = parent.invalidate(VaRange::between(Vaddr(0), Vaddr(USER_END)), NotifyEvent::Protection);
     // Nobody else knows the child, except walks of the reverse map, which do not take this.
     let mut copies = child.vmas.write();
+    child.join_group_of(parent);
     // Flushes when it is dropped, with all this held.
     let mut clone = Clone { parent, child, gather: TlbGather::new(FlushReason::Protect) };
     for vma in vmas.iter() {
@@ -186,6 +187,7 @@ impl<M: Machine> Clone<M> {
         let at = at.align_down(PMD_SIZE);
         let whole = vma.range().covers(VaRange::new(at.0, PMD_SIZE));
         let copy = whole.then(|| mm.alloc_folio(Place::RAM, Order::PMD, Need::User).ok()).flatten();
+        let copy = copy.and_then(|copy| self.child.charge(copy));
         let Some(copy) = copy else {
             let spare = mm.spare_pte_table(at, Need::User)?;
             split_pmd_at(&mut self.parent.cursor_in(pmd, Level::Pmd, at), spare);
@@ -218,7 +220,8 @@ impl<M: Machine> Clone<M> {
                         let at = from.addr();
                         let source = FolioRef::<M>::get(M::mm().mapped_folio(frame));
                         drop((from, to));
-                        let copy = copy_pinned(&source, frame)?;
+                        let copy = self.child.charge(copy_pinned(&source, frame)?);
+                        let copy = copy.ok_or(OutOfMemory { order: 0 })?;
                         (from, to) = cursors(at);
                         to.install(map_copy(vma, at, copy, attrs));
                     }

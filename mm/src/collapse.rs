@@ -43,7 +43,7 @@ pub enum MergeCause {
     Busy,
     /// Somebody holds a page, or (on a device) another space maps it.
     Pinned,
-    /// No 2 MiB are free.
+    /// No 2 MiB are free, or the group may not have them besides what they replace.
     NoMemory,
     /// The copy engine failed.
     CopyFailed,
@@ -155,7 +155,8 @@ impl<M: Machine> Space<M> {
         let small = Small { space: self, pmd, pte, base };
         // Looked at before memory is taken for it, and once more when it is taken.
         small.look_for_collapse(&mut small.cursor())?;
-        let Ok(folio) = M::mm().alloc_folio(Place::RAM, Order::PMD, Need::User) else {
+        let folio = M::mm().alloc_folio(Place::RAM, Order::PMD, Need::User).ok();
+        let Some(folio) = folio.and_then(|folio| self.charge(folio)) else {
             M::count(Event::ThpCollapseAllocFailed, 1);
             return Err(MergeCause::NoMemory);
         };

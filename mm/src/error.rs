@@ -26,6 +26,8 @@ pub enum FaultError {
     Access(Vaddr, Access),
     /// Out of memory; the task that faulted has to go.
     Oom(Vaddr),
+    /// The space's group holds as many pages as it may, which is the number; the task that faulted has to go.
+    Limit(Vaddr, u64),
     /// The device that holds the page could not give it back (SIGBUS).
     Device(Vaddr),
     /// The page lies on a device and cannot come: somebody has held a reference to it for longer than a fault looks again
@@ -43,6 +45,7 @@ impl fmt::Display for FaultError {
             Self::NoVma(a) => write!(f, "no mapping at {a}"),
             Self::Access(a, access) => write!(f, "mapping at {a} does not allow {access:?}"),
             Self::Oom(a) => write!(f, "out of memory at {a}"),
+            Self::Limit(a, pages) => write!(f, "no page at {a}: its group has all of its {pages} pages"),
             Self::Device(a) => write!(f, "device could not return the page at {a}"),
             Self::Held(a) => write!(f, "the device page at {a} is held by somebody"),
             Self::NoPage(a) => write!(f, "what is mapped at {a} has no page there"),

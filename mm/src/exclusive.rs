@@ -97,7 +97,7 @@ impl<M: Machine> Space<M> {
                 Step::Touch => match self.handle_fault(&FaultInfo::new(addr, Access::Write)) {
                     Ok(_) => {}
                     Err(FaultError::Access(..)) => return Err(HmmError::Perm(addr)),
-                    Err(FaultError::Oom(_)) => return Err(HmmError::Oom(addr)),
+                    Err(FaultError::Oom(_) | FaultError::Limit(..)) => return Err(HmmError::Oom(addr)),
                     Err(_) => return Err(HmmError::Fault(addr)),
                 },
             }

@@ -290,7 +290,7 @@ impl<M: Machine> Space<M> {
         match self.handle_fault(&FaultInfo::new(addr, access)) {
             Ok(_) => Ok(()),
             Err(FaultError::Access(addr, Access::Write)) => Err(HmmError::Perm(addr)),
-            Err(FaultError::Oom(addr)) => Err(HmmError::Oom(addr)),
+            Err(FaultError::Oom(addr) | FaultError::Limit(addr, _)) => Err(HmmError::Oom(addr)),
             Err(_) => Err(HmmError::Fault(addr)),
         }
     }

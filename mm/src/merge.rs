@@ -163,6 +163,7 @@ impl<M: Machine> Small<M> {
             if let Some(ops) = ops {
                 ops.folio_merge(head, folio);
             }
+            mm.charge_like(folio, head);
             head.inherit(folio);
             folio.end_frozen::<M>();
         });
@@ -206,8 +207,10 @@ impl<M: Machine> Small<M> {
     fn move_in(&self, vma: &Vma, found: &Found, copy: FolioRef<M>) {
         copy.set_resident();
         copy.set_maps(1);
-        // As where they grow together in place: the first page's word stays.
-        let word = M::mm().mapped_folio(found.first).driver_word();
+        // As where they grow together in place: the first page's word and group stay.
+        let first = M::mm().mapped_folio(found.first);
+        M::mm().charge_like(&copy, first);
+        let word = first.driver_word();
         if word != 0 {
             note_arrived::<M>(&copy, word);
         }

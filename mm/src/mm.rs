@@ -9,6 +9,7 @@ use crate::device::Device;
 use crate::error::OutOfMemory;
 use crate::folio::{Folio, FolioRef};
 use crate::framemap::{BLOCK, FrameMap};
+use crate::group::{Group, MAX_GROUPS};
 use crate::inject::Inject;
 use crate::machine::Machine;
 use crate::migrate::{Batch, PieceChunk, UnitChunk};
@@ -74,6 +75,7 @@ pub struct Mm<M: Machine> {
     pub(crate) index_middles: Pool<M, IndexMiddle<M>>,
     /// Pages that migrations left where they were.
     pub(crate) stayed: Stayed,
+    pub(crate) groups: [Group; MAX_GROUPS],
     zero_page: Once<FolioRef<M>>,
     zero_folio: Once<FolioRef<M>>,
 }
@@ -109,6 +111,7 @@ impl<M: Machine> Mm<M> {
             index_leaves: Pool::new(),
             index_middles: Pool::new(),
             stayed: Stayed::new(),
+            groups: [const { Group::new() }; MAX_GROUPS],
             zero_page: Once::new(),
             zero_folio: Once::new(),
         }

@@ -37,6 +37,8 @@ pub struct Space<M: Machine> {
     pub(crate) cache: VmaCache,
     /// The PTE table that was used last: most faults are near the one before. A hint, checked by [`Table::is_hooked_at`].
     last_pte: AtomicU32,
+    /// The number of the group that it belongs to; 0 for none.
+    pub(crate) group: AtomicU32,
     pub(crate) faults: AtomicU64,
     flushes: AtomicU64,
     pub(crate) counters: SpaceCounters,
@@ -55,6 +57,7 @@ impl<M: Machine> Default for Space<M> {
             vmas: SleepRwLock::default(),
             cache: VmaCache::default(),
             last_pte: AtomicU32::new(NIL),
+            group: AtomicU32::new(0),
             faults: AtomicU64::new(0),
             flushes: AtomicU64::new(0),
             counters: SpaceCounters::default(),
@@ -413,6 +416,7 @@ impl<M: Machine> Space<M> {
         self.live.store(0, Release);
         self.free_all_tables(&mut gather);
         gather.flush();
+        self.leave_group();
         drop(vmas);
         let root = self.root();
         root.set_unhooked(&root.lock.lock());

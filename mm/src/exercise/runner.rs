@@ -12,6 +12,7 @@ use crate::exercise::model::{Model, ModelSpace, OBJECTS, pages};
 use crate::exercise::moves::Held;
 use crate::exercise::rng::{Rng, mix};
 use crate::exercise::world::World;
+use crate::group::GroupRef;
 use crate::gup::Pinned;
 use crate::machine::Machine;
 use crate::mirror::dmirror::Dmirror;
@@ -116,8 +117,15 @@ impl<'w, W: World> Runner<'w, W> {
             Model { spaces: alloc::vec![ModelSpace::default(); SPACES], ..Model::default() };
         (0..SPACES).for_each(|n| world.model().borrow_mut().found_family(n));
         (0..OBJECTS as u8).for_each(|object| runner.renew(object));
-        for space in &mut *runner.spaces {
-            *space = Some(Rc::new(world.new_space().expect("memory for a space")));
+        for (n, owner) in runner.spaces.iter_mut().enumerate() {
+            let space = world.new_space().expect("memory for a space");
+            // All but one in groups of their own, without a limit: the audit compares what they are charged with what there is.
+            if let Ok(group) = GroupRef::new(u64::MAX)
+                && n != 0
+            {
+                space.space().join_group(&group);
+            }
+            *owner = Some(Rc::new(space));
         }
         for cpu in 0..world.cpus() {
             runner.switch(cpu, cpu % SPACES);

@@ -111,7 +111,7 @@ impl<M: Machine> Space<M> {
             return if level == Level::Pmd {
                 self.split_for_copy(addr, table)
             } else {
-                Err(FaultError::Oom(addr))
+                Err(self.no_page(addr))
             };
         };
         let step = self.replace_shared(vma, start, seen, leaf, &copy, want);
@@ -167,7 +167,7 @@ impl<M: Machine> Space<M> {
         if leaf.special {
             return self.fresh_folio(vma, start, order);
         }
-        let folio = M::mm().alloc_folio(Place::RAM, order, Need::User).ok()?;
+        let folio = self.charge(M::mm().alloc_folio(Place::RAM, order, Need::User).ok()?)?;
         M::copy(leaf.frame, folio.frame(), order);
         folio.set_link(RmapLink { anon: vma.anon(), index: vma.page_index(start) });
         Some(folio)

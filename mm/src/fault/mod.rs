@@ -314,7 +314,7 @@ impl<M: Machine> Space<M> {
             M::count(Event::ZeroPageMapped, 1);
             return Ok(Step::Done(FaultOutcome::ZeroPage(Order::BASE)));
         }
-        let folio = self.fresh_folio(vma, fault.addr, Order::BASE).ok_or(FaultError::Oom(fault.addr))?;
+        let folio = self.fresh_folio(vma, fault.addr, Order::BASE).ok_or_else(|| self.no_page(fault.addr))?;
         let mut cursor = self.cursor_in(pte, Level::Pte, fault.addr);
         if !cursor.is_still(0) {
             return Ok(Step::Again);
@@ -324,10 +324,10 @@ impl<M: Machine> Space<M> {
         Ok(Step::Done(FaultOutcome::Allocated(Order::BASE)))
     }
 
-    /// A zeroed folio for `addr` of `vma`, not mapped yet.
+    /// A zeroed folio for `addr` of `vma`, not mapped yet. `None` without memory, or beyond the group's limit.
     #[inline(always)]
     fn fresh_folio(&self, vma: &'static Vma, addr: Vaddr, order: Order) -> Option<FolioRef<M>> {
-        let folio = M::mm().alloc_folio(Place::RAM, order, Need::User).ok()?;
+        let folio = self.charge(M::mm().alloc_folio(Place::RAM, order, Need::User).ok()?)?;
         M::zero(folio.frame(), order);
         folio.set_link(RmapLink { anon: vma.anon(), index: vma.page_index(addr.align_down(order.bytes())) });
         Some(folio)

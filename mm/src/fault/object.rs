@@ -2,7 +2,7 @@
 
 use crate::counters::Event;
 use crate::entry::{Attrs, Entry, Leaf};
-use crate::error::{FaultError, OutOfMemory};
+use crate::error::FaultError;
 use crate::fault::{FaultInfo, FaultOutcome, Step, exec_of, map_fresh};
 use crate::folio::{FolioRef, RmapLink};
 use crate::machine::Machine;
@@ -31,7 +31,8 @@ impl<M: Machine> Space<M> {
         if vma.kind() == VmaKind::Private && fault.access == Access::Write {
             return self.fault_private_write(vma, fault, pte, object);
         }
-        let page = object.page_or_alloc(index).map_err(|_| FaultError::Oom(fault.addr))?;
+        let page = object.page_or_alloc_for(index, |page| self.charge(page));
+        let page = page.map_err(|_| self.no_page(fault.addr))?;
         let mut attrs = Attrs::YOUNG | exec_of(vma);
         if vma.kind() == VmaKind::Shared && vma.prot().contains(Prot::WRITE) {
             // Nothing would be learnt from another fault.
@@ -59,7 +60,7 @@ impl<M: Machine> Space<M> {
     ) -> Result<Step, FaultError> {
         let index = vma.page_index(fault.addr);
         let page = object.page(index);
-        let copy = private_copy(page.as_ref()).map_err(|_| FaultError::Oom(fault.addr))?;
+        let copy = self.private_copy(page.as_ref()).ok_or_else(|| self.no_page(fault.addr))?;
         copy.set_link(RmapLink { anon: vma.anon(), index });
         let mut cursor = self.cursor_in(pte, Level::Pte, fault.addr);
         if !cursor.is_still(0) {
@@ -74,14 +75,14 @@ impl<M: Machine> Space<M> {
         M::count(Event::CowCopy, 1);
         Ok(Step::Done(FaultOutcome::Copied(Order::BASE)))
     }
-}
 
-/// A page with the contents of `page`, or cleared.
-fn private_copy<M: Machine>(page: Option<&FolioRef<M>>) -> Result<FolioRef<M>, OutOfMemory> {
-    let copy = M::mm().alloc_folio(Place::RAM, Order::BASE, Need::User)?;
-    match page {
-        Some(page) => M::copy(page.frame(), copy.frame(), Order::BASE),
-        None => M::zero(copy.frame(), Order::BASE),
+    /// A page with the contents of `page`, or cleared.
+    fn private_copy(&self, page: Option<&FolioRef<M>>) -> Option<FolioRef<M>> {
+        let copy = self.charge(M::mm().alloc_folio(Place::RAM, Order::BASE, Need::User).ok()?)?;
+        match page {
+            Some(page) => M::copy(page.frame(), copy.frame(), Order::BASE),
+            None => M::zero(copy.frame(), Order::BASE),
+        }
+        Some(copy)
     }
-    Ok(copy)
 }

@@ -5,7 +5,7 @@ use core::marker::PhantomData;
 use core::ops::Deref;
 use core::sync::atomic::Ordering::{AcqRel, Relaxed};
 
-use super::Folio;
+use super::{Folio, GROUP, RESIDENT};
 use crate::counters::Event;
 use crate::frames::Frames;
 use crate::machine::Machine;
@@ -90,10 +90,16 @@ pub(crate) fn put_many<M: Machine>(folio: &'static Folio, n: u32) {
 #[inline]
 fn free<M: Machine>(folio: &'static Folio) {
     debug_assert_eq!(folio.maps.load(Relaxed), 0, "freed while mapped");
-    if folio.is_resident() {
-        M::count(Event::DevicePagesDropped, u64::from(folio.order().pages()));
-        if let Some(number) = folio.place().device_number() {
-            M::mm().device(number).dropped(folio.order().pages());
+    let meta = folio.meta.load(Relaxed);
+    if meta & (RESIDENT | GROUP) != 0 {
+        if meta & RESIDENT != 0 {
+            M::count(Event::DevicePagesDropped, u64::from(folio.order().pages()));
+            if let Some(number) = folio.place().device_number() {
+                M::mm().device(number).dropped(folio.order().pages());
+            }
+        }
+        if meta & GROUP != 0 {
+            M::mm().uncharge(folio);
         }
     }
     let frames = Frames::own(folio.frame(), folio.order());

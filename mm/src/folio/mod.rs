@@ -43,7 +43,7 @@ pub struct Folio {
     lock: BitLock,
     /// First frame.
     frame: AtomicU64,
-    /// Order in the low byte, [`DIRTY`], [`RESIDENT`] and [`PARTIAL`] above.
+    /// Order in the low byte, [`DIRTY`], [`RESIDENT`] and [`PARTIAL`] above, and the number of the group that pays for it.
     meta: AtomicU32,
     /// Reverse map: the index of the set of VMAs that may map it.
     anon: AtomicU32,
@@ -62,6 +62,9 @@ const DIRTY: u32 = 1 << 8;
 const RESIDENT: u32 = 1 << 9;
 /// Mapped only in part, and to be split when that can be done.
 const PARTIAL: u32 = 1 << 10;
+/// The number of the group that it is charged to; 0 for none.
+const GROUP_SHIFT: u32 = 16;
+const GROUP: u32 = 0xff << GROUP_SHIFT;
 
 impl Slot for Folio {
     const KIND: u8 = 1;
@@ -177,6 +180,7 @@ impl Folio {
     pub(crate) fn clear_resident(&self) {
         self.meta.fetch_and(!RESIDENT, Relaxed);
     }
+    #[cfg(test)]
     pub(crate) fn is_resident(&self) -> bool {
         self.meta.load(Relaxed) & RESIDENT != 0
     }
@@ -190,9 +194,23 @@ impl Folio {
     pub(crate) fn is_partial(&self) -> bool {
         self.meta.load(Relaxed) & PARTIAL != 0
     }
-    /// A tail of a split takes over what is known of its head.
+    /// The number of the group that it is charged to; 0 for none.
+    pub(crate) fn group(&self) -> u32 {
+        (self.meta.load(Relaxed) & GROUP) >> GROUP_SHIFT
+    }
+    /// Of a folio that has none.
+    pub(crate) fn set_group(&self, number: u32) {
+        debug_assert_eq!(self.group(), 0, "one group pays for a folio");
+        self.meta.fetch_or(number << GROUP_SHIFT, Relaxed);
+    }
+    /// The number of its group, which is none from now on.
+    pub(crate) fn take_group(&self) -> u32 {
+        (self.meta.fetch_and(!GROUP, Relaxed) & GROUP) >> GROUP_SHIFT
+    }
+    /// A tail of a split takes over what is known of its head, its share of the charge included. So does the head of a merge, which
+    /// is charged where its tail is.
     pub(crate) fn inherit(&self, head: &Self) {
-        self.meta.fetch_or(head.meta.load(Relaxed) & (DIRTY | RESIDENT | PARTIAL), Relaxed);
+        self.meta.fetch_or(head.meta.load(Relaxed) & (DIRTY | RESIDENT | PARTIAL | GROUP), Relaxed);
     }
     pub(crate) fn link(&self) -> RmapLink {
         RmapLink { anon: self.anon.load(Relaxed), index: self.index.load(Relaxed) }

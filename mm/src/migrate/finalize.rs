@@ -318,6 +318,7 @@ fn finish<M: Machine>(unit: &mut Unit<M>, report: &mut Report, ending: &mut Endi
             match core::mem::replace(&mut unit.dest, Dest::None) {
                 Dest::Frames(old) => drop(arrive(folio, old, unit.order, ending.to, ending)),
                 pieces => {
+                    hand_over_charge(&folio, &pieces);
                     ending.left(folio.place(), folio.order());
                     folio.clear_resident();
                     unit.dest = pieces;
@@ -350,6 +351,15 @@ fn finish<M: Machine>(unit: &mut Unit<M>, report: &mut Report, ending: &mut Endi
     if torn {
         report.torn += pages;
         M::count(Event::MigrateSplit, 1);
+    }
+}
+
+/// What a folio was charged becomes the charge of the pieces in which it arrived.
+#[cold]
+fn hand_over_charge<M: Machine>(from: &Folio, to: &Dest<M>) {
+    let group = from.take_group();
+    if group != 0 {
+        to.for_each_folio(|piece, _| piece.set_group(group));
     }
 }
 

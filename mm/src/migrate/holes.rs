@@ -29,6 +29,7 @@ pub(crate) fn fill_hole<M: Machine>(unit: &mut Unit<M>, gather: &mut TlbGather<M
     // What it allows is asked now: the mapping may be another one than when the hole was found.
     let vma = vma.ok_or(Cause::Raced)?;
     let attrs = vma.fresh_attrs();
+    charge(space, &unit.dest)?;
     link_pieces(&unit.dest, RmapLink { anon, index: vma.page_index(unit.addr) });
     // Not the asker's: since the walk its device may have found the zero page here.
     let _change = space.invalidate(range, NotifyEvent::Migrate { owner: None });
@@ -155,6 +156,7 @@ pub(crate) fn map_copy<M: Machine>(unit: &mut Unit<M>) -> Result<State, Cause> {
     let vmas = space.vmas.read();
     let range = VaRange::new(unit.addr.0, unit.order.bytes());
     let link = link_to_write(&vmas, range).ok_or(Cause::Raced)?;
+    charge(space, &unit.dest)?;
     link_pieces(&unit.dest, link);
     let mut tables = match &mut unit.dest {
         Dest::Pieces(first) => core::mem::replace(&mut first.tables, TableStash::new()),
@@ -194,6 +196,13 @@ fn link_to_write<M: Machine>(vmas: &VmaIndex<M>, range: VaRange) -> Option<RmapL
         at = vma.range().end;
     }
     link
+}
+
+/// Charges the new folios to the group of the space that gets them. What was charged before one was refused, its release uncharges.
+fn charge<M: Machine>(space: &Space<M>, dest: &Dest<M>) -> Result<(), Cause> {
+    let mut allowed = true;
+    dest.for_each_folio(|folio, _| allowed = allowed && space.try_charge(folio));
+    if allowed { Ok(()) } else { Err(Cause::Limit) }
 }
 
 /// Tells the new folios where the reverse map finds them.

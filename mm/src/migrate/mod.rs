@@ -65,11 +65,13 @@ pub enum Cause {
     Foreign,
     /// It belongs to an object or a driver: only anonymous memory moves to a device.
     NotAnon,
+    /// It needs a page of its own (a hole, or a copy), and the space's group may have no more.
+    Limit,
 }
 
 impl Cause {
     /// All of them, in order.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Busy,
         Self::Pinned,
         Self::NoMemory,
@@ -78,6 +80,7 @@ impl Cause {
         Self::NotSplit,
         Self::Foreign,
         Self::NotAnon,
+        Self::Limit,
     ];
     /// Number of causes.
     pub const COUNT: usize = Self::ALL.len();
@@ -94,6 +97,7 @@ impl Cause {
             Self::NotSplit => "pgmigrate_fail_not_split",
             Self::Foreign => "pgmigrate_fail_foreign",
             Self::NotAnon => "pgmigrate_fail_not_anon",
+            Self::Limit => "pgmigrate_fail_limit",
         }
     }
 }

@@ -263,6 +263,15 @@ impl<M: Machine> Object<M> {
     /// # Errors
     /// [`OutOfMemory`]; also for a page beyond the end.
     pub fn page_or_alloc(&self, index: u64) -> Result<FolioRef<M>, OutOfMemory> {
+        self.page_or_alloc_for(index, Some)
+    }
+
+    /// As [`Object::page_or_alloc`]; a fresh page goes through `charge`, which may refuse it.
+    pub(crate) fn page_or_alloc_for(
+        &self,
+        index: u64,
+        charge: impl FnOnce(FolioRef<M>) -> Option<FolioRef<M>>,
+    ) -> Result<FolioRef<M>, OutOfMemory> {
         if index >= self.pages() {
             return Err(OutOfMemory { order: 0 });
         }
@@ -271,6 +280,7 @@ impl<M: Machine> Object<M> {
         }
         let mm = M::mm();
         let fresh = mm.alloc_folio(Place::RAM, Order::BASE, Need::User)?;
+        let fresh = charge(fresh).ok_or(OutOfMemory { order: 0 })?;
         M::zero(fresh.frame(), Order::BASE);
         fresh.set_link(RmapLink { anon: self.set.load(Relaxed), index });
         let mut tree = self.index.lock();
