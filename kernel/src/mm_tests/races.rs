@@ -4,8 +4,9 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
+use farpage_mm::dmirror::PAGE_WORDS;
 use farpage_mm::{
-    Advice, Cause, Event, Frame, HugeAdvice, Migration, Order, PAGE_SIZE, PMD_SIZE, Place, VaRange,
+    Advice, Cause, Dmirror, Event, Frame, HugeAdvice, Migration, Order, PAGE_SIZE, PMD_SIZE, Place, VaRange,
 };
 
 use super::support::{
@@ -79,6 +80,37 @@ crate::ktest! {
                     space.space().migrate(range, DEV0)?;
                 }
                 check(range, 61)
+            })?;
+        }
+    }
+}
+
+crate::ktest! {
+    fn a_device_that_meets_what_is_on_its_way_sleeps_and_a_snapshot_does_not() {
+        for (advice, to) in SIZES.into_iter().flat_map(|advice| [(advice, DEV0), (advice, Place::RAM)]) {
+            in_shared_space(|space| {
+                let range = map(space, PMD_SIZE, advice)?;
+                fill(range, 68)?;
+                let device = Arc::new(Dmirror::open(DEV0, space)?);
+                if to.is_ram() {
+                    space.space().migrate(range, DEV0)?;
+                }
+                let (migration, _) = space.space().migrate_collect(range, to)?;
+                let mut snapshot = [0xff; 3];
+                device.snapshot(range.start, &mut snapshot)?;
+                crate::check_eq!(snapshot, [0; 3], "nothing is there, and it does not wait");
+                let there = Arc::clone(&device);
+                let reader = spawn("device", move || {
+                    let mut words = alloc::vec![0; PAGE_WORDS];
+                    there.read(range.start, &mut words).map(|done| (done.faults, words[5]))
+                });
+                let_others_run();
+                crate::check!(!reader.is_done(), "it waits for what is on its way");
+                crate::check_eq!(migration.unmap().copy().commit().finalize().pages, 512);
+                crate::check_eq!(reader.join()?, (1, pattern(range.start.0 + 40, 68)));
+                let entry = device.mirror().entry(range.start).map(|entry| entry.frame.place());
+                crate::check_eq!(entry, Some(to), "found where it arrived");
+                check(range, 68)
             })?;
         }
     }
