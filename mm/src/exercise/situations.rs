@@ -1,7 +1,6 @@
 //! Situations that lists are to come into. Who follows a list with the model notes them; a long run must have met all of them.
 
 /// Everything that [`crate::exercise::Model::note`] is told of where it can be told beforehand.
-#[must_use]
 pub fn situations() -> impl Iterator<Item = &'static str> {
     let accesses = super::borrowers::ACCESSES.iter().flatten();
     super::moves::MEANWHILE.iter().chain(accesses).chain(&OTHERS).copied()

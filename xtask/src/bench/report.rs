@@ -47,10 +47,10 @@ struct Migration {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Direction {
-    ToDevice,
+    Device,
     /// And every page read back through the device's table, for the program: what the field's benchmark times.
-    ToDeviceReadBack,
-    ToSystem,
+    DeviceReadBack,
+    System,
 }
 
 impl Report {
@@ -225,18 +225,18 @@ impl Operation {
 impl Direction {
     fn read(word: &str) -> Option<Self> {
         match word {
-            "dev" => Some(Self::ToDevice),
-            "dev+read" => Some(Self::ToDeviceReadBack),
-            "sys" => Some(Self::ToSystem),
+            "dev" => Some(Self::Device),
+            "dev+read" => Some(Self::DeviceReadBack),
+            "sys" => Some(Self::System),
             _ => None,
         }
     }
 
     fn name(self) -> &'static str {
         match self {
-            Self::ToDevice => "device",
-            Self::ToDeviceReadBack => "device, read back",
-            Self::ToSystem => "system",
+            Self::Device => "device",
+            Self::DeviceReadBack => "device, read back",
+            Self::System => "system",
         }
     }
 }
