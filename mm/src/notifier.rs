@@ -14,6 +14,10 @@
 //! The lock is the copier's own, the same in both columns. Either the copier fills first, and the callback drops what it
 //! filled; or the callback comes first, and the copier sees the new sequence.
 //!
+//! A change begins once for all that it is about to touch: a migration, once for each batch. Who moves pages by itself may leave out
+//! what it is told of that and drop its copies when it knows which pages go ([`Owner`]); the sequence moves for it too, so what it
+//! finds meanwhile is not copied.
+//!
 //! A space without notifiers pays one load and one branch for an invalidation. So invalidations that began before the first
 //! notifier came are counted nowhere, and [`Space::register_notifier`] waits for them: each is made and dropped in one hold of
 //! the space's VMA lock, or of a reverse-map set's lock, and those it takes, one after the other, once the notifier can be seen.

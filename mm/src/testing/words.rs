@@ -145,7 +145,7 @@ fn a_merge_keeps_the_first_pages_word() {
             bring(&kit, 0, 512, DEV, KEPT);
             kit.machine.mm.inject.disarm();
             // One page goes and comes, to another frame.
-            let old = hold(&kit, 100).frame().offset(100 % 256);
+            let old = hold(&kit, 100).frame().offset(100);
             bring(&kit, 100, 1, Place::RAM, 0);
             let mut held: Vec<_> =
                 core::iter::from_fn(|| kit.machine.mm.alloc_folio(DEV, Order::BASE, Need::User).ok())
