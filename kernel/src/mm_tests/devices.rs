@@ -1,15 +1,17 @@
 //! Other machines: two devices, small and large ones, little RAM and much.
 
 use farpage_mm::{
-    Cause, HugeAdvice, MigrateFlags, MigrateOptions, Order, PAGE_SIZE, PMD_SIZE, Place, Sources, Verdict,
+    BATCH_PAGES, Cause, HugeAdvice, Machine as _, MigrateFlags, MigrateOptions, Order, PAGE_SIZE, PMD_SIZE,
+    Place, Prot, Sources, VaRange, Verdict,
 };
 
 use super::support::{
-    DEV0, Held, Kinds, check, check_zero, fill, frame_at, in_space, kinds, map, pages, pattern, resident,
+    BASE, DEV0, Held, Kinds, check, check_zero, fill, frame_at, in_space, kinds, map, pages, pattern,
+    resident,
 };
 use crate::testing::Unmet;
 use crate::vm::user::user_read_u64;
-use crate::vm::{devmem, mm};
+use crate::vm::{Machine, devmem, mm};
 
 const DEV1: Place = Place::device(1);
 /// The first page frame number above 4 GiB.
@@ -163,6 +165,48 @@ crate::ktest! {
             crate::check_eq!(frame_at(space, range.start.0).map(|frame| frame.index()), Some(last));
             check(range, 93)?;
             drop(held);
+            Ok(())
+        })?;
+    }
+}
+
+crate::ktest! {
+    needs(device_mib = 1024)
+    fn a_hole_of_a_gibibyte_goes_to_the_device_in_one_call() {
+        in_space(|space| {
+            // What was there before must not be seen.
+            let dirt = VaRange::new(BASE - (1 << 30), 8 * PMD_SIZE);
+            space.space().map_anon(dirt, Prot::RW, HugeAdvice::Huge)?;
+            fill(dirt, 96)?;
+            crate::check_eq!(space.space().migrate(dirt, DEV0)?.huge_pages, 8 * 512);
+            let dirty = frame_at(space, dirt.start.0);
+            space.space().unmap(dirt)?;
+
+            let range = map(space, 1 << 30, HugeAdvice::Huge)?;
+            let (all, ram) = (range.nr_pages(), mm().zone(Place::RAM).stat().free);
+            let report = space.space().migrate(range, DEV0)?;
+            crate::check_eq!((report.units, report.pages, report.failed_pages()), (512, all, 0));
+            crate::check_eq!((report.holes, report.huge_pages, report.batches), (all, all, all / u64::from(BATCH_PAGES)));
+            crate::check_eq!(kinds(space, range), Kinds { huge_device: 512, ..Kinds::default() });
+            crate::check_eq!((resident(0), mm().device(0).memory().free), (all, 0));
+            crate::check!(ram - mm().zone(Place::RAM).stat().free < 64, "one table, and what describes 512 folios");
+            // All of it is cleared: first and last words of every page of 64 KiB, where they lie.
+            let mut found = false;
+            for page in (range.start.0..range.end.0).step_by(16 * PAGE_SIZE as usize) {
+                let Some(frame) = frame_at(space, page) else { crate::fail!("nothing at {page:#x}") };
+                found |= dirty.is_some_and(|dirty| dirty == frame);
+                let mut words = [1; 512];
+                Machine::read_frame(frame, 0, &mut words);
+                crate::check!(words == [0; 512], "{page:#x}, in {frame}");
+            }
+            crate::check!(found, "memory that was used before is among it");
+            // One comes back, and goes again with the rest in one call.
+            let last = pages(range, all - 512, 512);
+            fill(last, 97)?;
+            crate::check_eq!(space.space().migrate(range, DEV0)?.pages, 512);
+            check(last, 97)?;
+            space.space().unmap(range)?;
+            crate::check_eq!(resident(0), 0);
             Ok(())
         })?;
     }

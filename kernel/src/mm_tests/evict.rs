@@ -1,9 +1,11 @@
 //! Device memory is emptied by where it lies, and small pages become huge ones.
 
-use farpage_mm::{HugeAdvice, Level, Order, PMD_SIZE, Place};
+use farpage_mm::{Cause, Frame, HugeAdvice, Level, Need, Order, PMD_SIZE, Place};
 
-use super::support::{DEV0, Held, check, fill, in_space, map, pages, resident};
+use super::support::{DEV0, Held, check, fill, frame_at, in_space, map, pages, resident};
 use crate::vm::mm;
+
+const DEV1: Place = Place::device(1);
 
 crate::ktest! {
     fn everything_on_the_device_comes_back_by_its_frames() {
@@ -29,6 +31,38 @@ crate::ktest! {
             drop(held);
             crate::check_eq!((report.torn, report.failed_pages(), resident(0)), (1024, 0, 0));
             check(range, 82)
+        })?;
+    }
+}
+
+crate::ktest! {
+    needs(devices = 2)
+    fn every_frame_of_a_list_is_reported_as_what_it_is() {
+        in_space(|space| {
+            let range = map(space, 3 * PMD_SIZE, HugeAdvice::Huge)?;
+            space.space().advise_huge(pages(range, 1024, 512), HugeAdvice::NoHuge)?;
+            let used = pages(range, 0, 1040);
+            fill(used, 84)?;
+            space.space().migrate(pages(range, 0, 1030), DEV0)?;
+            space.space().migrate(pages(range, 1030, 10), DEV1)?;
+            let frame = |page| frame_at(space, pages(range, page, 1).start.0).unwrap_or(Frame::ram(0));
+            let get = |page| mm().try_get_folio(frame(page));
+            let held = (get(512), get(1031));
+            let (busy, _) = space.space().migrate_collect(pages(range, 1026, 1), Place::RAM)?;
+            let free = mm().alloc_folio(DEV0, Order::BASE, Need::User)?.frame();
+            // In no order: tails before heads, everything twice or more, from one device and the other.
+            let mut frames = [700, 1031, 1026, 1024, 1030, 512, 1026, 700, 1031, 3, 1024, 1031, 0, 800].map(frame).to_vec();
+            frames.extend([free, Frame::ram(600), Frame::new(DEV0, u32::MAX), Frame::new(Place::coherent(0), 5)]);
+            let report = mm().evict_frames(&frames);
+            let stayed = [Cause::Pinned, Cause::Busy].map(|cause| report.failed[cause as usize]);
+            crate::check_eq!((report.pages, report.huge_pages, stayed, report.failed_pages()), (514, 512, [513, 1], 514));
+            crate::check_eq!((resident(0), resident(1)), (512 + 5, 9));
+            drop((held, busy));
+            // The same list again: what has gone is passed over.
+            let report = mm().evict_frames(&frames);
+            crate::check_eq!((report.pages, report.failed_pages()), (514, 0));
+            crate::check_eq!((resident(0), resident(1)), (4, 8));
+            check(used, 84)
         })?;
     }
 }

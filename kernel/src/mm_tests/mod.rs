@@ -27,4 +27,5 @@ mod stale;
 mod stats;
 mod stress;
 mod support;
+mod teardown;
 mod track;

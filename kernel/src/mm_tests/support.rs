@@ -9,6 +9,7 @@ use farpage_mm::{
 
 use crate::arch::x86_64::uaccess::{copy_words_from_user, copy_words_to_user};
 use crate::testing::Unmet;
+use crate::vm::devmem::register_again;
 use crate::vm::user::{UserFault, last_refusal};
 use crate::vm::{Active, Machine, activate, mm, new_space};
 
@@ -241,6 +242,41 @@ impl Held {
     /// How many they are.
     pub(super) fn len(&self) -> usize {
         self.0.len()
+    }
+}
+
+/// The number of a device, which may be taken out: with all of its memory it is there again when this goes.
+pub(super) struct Seat {
+    number: usize,
+    pages: u32,
+}
+
+impl Seat {
+    /// That of the device whose memory is `place`.
+    pub(super) fn of(place: Place) -> Self {
+        let number = place.device_number().unwrap_or(0);
+        Self { number, pages: mm().device(number).memory().managed }
+    }
+
+    /// Pages of its memory.
+    pub(super) const fn pages(&self) -> u32 {
+        self.pages
+    }
+
+    /// Registers it again, with all of its memory and the owner of the beginning.
+    pub(super) fn take(&self) -> Result<(), Unmet> {
+        register_again(self.number, self.pages, false)?;
+        Ok(())
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let there = mm().device(self.number).memory().managed;
+        if there == 0 || there != self.pages && mm().unregister_device(self.number).is_ok() {
+            // Tests that need it fail if it cannot be had.
+            let _ = self.take();
+        }
     }
 }
 

@@ -94,9 +94,13 @@ pub(super) struct Coherent(&'static Device);
 
 static OWNERS: [Once<Coherent>; MAX_DEVICES] = [const { Once::new() }; MAX_DEVICES];
 
-/// The owner of device `number`, whose memory begins at `virt` in the kernel's window.
-pub(super) fn owner(number: usize, device: &'static Device, virt: u64) -> &'static Coherent {
+/// Notes that the memory of device `number` begins at `virt` in the kernel's window.
+pub(super) fn settled(number: usize, device: &Device, virt: u64) {
     WINDOWS[number].store(virt.wrapping_sub(u64::from(device.base()) * PAGE_SIZE), Relaxed);
+}
+
+/// The owner of device `number`.
+pub(super) fn owner(number: usize, device: &'static Device) -> &'static Coherent {
     OWNERS[number].call_once(|| Coherent(device))
 }
 

@@ -9,8 +9,8 @@ use farpage_device::mmio::{DeviceMemory, Window, store_fence};
 use farpage_device::pci::{ConfigAccess, Ecam, EcamRegion, LegacyPorts, PortIo};
 use farpage_device::{DeviceAddr, PhysAddr};
 use farpage_mm::{
-    COPY_LIST, CopyEngine, CopyOp, DeviceKind, Fence, Folio, Frame, MAX_DEVICES, Order, PAGE_SIZE,
-    PagemapOps, Place, RangeError,
+    COPY_LIST, CopyEngine, CopyOp, DeviceKind, Fence, Folio, Frame, MAX_DEVICES, MapStorage, Order,
+    PAGE_SIZE, PagemapOps, Place, RangeError,
 };
 use kernel_logic::ranges::OutOfFrames;
 use spin::Once;
@@ -138,16 +138,37 @@ fn register(number: usize, place: Place, function: Ivshmem, config: &'static str
     // `settle` has seen to it that the frame number of a coherent device has 32 bits.
     let base = if cached { (bar.address.as_u64() / PAGE_SIZE) as u32 } else { 0 };
     let device = DEVICES[number].call_once(|| Device { function, config, memory, place, base, splits });
-    let registered = if cached {
-        let owner = coherent::owner(number, device, virt.as_u64());
-        mm().register_device(number, pages, DeviceKind::Coherent { base_pfn: base }, storage, owner)
-    } else {
-        let ops: &'static dyn PagemapOps<Machine> =
-            if number == 0 { device } else { RIGGED[number].call_once(|| Rigged(device)) };
-        mm().register_device(number, pages, DeviceKind::Private, storage, ops)
-    };
-    registered.map_err(DeviceError::Refused)?;
+    if cached {
+        coherent::settled(number, device, virt.as_u64());
+    }
+    add(number, device, pages, storage, false).map_err(DeviceError::Refused)?;
     Ok(())
+}
+
+/// Registers a device that was taken out, with the first `pages` pages of its memory. A private one may be `plain` then: another
+/// owner, whose copies cannot be made to fail.
+///
+/// # Errors
+/// [`Mm::register_device`](farpage_mm::Mm::register_device)'s.
+pub(crate) fn register_again(number: usize, pages: u32, plain: bool) -> Result<Place, RangeError> {
+    let device = device(number).ok_or(RangeError::NoDevice(number))?;
+    add(number, device, pages, MapStorage::new(&[]), plain)
+}
+
+fn add(
+    number: usize,
+    device: &'static Device,
+    pages: u32,
+    storage: MapStorage,
+    plain: bool,
+) -> Result<Place, RangeError> {
+    if device.place.is_coherent() {
+        let kind = DeviceKind::Coherent { base_pfn: device.base };
+        return mm().register_device(number, pages, kind, storage, coherent::owner(number, device));
+    }
+    let ops: &'static dyn PagemapOps<Machine> =
+        if number == 0 || plain { device } else { RIGGED[number].call_once(|| Rigged(device)) };
+    mm().register_device(number, pages, DeviceKind::Private, storage, ops)
 }
 
 /// The devices that were found.
