@@ -10,7 +10,7 @@ use alloc::string::String;
 use core::cell::{Cell, RefCell};
 
 use farpage_mm::exercise::{self, Failure, Model, Step, WORDS, World};
-use farpage_mm::{AddressSpace, FaultError, OutOfMemory, PAGE_SIZE, Space, VaRange, Vaddr};
+use farpage_mm::{AddressSpace, FaultError, OutOfMemory, PAGE_SIZE, Space, StillInUse, VaRange, Vaddr};
 
 use crate::arch::x86_64::{paging, percpu};
 use crate::testing::Outcome;
@@ -108,6 +108,13 @@ impl World for Here {
         rig::fail_copies(skip, times);
     }
     fn disturb(&self, _n: u8) {}
+    fn replug(&self, n: usize) -> Option<Result<(), StillInUse>> {
+        let pages = devmem::device(n)?.len_bytes() / PAGE_SIZE;
+        Some(mm().unregister_device(n).map(|()| {
+            let again = devmem::register_again(n, pages as u32, false);
+            assert!(again.is_ok(), "{again:?}");
+        }))
+    }
     fn unmapped(&self, space: &'static Space<Machine>, range: VaRange) {
         if !self.loaded.borrow().as_ref().is_some_and(|(_, loaded)| loaded.is(space)) {
             return;

@@ -2,7 +2,7 @@
 
 use farpage_mm::{
     Cause, Dmirror, DmirrorError, HugeAdvice, PAGE_SIZE, PMD_SIZE, PinFlags, Pinned, Place, RangeError,
-    Report, StillInUse, VaRange,
+    StillInUse, VaRange,
 };
 
 use super::injected::holds;
