@@ -17,7 +17,7 @@ use crate::space::Space;
 use crate::table::TableStash;
 use crate::tlb::TlbGather;
 use crate::types::{Frame, Level, Order, PAGE_SIZE, Prot, VaRange, Vaddr};
-use crate::vma::VmaIndex;
+use crate::vma::{Vma, VmaIndex, VmaKind};
 use crate::zone::Need;
 
 /// Maps the destination of a hole, if the hole is still one: at once where nothing is there, else as [`State::Marked`].
@@ -25,8 +25,10 @@ pub(crate) fn fill_hole<M: Machine>(unit: &mut Unit<M>, gather: &mut TlbGather<M
     let (&Source::Hole { anon }, Some(space)) = (&unit.source, unit.space) else { return Ok(unit.state) };
     let vmas = space.vmas.read();
     let range = VaRange::new(unit.addr.0, unit.order.bytes());
-    let vma = vmas.find(unit.addr).filter(|vma| vma.anon() == anon && vma.range().covers(range));
-    // What it allows is asked now: the mapping may be another one than when the hole was found.
+    // The mapping may be another one than when the hole was found: an object's, even, whose page is no zeros. What it allows is
+    // asked now.
+    let same = |vma: &&Vma| vma.kind() == VmaKind::Anon && vma.anon() == anon && vma.range().covers(range);
+    let vma = vmas.find(unit.addr).filter(same);
     let vma = vma.ok_or(Cause::Raced)?;
     let attrs = vma.fresh_attrs();
     charge(space, &unit.dest)?;

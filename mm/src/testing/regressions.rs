@@ -203,6 +203,32 @@ fn a_clone_knows_of_a_write_that_came_while_it_was_made() {
     passes(&config, &steps);
 }
 
+/// A private mapping of an object takes the place of the mapping whose hole was found, and inherits its set.
+#[test]
+fn a_hole_that_an_object_has_taken_is_not_filled_with_zeros() {
+    let steps = [
+        Step(
+            3406272325,
+            MapObject { space: 2, start: 512, len: 479, prot: 3, object: 0, index: 0, shared: true },
+        ),
+        Step(3167352781, Fill { cpu: 5, space: 2, start: 512, len: 574 }),
+        Step(2877681964, Map { space: 0, start: 1536, len: 256, prot: 3, huge: true }),
+        Step(
+            1370294463,
+            Park { space: 3, start: 512, len: 304, to: 1, phases: 0, what: 17, gone: (0, 304), finish: true },
+        ),
+    ];
+    let config = Config {
+        cpus: 3,
+        ram: vec![526..1082, 1089..12800],
+        devices: vec![6144, 1001, 3072],
+        coherent: vec![0, 2],
+        chaos: 0,
+        ..config()
+    };
+    passes(&config, &steps);
+}
+
 /// A run of one folio's entries that begins with one that is not present: the rest of it waits for the flush all the same.
 #[test]
 fn a_page_whose_mapping_is_partly_hidden_outlives_its_translations() {
