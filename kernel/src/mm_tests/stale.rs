@@ -27,6 +27,9 @@ use crate::vm::{Machine, activate, new_space};
 
 /// Addresses looked at in each case.
 const PROBES: u64 = 16;
+/// Runs in which a missing flush may show. One is enough nearly always, but the translator may forget translations for reasons of
+/// its own: it resizes its table by the host's clock.
+const CHANCES: u32 = 5;
 
 /// The PTE of `addr`, as it stands in memory.
 fn pte(space: &Space, addr: u64) -> Option<&'static AtomicU64> {
@@ -103,19 +106,25 @@ pub(super) fn with_and_without(reason: FlushReason, case: Case) -> Result<(), Un
             crate::check_eq!(wrong, 0, "of {PROBES} probes are wrong with every flush made, {advice:?}");
             Ok(())
         })?;
-        in_space(|space| {
-            let range = map(space, step * PROBES, advice)?;
-            let mut skipped = 0;
-            let wrong = case(space, range, &mut |work| {
-                let skipping = skip_flushes(reason);
-                let result = work();
-                skipped = skipping.skipped();
-                result
+        let mut missed = 0;
+        for _ in 0..CHANCES {
+            in_space(|space| {
+                let range = map(space, step * PROBES, advice)?;
+                let mut skipped = 0;
+                missed = case(space, range, &mut |work| {
+                    let skipping = skip_flushes(reason);
+                    let result = work();
+                    skipped = skipping.skipped();
+                    result
+                })?;
+                crate::check!(skipped > 0, "no flush for {reason:?} was there to be left out, {advice:?}");
+                Ok(())
             })?;
-            crate::check!(skipped > 0, "no flush for {reason:?} was there to be left out, {advice:?}");
-            crate::check!(wrong > 0, "nobody missed the {skipped} flushes for {reason:?}, {advice:?}");
-            Ok(())
-        })?;
+            if missed > 0 {
+                break;
+            }
+        }
+        crate::check!(missed > 0, "nobody missed the flushes for {reason:?} in {CHANCES} runs, {advice:?}");
     }
     Ok(())
 }
