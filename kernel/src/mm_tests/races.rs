@@ -327,7 +327,7 @@ const FREE: u32 = 4;
 /// page has its lock first: it cannot be lost to an eviction before it is mapped. How often the two met.
 fn makes_what_another_evicts(space: &Arc<Space>, seed: u64) -> Result<u64, Unmet> {
     let range = map(space, PAGE_SIZE, HugeAdvice::NoHuge)?;
-    let frames: [Frame; 256] = core::array::from_fn(|n| Frame::new(DEV0, n as u32 % FREE));
+    let frames: [Frame; FREE as usize] = core::array::from_fn(|n| Frame::new(DEV0, n as u32));
     let ended = Arc::new(AtomicBool::new(false));
     let (result, preempted) = with_preemption_every(400, seed, || {
         let end = Arc::clone(&ended);

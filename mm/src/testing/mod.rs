@@ -17,6 +17,7 @@ mod dmirror_counts;
 mod evict;
 mod exclusive;
 mod failures;
+mod fragments;
 mod groups;
 mod gup;
 mod historic;

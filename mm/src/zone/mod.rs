@@ -3,6 +3,9 @@
 //! The caches keep single pages away from the buddy's lock and its merging. When a larger chunk is wanted and there is none,
 //! they are emptied first, so a cached page never stands between two halves that should be whole.
 
+mod cache;
+mod objects;
+
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::Relaxed};
 
 use spin::Once;
@@ -11,9 +14,11 @@ use crate::buddy::{Buddy, ORDERS};
 use crate::error::OutOfMemory;
 use crate::framemap::{BLOCK, Block, FrameMap, Slot};
 use crate::inject::{Inject, Site};
-use crate::machine::{FreshFrame, MAX_CPUS, Machine};
+use crate::machine::{MAX_CPUS, Machine};
 use crate::sync::SpinLock;
 use crate::types::{Frame, FrameRange, Order, Place};
+
+use cache::{BATCH_ORDER, Cache};
 
 /// How far an allocation may go into the reserve.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -24,17 +29,8 @@ pub enum Need {
     Reserve,
 }
 
-const CACHE: usize = 64;
-/// Frames moved between a CPU's cache and the buddy at a time.
-const BATCH_ORDER: Order = Order::new(5);
-
 /// A low-water mark that no zone has.
 const CLOSED: u32 = u32::MAX / 2;
-
-struct Cache {
-    len: usize,
-    frames: [u32; CACHE],
-}
 
 /// The frames of one place. All methods may be called from any CPU; frame numbers are those of [`Frame::index`].
 pub struct Zone<M> {
@@ -44,6 +40,8 @@ pub struct Zone<M> {
     map: Once<FrameMap>,
     buddy: SpinLock<M, Buddy>,
     caches: [SpinLock<M, Cache>; MAX_CPUS],
+    /// Frames set aside for descriptors, relative to the first.
+    objects: SpinLock<M, FrameRange>,
     low_water: AtomicU32,
     /// Memory is short: no frame goes into a cache that is not asked for at once.
     pressed: AtomicBool,
@@ -71,7 +69,8 @@ impl<M: Machine> Zone<M> {
             base: AtomicU32::new(0),
             map: Once::new(),
             buddy: SpinLock::new(Buddy::new()),
-            caches: [const { SpinLock::new(Cache { len: 0, frames: [0; CACHE] }) }; MAX_CPUS],
+            caches: [const { SpinLock::new(Cache::new()) }; MAX_CPUS],
+            objects: SpinLock::new(0..0),
             low_water: AtomicU32::new(0),
             pressed: AtomicBool::new(false),
             partial: AtomicBool::new(false),
@@ -300,13 +299,6 @@ impl<M: Machine> Zone<M> {
         Ok(chunk + self.base())
     }
 
-    /// Takes a frame for descriptors. It never comes back.
-    pub(crate) fn alloc_object_frame(&self, kind: u8) -> Result<FreshFrame, OutOfMemory> {
-        let chunk = self.alloc_cached(Need::Reserve)?;
-        self.map().set_slot(chunk, Slot::Objects(kind));
-        Ok(FreshFrame(chunk + self.base()))
-    }
-
     /// Splits a folio's ownership: `pages` frames from `first` now belong to `folio`. For a folio split, under its lock.
     pub(crate) fn rename(&self, first: Frame, pages: u32, folio: u32) {
         self.map().set_folio(first.index() - self.base(), pages, folio);
@@ -315,18 +307,6 @@ impl<M: Machine> Zone<M> {
     /// After all slots of the block of `first` were written: look-ups read them from now on.
     pub(crate) fn block_to_small(&self, first: Frame) {
         self.map().set_block(first.index() - self.base(), Block::Small);
-    }
-
-    /// Empties the CPUs' caches into the buddy, so that chunks can coalesce.
-    pub fn drain(&self) {
-        for cache in &self.caches {
-            let mut cache = cache.lock();
-            let mut buddy = self.buddy.lock();
-            while cache.len > 0 {
-                cache.len -= 1;
-                buddy.free(self.map(), cache.frames[cache.len], Order::BASE);
-            }
-        }
     }
 
     #[inline]
@@ -339,7 +319,7 @@ impl<M: Machine> Zone<M> {
     }
 
     #[inline(always)]
-    fn try_chunk(&self, order: Order, need: Need) -> Option<u32> {
+    pub(super) fn try_chunk(&self, order: Order, need: Need) -> Option<u32> {
         let mut buddy = self.buddy.lock();
         let keep = if need == Need::User { self.low_water.load(Relaxed) } else { 0 };
         if buddy.free_frames() < order.pages() + keep {
@@ -349,105 +329,6 @@ impl<M: Machine> Zone<M> {
         } else {
             buddy.alloc(self.map(), order)
         }
-    }
-
-    #[inline(always)]
-    fn alloc_cached(&self, need: Need) -> Result<u32, OutOfMemory> {
-        let mut cache = SpinLock::lock_of_cpu(&self.caches);
-        if cache.len == 0
-            && let Err(oom) = self.refill(&mut cache, need)
-        {
-            drop(cache);
-            return self.alloc_drained(need).ok_or(oom);
-        }
-        cache.len -= 1;
-        Ok(cache.frames[cache.len])
-    }
-
-    /// The buddy has no more for us: what lies in the caches of other CPUs is the last resort.
-    #[cold]
-    fn alloc_drained(&self, need: Need) -> Option<u32> {
-        self.drain();
-        self.try_chunk(Order::BASE, need)
-    }
-
-    /// Moves up to 32 frames into an empty cache: one chunk of order 5 if there is one, else what there is.
-    #[cold]
-    fn refill(&self, cache: &mut Cache, need: Need) -> Result<(), OutOfMemory> {
-        let map = self.map();
-        let mut buddy = self.buddy.lock();
-        let low_water = self.low_water.load(Relaxed);
-        let above = buddy.free_frames().saturating_sub(low_water);
-        // Under pressure a single frame, and none is left behind: users take from the caches without asking, so that the
-        // reserve must never lie there.
-        let mut order = BATCH_ORDER;
-        if above < 2 * BATCH_ORDER.pages() {
-            self.pressed.store(true, Relaxed);
-            order = Order::BASE;
-        }
-        if need == Need::User && above == 0 {
-            return Err(OutOfMemory { order: 0 });
-        }
-        let chunk = loop {
-            match buddy.alloc(map, order) {
-                Some(chunk) => break chunk,
-                None if order == Order::BASE => return Err(OutOfMemory { order: 0 }),
-                None => order = Order::new(order.get() - 1),
-            }
-        };
-        map.set_cached(chunk, order.pages());
-        // The lowest comes out first.
-        let n = order.pages();
-        for (frame, at) in cache.frames[..n as usize].iter_mut().zip((chunk..chunk + n).rev()) {
-            *frame = at;
-        }
-        cache.len = n as usize;
-        Ok(())
-    }
-
-    /// Under pressure, frames go back to the buddy, where the low-water mark guards them.
-    #[cold]
-    fn free_pressed(&self, chunk: u32) {
-        let mut buddy = self.buddy.lock();
-        buddy.free(self.map(), chunk, Order::BASE);
-        if buddy.free_frames() >= self.low_water.load(Relaxed) + 4 * BATCH_ORDER.pages() {
-            self.pressed.store(false, Relaxed);
-        }
-    }
-
-    #[inline(always)]
-    fn free_cached(&self, chunk: u32) {
-        if self.pressed.load(Relaxed) {
-            return self.free_pressed(chunk);
-        }
-        self.map().set_slot(chunk, Slot::Cached);
-        let mut cache = SpinLock::lock_of_cpu(&self.caches);
-        if cache.len == CACHE {
-            self.spill(&mut cache);
-        }
-        let len = cache.len;
-        cache.frames[len] = chunk;
-        cache.len = len + 1;
-    }
-
-    /// Gives half of a full cache, its oldest frames, back to the buddy. Frames that were freed one after the other, up or
-    /// down, go back as larger chunks.
-    #[cold]
-    fn spill(&self, cache: &mut Cache) {
-        let half = CACHE / 2;
-        let mut buddy = self.buddy.lock();
-        let mut rest = &cache.frames[..half];
-        while let [first, ..] = *rest {
-            let down = rest.get(1).is_some_and(|&second| second < first);
-            let step = if down { u32::MAX } else { 1 };
-            let len =
-                1 + rest.windows(2).take_while(|pair| pair[1].wrapping_sub(pair[0]) == step).count() as u32;
-            let start = if down { first - (len - 1) } else { first };
-            buddy.free_range(self.map(), start..start + len);
-            rest = &rest[len as usize..];
-        }
-        cache.frames.copy_within(half.., 0);
-        cache.len = half;
     }
 
     /// Gives back a frame that held a page table.
@@ -485,18 +366,6 @@ impl<M: Machine> Zone<M> {
                 },
                 Block::Free | Block::Reserved => BLOCK - at % BLOCK,
             };
-        }
-    }
-
-    /// Calls `f` for every frame that holds descriptors, with their kind.
-    pub(crate) fn for_each_object_frame(&self, f: &mut dyn FnMut(u32, u8)) {
-        let map = self.map();
-        for frame in 0..map.frames() {
-            if map.block(frame) == Block::Small
-                && let Slot::Objects(kind) = map.slot(frame)
-            {
-                f(frame + self.base(), kind);
-            }
         }
     }
 }
