@@ -371,7 +371,7 @@ crate::ktest! {
             for seed in 0..4 {
                 met += makes_what_another_evicts(space, seed)?;
             }
-            crate::check!(met > 1000, "{met}: the other hardly ever found a page");
+            crate::check!(met > 50, "{met}: the other hardly ever found a page");
             drop(held);
             crate::check_eq!(resident(0), 0);
             check_zero(map(space, PAGE_SIZE, HugeAdvice::NoHuge)?)

@@ -44,6 +44,7 @@ fn pin_for_long(space: &Space, range: VaRange) -> Result<bool, Unmet> {
 }
 
 crate::ktest! {
+    needs(memory_mib = 64)
     fn pins_bear_every_failure() {
         for (memory, [fresh, zeros, back]) in [(PTE, [2 * SMALL + 2, 2 * SMALL, SMALL]), (PMD, [4, 2, 1])] {
             every_allocation_fails(memory, fresh, untouched, pin_to_write, check_zero)?;
@@ -67,6 +68,7 @@ fn both_filled(_: &Space, range: VaRange, child: &Space) -> Result<(), Unmet> {
 }
 
 crate::ktest! {
+    needs(memory_mib = 64)
     fn pins_of_shared_pages_bear_every_failure() {
         for (memory, least) in [(PTE, 2 * SMALL), (PMD, 2)] {
             // To read, too: what others share is copied.
@@ -111,6 +113,7 @@ fn lend(space: &Space, range: VaRange) -> Result<bool, Unmet> {
 }
 
 crate::ktest! {
+    needs(memory_mib = 64)
     fn loans_bear_every_failure() {
         for (memory, [fresh, zeros, back, shared]) in
             [(PTE, [2 * SMALL + 2, 2 * SMALL, SMALL, 2 * SMALL]), (PMD, [4, 2, 1, 2])]
@@ -178,6 +181,7 @@ fn move_back(space: &Space, range: VaRange) -> Result<bool, Unmet> {
 }
 
 crate::ktest! {
+    needs(memory_mib = 64)
     fn commands_of_a_device_bear_every_failure() {
         for memory in SIZES {
             every_allocation_fails(memory, 4, filled, use_by_device, still_filled)?;

@@ -30,6 +30,7 @@ pub(super) fn touch(_: &Space, range: VaRange) -> Result<bool, Unmet> {
 }
 
 crate::ktest! {
+    needs(memory_mib = 64)
     fn first_touches_bear_every_failure() {
         for memory in SIZES {
             // Tables, a folio and its descriptor; for a reader the tables.
@@ -54,6 +55,7 @@ fn on_filled_memory(
 }
 
 crate::ktest! {
+    needs(memory_mib = 64)
     fn mappings_bear_every_failure() {
         let verify: fn(VaRange) -> Result<(), Unmet> = |range| {
             let elsewhere = VaRange::new(ELSEWHERE, range.len());
@@ -92,6 +94,7 @@ fn unmap_part(space: &Space, part: VaRange) -> Result<bool, Unmet> {
 }
 
 crate::ktest! {
+    needs(memory_mib = 64)
     fn unmapping_a_part_bears_every_failure() {
         on_filled_memory([[1, 1], [2, 2]], |space, range| unmap_part(space, middle(range)), |range| {
             check(pages(range, 0, 3), 81)?;
@@ -101,6 +104,7 @@ crate::ktest! {
 }
 
 crate::ktest! {
+    needs(memory_mib = 64)
     fn huge_pages_fall_back_when_only_they_are_refused() {
         in_space(|space| {
             let range = map(space, 2 * PMD_SIZE, HugeAdvice::Huge)?;
@@ -118,6 +122,7 @@ crate::ktest! {
 }
 
 crate::ktest! {
+    needs(memory_mib = 64)
     fn changes_of_protection_and_trackers_bear_every_failure() {
         let protect: Operation = |space, r| refused(space.space().protect(middle(r), Prot::READ));
         on_filled_memory([[2, 2], [3, 3]], protect, still_filled)?;
@@ -136,6 +141,7 @@ crate::ktest! {
 }
 
 crate::ktest! {
+    needs(memory_mib = 64)
     fn advice_bears_every_failure() {
         let huge: Operation = |space, r| refused(space.space().advise_huge(middle(r), HugeAdvice::Default));
         on_filled_memory([[2, 2], [2, 2]], huge, still_filled)?;
@@ -162,6 +168,7 @@ fn here_or_there(range: VaRange) -> Result<(), Unmet> {
 }
 
 crate::ktest! {
+    needs(memory_mib = 64)
     fn moves_bear_every_failure() {
         on_filled_memory([[2, 2], [3, 3]], |space, range| {
             let target = RemapTarget { addr: Vaddr(ELSEWHERE), len: range.len() };
@@ -190,6 +197,7 @@ fn range_fault(space: &Space, range: VaRange) -> Result<bool, Unmet> {
 }
 
 crate::ktest! {
+    needs(memory_mib = 64)
     fn range_faults_bear_every_failure() {
         for (memory, [fresh, zeros, back]) in [(PTE, [24, 24, 12]), (PMD, [4, 2, 1])] {
             every_allocation_fails(memory, fresh, untouched, range_fault, check_zero)?;
@@ -212,6 +220,7 @@ fn in_small_pages_on_device(space: &Space, range: VaRange) -> Result<(), Unmet> 
 }
 
 crate::ktest! {
+    needs(memory_mib = 64)
     fn collapses_and_merges_bear_every_failure() {
         // What could not be had is in the report, and no refusal.
         let collapse: Operation = |space, range| refused(space.space().collapse(range).map(drop)).map(|_| false);

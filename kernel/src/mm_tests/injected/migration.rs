@@ -13,6 +13,7 @@ use crate::vm::mm;
 const DEV1: Place = Place::device(1);
 
 crate::ktest! {
+    needs(memory_mib = 64)
     fn faults_on_device_memory_bear_every_failure() {
         for memory in SIZES {
             every_allocation_fails(memory, 1, on_device, touch, still_filled)?;
@@ -28,6 +29,7 @@ fn migrate(space: &Space, range: VaRange, to: Place) -> Result<bool, Unmet> {
 }
 
 crate::ktest! {
+    needs(memory_mib = 64)
     fn migrations_bear_every_failure_in_both_directions() {
         for (memory, pages) in [(PTE, super::SMALL), (PMD, 1)] {
             // Memory for each, and for the batch and its units.
@@ -40,6 +42,7 @@ crate::ktest! {
 }
 
 crate::ktest! {
+    needs(memory_mib = 64)
     fn migrations_of_parts_bear_every_failure() {
         let there: Operation = |space, range| migrate(space, pages(range, 100, 200), DEV0);
         let back: Operation = |space, range| migrate(space, pages(range, 100, 200), Place::RAM);
@@ -49,6 +52,7 @@ crate::ktest! {
 }
 
 crate::ktest! {
+    needs(memory_mib = 64)
     fn migrations_that_fault_bear_every_failure() {
         let write: Operation = |space, range| {
             let flags = MigrateFlags::FAULT | MigrateFlags::WRITE;
@@ -92,6 +96,7 @@ fn of_both_sizes(space: &Space, range: VaRange) -> Result<(), Unmet> {
 }
 
 crate::ktest! {
+    needs(memory_mib = 64)
     fn evictions_bear_every_failure() {
         let all: Operation = |_, _| Ok(mm().evict_range(DEV0, 0..u32::MAX).failed_pages() != 0);
         let scattered: Operation = |space, range| {

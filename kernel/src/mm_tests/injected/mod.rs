@@ -1,6 +1,6 @@
 //! Every allocation fails: the n-th one of each operation, alone and with all that follow, for every n, on the real page tables.
 //! After each failure the system is audited; then the operation is done again with all memory, and what must hold in the end is
-//! checked, word by word.
+//! checked, word by word. Most of it runs on a machine with little RAM: an audit looks at all there is.
 
 mod devices;
 mod handles;

@@ -12,6 +12,7 @@ use crate::vm::user::{user_read_u64, user_write_u64};
 use crate::vm::{Machine, clone_space};
 
 crate::ktest! {
+    needs(memory_mib = 64)
     fn clones_bear_every_failure() {
         for memory in SIZES {
             // The space, its tables, its mapping and the set that it joins.
@@ -45,6 +46,7 @@ fn each_has_its_own(_: &Space, range: VaRange, child: &Space) -> Result<(), Unme
 }
 
 crate::ktest! {
+    needs(memory_mib = 64)
     fn copies_on_write_bear_every_failure() {
         for (memory, [copies, back]) in [(PTE, [2 * SMALL, 3 * SMALL]), (PMD, [2, 3])] {
             every_allocation_fails_beside(memory, copies, cloned, write_all, each_has_its_own)?;
@@ -54,6 +56,7 @@ crate::ktest! {
 }
 
 crate::ktest! {
+    needs(memory_mib = 64)
     fn unmapping_a_part_of_what_others_share_bears_every_failure() {
         let unmap = |space: &Space, range: VaRange, child: &Space| {
             let refused = refused(space.space().unmap(middle(range)))?;
@@ -78,6 +81,7 @@ crate::ktest! {
 const THERE: VaRange = VaRange::new(ELSEWHERE, SMALL * PAGE_SIZE);
 
 crate::ktest! {
+    needs(memory_mib = 64)
     fn shared_memory_bears_every_failure() {
         every_allocation_fails(PTE, 2 * SMALL + 4, untouched, |space, _| {
             if space.space().vma_at(THERE.start).is_none() {
@@ -108,6 +112,7 @@ fn is_free(space: &Space, range: VaRange) -> bool {
 }
 
 crate::ktest! {
+    needs(memory_mib = 64)
     fn files_bear_every_failure() {
         let map = |space: &Space, file: &ObjectRef<Machine>| {
             Ok::<_, Unmet>(
@@ -155,6 +160,7 @@ crate::ktest! {
 }
 
 crate::ktest! {
+    needs(memory_mib = 64)
     fn what_is_in_no_mapping_bears_every_failure() {
         // Pages of a file far apart need nodes of the index too.
         const FAR: [u64; 4] = [0, 700, 300_000, 300_001];
