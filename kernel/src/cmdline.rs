@@ -18,6 +18,8 @@ pub enum Run {
     List,
     /// Wait for a debugger, then the tour.
     Gdb,
+    /// Do what lines on the serial port say.
+    Shell,
 }
 
 /// How much is logged.
@@ -41,7 +43,7 @@ pub enum LogLevel {
 /// The command line, read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CommandLine<'a> {
-    /// `run=tour|bench|test|list|gdb`
+    /// `run=tour|bench|test|list|gdb|shell`
     pub run: Run,
     /// `log=off|error|warn|info|debug|trace`
     pub log: LogLevel,
@@ -144,7 +146,8 @@ impl<'a> CommandLine<'a> {
                     "test" => Run::Test,
                     "list" => Run::List,
                     "gdb" => Run::Gdb,
-                    _ => return Err(bad("run", value, "tour, bench, test, list, gdb")),
+                    "shell" => Run::Shell,
+                    _ => return Err(bad("run", value, "tour, bench, test, list, gdb, shell")),
                 }
             }
             "log" => {
@@ -245,7 +248,7 @@ mod tests {
         let error = CommandLine::parse("run=tset").expect_err("a bad value");
         assert_eq!(
             error.to_string(),
-            "command line: run cannot be \"tset\"; it is one of tour, bench, test, list, gdb"
+            "command line: run cannot be \"tset\"; it is one of tour, bench, test, list, gdb, shell"
         );
     }
 }

@@ -16,10 +16,12 @@ mod fwcfg;
 mod measure;
 mod memory;
 mod mm_tests;
+mod monitor;
 mod report;
 mod task;
 mod testing;
 mod tour;
+mod units;
 mod vm;
 
 use bootloader_api::config::{BootloaderConfig, Mapping};
@@ -102,7 +104,7 @@ extern "C" fn on_own_tables() -> ! {
         Err(error) => exit::fail(&error),
     };
     // The tour and the benchmarks end with this sentence; what runs without a device says it and goes on.
-    if let (Err(error), Run::Test | Run::List) = (&devices, boot.command.run) {
+    if let (Err(error), Run::Test | Run::List | Run::Shell) = (&devices, boot.command.run) {
         log::warn!("{error}");
     }
     log::info!("on the kernel's own page tables, root {:?}", x86_64::tlb::root());
@@ -110,6 +112,7 @@ extern "C" fn on_own_tables() -> ! {
         Run::List => testing::list(),
         Run::Test => testing::run(&boot.command),
         Run::Bench => bench::run(&boot.command, devices),
+        Run::Shell => monitor::run(),
         Run::Tour | Run::Gdb => tour::run(&boot.command, devices),
     }
 }

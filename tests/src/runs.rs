@@ -11,10 +11,11 @@ use libtest_mimic::{Failed, Trial};
 use crate::{
     host,
     process::{self, Finished},
+    shell,
 };
 
 /// The longest a run may take, the first build of the kernel included.
-const LIMIT: Duration = Duration::from_secs(600);
+pub(crate) const LIMIT: Duration = Duration::from_secs(600);
 
 /// One run and what must come of it.
 struct Run {
@@ -31,7 +32,7 @@ const RUNS: [Run; 13] = [
         name: "help",
         arguments: &["--help"],
         succeeds: true,
-        says: &["tour", "bench", "test", "gdb", "--memory"],
+        says: &["tour", "bench", "shell", "test", "gdb", "--memory"],
     },
     Run {
         name: "print_qemu",
@@ -91,7 +92,7 @@ const RUNS: [Run; 13] = [
 #[must_use]
 pub fn trials() -> Vec<Trial> {
     match runner() {
-        Ok(runner) => RUNS.iter().map(|run| run.trial(&runner)).collect(),
+        Ok(runner) => RUNS.iter().map(|run| run.trial(&runner)).chain(shell::trials(&runner)).collect(),
         Err(why) => vec![Trial::test("run::build", move || Err(Failed::from(why)))],
     }
 }

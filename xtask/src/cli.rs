@@ -4,7 +4,7 @@ use crate::build::{self, Built};
 use crate::error::Error;
 use crate::qemu::{Accel, Device, GuestCommand, Qemu};
 use crate::size::Size;
-use crate::{bench, boot, gdb, install, tour};
+use crate::{bench, boot, gdb, install, shell, tour};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use std::process::Command;
@@ -31,6 +31,9 @@ enum Task {
     Tour,
     /// Measure migration, faults and splits
     Bench(bench::BenchArgs),
+    /// Type commands to the kernel: map, migrate, touch, look
+    #[command(after_help = shell::commands())]
+    Shell(shell::ShellArgs),
     /// Run the tests, on the host and in the kernel (`cargo test`)
     Test(TestArgs),
     /// Start the kernel and wait for gdb
@@ -53,6 +56,7 @@ Examples:
   cargo run                                 the tour
   cargo run -- tour --memory 5G --device-size 1G
   cargo run -- bench --filter fault --json  rows about faults, for a program
+  cargo run -- shell                        an address space to play with; help lists the commands
   cargo run -- test migrate                 the tests with `migrate` in their names
   cargo run -- boot run=test log=debug      the in-kernel tests, console and all";
 
@@ -103,7 +107,7 @@ pub struct MachineArgs {
     #[arg(long, global = true, value_enum, value_name = "LEVEL", default_value = "warn")]
     #[arg(hide_default_value = true, hide_possible_values = true)]
     log: LogLevel,
-    /// Stop the machine after this long [default: 60; bench: 600; gdb: never]
+    /// Stop the machine after this long [default: 60; bench: 600; gdb, typed shell: never]
     #[arg(long, global = true, value_name = "SECS", value_parser = clap::value_parser!(u64).range(1..))]
     timeout: Option<u64>,
     /// A further argument for QEMU (repeatable)
@@ -176,6 +180,7 @@ pub fn run(cli: Cli) -> Result<(), Error> {
     match cli.command.unwrap_or(Task::Tour) {
         Task::Tour => tour::run(machine),
         Task::Bench(args) => bench::run(&args, machine),
+        Task::Shell(args) => shell::run(&args, machine),
         Task::Test(args) => test(&args),
         Task::Gdb(args) => gdb::run(&args, machine),
         Task::Boot(args) => boot::run(&args, machine),
@@ -245,6 +250,14 @@ mod tests {
         assert!(parse("x --memory lots").unwrap_err().contains("like 64M"));
         assert!(parse("x --timeout 0").unwrap_err().contains("--timeout"));
         assert!(parse("x --log loud").unwrap_err().contains("debug"));
+    }
+
+    #[test]
+    fn a_shell_has_one_source_of_commands() {
+        assert!(parse("x shell -c audit --keep-going --device-count 2 --coherent 1").is_ok());
+        assert!(parse("x shell --script f --memory 1G").is_ok());
+        assert!(parse("x shell -c audit --script f").is_err());
+        assert!(parse("x shell --coherent").is_err());
     }
 
     #[test]

@@ -81,6 +81,25 @@ pub enum Error {
     /// The guest did not end well.
     #[error("{}", describe(.0))]
     Guest(Ending),
+    /// A command of a script was not done.
+    #[error("line {line} of {script} failed: {command}")]
+    Script {
+        /// Its line, from 1 on.
+        line: usize,
+        /// Where the line stands.
+        script: String,
+        /// The command.
+        command: String,
+    },
+    /// Several commands of a script were not done.
+    #[error("{} of the script failed: see above", if *.0 == 1 { "a command".into() } else { format!("{} commands", .0) })]
+    Commands(usize),
+    /// The machine ended while the shell still had something to ask of it.
+    #[error("the machine is gone, and with it all that was in it: {}", describe(.0))]
+    Gone(Ending),
+    /// The terminal could not be read.
+    #[error("could not read the terminal: {0}")]
+    Terminal(#[from] rustyline::error::ReadlineError),
     /// Writing to standard output failed.
     #[error("could not write the output: {0}")]
     Output(#[from] io::Error),

@@ -16,6 +16,7 @@ pub mod error;
 pub mod gdb;
 pub mod install;
 pub mod qemu;
+pub mod shell;
 pub mod size;
 pub mod symbolize;
 pub mod table;

@@ -95,19 +95,8 @@ impl Screen {
         vec![style(indented(&cost)).cyan().to_string()]
     }
 
-    /// A cost in words. Only counted instructions can be compared with words of data.
     fn cost(&self, ticks: u64, bulk: u64, data: &str) -> String {
-        match (self.counted, bulk) {
-            (false, _) => format!("{} ticks, {} words of {data}", grouped(ticks), grouped(bulk)),
-            (true, 0) => format!("{} instructions", grouped(ticks)),
-            (true, _) => format!(
-                "{} instructions, {} of them the {data} ({}), {} beyond",
-                grouped(ticks),
-                grouped(bulk),
-                percent(bulk, ticks),
-                grouped(ticks.saturating_sub(bulk))
-            ),
-        }
+        cost(self.counted, ticks, bulk, data)
     }
 
     fn end(&self, elapsed: Duration) -> Vec<String> {
@@ -118,8 +107,23 @@ impl Screen {
     }
 }
 
+/// A cost in words. Only counted instructions can be compared with words of data.
+pub(crate) fn cost(counted: bool, ticks: u64, bulk: u64, data: &str) -> String {
+    match (counted, bulk) {
+        (false, _) => format!("{} ticks, {} words of {data}", grouped(ticks), grouped(bulk)),
+        (true, 0) => format!("{} instructions", grouped(ticks)),
+        (true, _) => format!(
+            "{} instructions, {} of them the {data} ({}), {} beyond",
+            grouped(ticks),
+            grouped(bulk),
+            percent(bulk, ticks),
+            grouped(ticks.saturating_sub(bulk))
+        ),
+    }
+}
+
 /// A line of the guest's text; on a terminal with a little colour, so that the eye finds what lies where.
-fn text(line: &str) -> String {
+pub(crate) fn text(line: &str) -> String {
     if line.starts_with("data right") || line.starts_with("audit ok") {
         return style(indented(line)).green().to_string();
     }

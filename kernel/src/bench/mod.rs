@@ -21,7 +21,7 @@ use crate::{bootmem, console, exit, memory};
 
 /// Why a measurement could not be made.
 #[derive(Debug)]
-pub(super) enum Stop {
+pub(crate) enum Stop {
     /// It does not fit this machine: a row that is skipped.
     DoesNotFit(&'static str),
     /// Something is wrong.
@@ -105,6 +105,16 @@ pub(crate) fn run(command: &CommandLine<'_>, devices: Result<usize, DeviceError>
         exit::fail(&error);
     }
     exit::exit(Exit::Success)
+}
+
+/// Measures the single operations with `part` in their names; how many there are. No address space is loaded.
+///
+/// # Errors
+/// The first row that cannot be measured here.
+pub(crate) fn rows(part: &str) -> Result<usize, Stop> {
+    let rows = || single::ROWS.iter().filter(|row| row.name.contains(part));
+    rows().try_for_each(|row| single::run(row, false))?;
+    Ok(rows().count())
 }
 
 /// A row that does not fit is skipped; anything else ends the run.

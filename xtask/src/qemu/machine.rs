@@ -91,6 +91,8 @@ pub struct Qemu {
     pub qmp: Option<PathBuf>,
     /// A loopback port for gdb; the guest then waits for it.
     pub gdb: Option<u16>,
+    /// The guest takes input: the serial line is open in both directions, and while it waits the host sleeps too.
+    pub input: bool,
     /// Further arguments, last.
     pub extra: Vec<String>,
     /// How long the run may take; `None` for a run with a person at a debugger.
@@ -111,6 +113,7 @@ impl Default for Qemu {
             command: GuestCommand::default(),
             qmp: None,
             gdb: None,
+            input: false,
             extra: Vec::new(),
             timeout: Some(Duration::from_secs(60)),
         }
@@ -155,7 +158,8 @@ impl Qemu {
         }
         args.pair("-accel", if self.accel == Accel::Tcg { "tcg" } else { "kvm" });
         if self.icount {
-            args.pair("-icount", "shift=0,sleep=off");
+            // A guest that halts until somebody types must not make its clock race to the next timer.
+            args.pair("-icount", if self.input { "shift=0,sleep=on" } else { "shift=0,sleep=off" });
         }
         args.pair("-display", "none").flag("-nodefaults").pair("-serial", "stdio");
         args.pair("-monitor", "none").flag("-no-reboot");

@@ -4,8 +4,8 @@ use super::{Ending, PROGRAM, Qemu};
 use crate::build::Built;
 use crate::error::Error;
 use ktest::exit::Exit;
-use std::io::{BufRead, BufReader, Read};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -23,6 +23,7 @@ pub struct Line {
 #[derive(Debug)]
 pub struct Run {
     child: Child,
+    input: Option<ChildStdin>,
     started: Instant,
     deadline: Option<Instant>,
     lines: Receiver<Line>,
@@ -40,7 +41,7 @@ impl Qemu {
         let started = Instant::now();
         let mut child = Command::new(PROGRAM)
             .args(self.args(built))
-            .stdin(Stdio::null())
+            .stdin(if self.input { Stdio::piped() } else { Stdio::null() })
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -69,7 +70,8 @@ impl Qemu {
             })
         });
         let deadline = self.timeout.map(|timeout| started + timeout);
-        Ok(Run { child, started, deadline, lines, complaints, timed_out: false })
+        let input = child.stdin.take();
+        Ok(Run { child, input, started, deadline, lines, complaints, timed_out: false })
     }
 }
 
@@ -86,6 +88,15 @@ impl Run {
                 None
             }
         }
+    }
+
+    /// Types a line to a guest that takes input.
+    ///
+    /// # Errors
+    /// The machine is gone, or takes no input.
+    pub fn send(&mut self, line: &str) -> io::Result<()> {
+        let input = self.input.as_mut().ok_or(io::ErrorKind::NotConnected)?;
+        input.write_all(&[line.as_bytes(), b"\n"].concat())
     }
 
     /// How long it has been running.

@@ -61,6 +61,13 @@ fn every_part_of_the_machine_reaches_the_line() {
 }
 
 #[test]
+fn a_guest_that_takes_input_sleeps_while_it_waits() {
+    let waits = Qemu { input: true, ..Qemu::default() };
+    assert!(line(&waits).contains("-icount shift=0,sleep=on "));
+    assert!(!line(&Qemu { icount: false, ..waits }).contains("-icount"));
+}
+
+#[test]
 fn commas_in_guest_words_survive_qemus_option_parser() {
     let qemu = Qemu { command: GuestCommand::run("test").with("filter", "a,b"), ..Qemu::default() };
     assert!(line(&qemu).contains("'name=opt/farpage/cmd,string=run=test filter=a,,b'"));

@@ -27,6 +27,7 @@ mod register {
     pub(super) const END_OF_INTERRUPT: u32 = 0x0b;
     pub(super) const SPURIOUS_VECTOR: u32 = 0x0f;
     pub(super) const LVT_TIMER: u32 = 0x32;
+    pub(super) const LVT_LINT0: u32 = 0x35;
     pub(super) const INITIAL_COUNT: u32 = 0x38;
     pub(super) const CURRENT_COUNT: u32 = 0x39;
     pub(super) const DIVIDE: u32 = 0x3e;
@@ -35,6 +36,7 @@ mod register {
 const SOFTWARE_ENABLE: u32 = 1 << 8;
 const LVT_MASKED: u32 = 1 << 16;
 const LVT_PERIODIC: u32 = 1 << 17;
+const LVT_FROM_8259: u32 = 0b111 << 8;
 const DIVIDE_BY_1: u32 = 0b1011;
 
 /// How the registers are reached.
@@ -170,6 +172,27 @@ fn mask_8259s() {
     ] {
         port.write(value);
     }
+}
+
+/// Lets one line of the first 8259 interrupt this CPU, through the APIC's first pin, which every PC wires to it.
+pub(super) fn unmask_8259(line: u8) {
+    port::PIC_1_DATA.write(!(1 << line));
+    write(register::LVT_LINT0, LVT_FROM_8259);
+}
+
+/// Ends an interrupt of the first 8259.
+pub(super) fn end_of_8259_interrupt() {
+    const END_OF_INTERRUPT: u8 = 0x20;
+    port::PIC_1_COMMAND.write(END_OF_INTERRUPT);
+}
+
+/// Stops the 8254's channel 0, which firmware leaves running: nobody here counts its interrupts, and a CPU that sleeps would
+/// be woken for them.
+pub(super) fn stop_pit() {
+    const MODE: u8 = 0b0011_0000; // channel 0, both bytes, mode 0: counts down once
+    port::PIT_COMMAND.write(MODE);
+    port::PIT_CHANNEL_0.write(1);
+    port::PIT_CHANNEL_0.write(0);
 }
 
 fn read(register: u32) -> u32 {

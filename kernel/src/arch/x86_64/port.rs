@@ -68,6 +68,9 @@ pub(crate) const PIC_2_COMMAND: Port<u8> = unsafe { Port::new(0xa0) };
 // SAFETY: as above.
 pub(crate) const PIC_2_DATA: Port<u8> = unsafe { Port::new(0xa1) };
 
+/// 8254 timer: channel 0, which is wired to the first interrupt line.
+// SAFETY: a counter.
+pub(crate) const PIT_CHANNEL_0: Port<u8> = unsafe { Port::new(0x40) };
 /// 8254 timer: channel 2.
 // SAFETY: a counter.
 pub(crate) const PIT_CHANNEL_2: Port<u8> = unsafe { Port::new(0x42) };
@@ -77,3 +80,16 @@ pub(crate) const PIT_COMMAND: Port<u8> = unsafe { Port::new(0x43) };
 /// Gate (bit 0) and output (bit 5) of the timer's channel 2, and the loudspeaker (bit 1).
 // SAFETY: a gate and a loudspeaker.
 pub(crate) const PIT_GATE: Port<u8> = unsafe { Port::new(0x61) };
+
+/// COM1: the next byte that came.
+// SAFETY: a byte of the line.
+pub(crate) const COM1_DATA: Port<u8> = unsafe { Port::new(0x3f8) };
+/// COM1: which events interrupt the CPU.
+// SAFETY: interrupts are no memory accesses; every vector has a gate.
+pub(crate) const COM1_INTERRUPTS: Port<u8> = unsafe { Port::new(0x3f9) };
+/// COM1: how many bytes must have come for an interrupt.
+// SAFETY: settings of a queue in the device.
+pub(crate) const COM1_FIFO: Port<u8> = unsafe { Port::new(0x3fa) };
+/// COM1: what state the line is in.
+// SAFETY: status bits.
+pub(crate) const COM1_STATUS: Port<u8> = unsafe { Port::new(0x3fd) };

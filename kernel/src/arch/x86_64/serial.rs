@@ -1,7 +1,10 @@
-//! The first serial port.
+//! The first serial port: text goes out by polling, bytes come in by interrupt.
 
+use ::x86_64::instructions::interrupts;
 use uart_16550::backend::PioBackend;
 use uart_16550::{BaudRate, Config, InitError, Uart16550};
+
+use super::{apic, port};
 
 /// The serial port, ready to send.
 pub(crate) type Serial = Uart16550<PioBackend>;
@@ -18,4 +21,45 @@ pub(crate) fn open() -> Result<Serial, InitError> {
     let mut uart = uart.expect("0x3f8 is a valid base");
     uart.init(Config { baud_rate: BaudRate::Baud115200, ..Config::DEFAULT })?;
     Ok(uart)
+}
+
+/// COM1's line of the first 8259.
+const LINE: u8 = super::trap::vector::COM1 - super::trap::vector::PIC;
+
+/// Lets bytes that come interrupt the CPU, each at once. After [`open`]; with interrupts off.
+pub(crate) fn listen() {
+    const FIFO_ON: u8 = 1; // an interrupt at the first byte; what has come already stays
+    const RECEIVED: u8 = 1;
+    apic::stop_pit();
+    port::COM1_FIFO.write(FIFO_ON);
+    port::COM1_INTERRUPTS.write(RECEIVED);
+    apic::unmask_8259(LINE);
+}
+
+/// A byte that came.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Received {
+    pub(crate) byte: u8,
+    /// Bytes before it were lost: they came faster than they were taken.
+    pub(crate) after_loss: bool,
+}
+
+/// Sleeps until a byte has come. With interrupts off, and after [`listen`].
+///
+/// The CPU takes interrupts only while it is halted here, so whatever runs between two calls is measured undisturbed. What
+/// comes meanwhile waits in the device's queue of 16 bytes, and beyond that with the sender.
+pub(crate) fn receive() -> Received {
+    const READY: u8 = 1;
+    const OVERRUN: u8 = 1 << 1;
+    let mut after_loss = false;
+    loop {
+        let status = port::COM1_STATUS.read(); // reading it clears the overrun
+        after_loss |= status & OVERRUN != 0;
+        if status & READY != 0 {
+            return Received { byte: port::COM1_DATA.read(), after_loss };
+        }
+        // A byte that comes between the look and the halt finds interrupts off: it wakes the halt, which lets them in.
+        interrupts::enable_and_hlt();
+        interrupts::disable();
+    }
 }

@@ -73,6 +73,8 @@ static MXCSR: u32 = 0x1f80;
 pub(crate) mod vector {
     /// Where the 8259s are moved, away from the exceptions.
     pub(crate) const PIC: u8 = 32;
+    /// COM1, on the fifth line of the first 8259.
+    pub(crate) const COM1: u8 = PIC + 4;
     /// The APIC timer.
     pub(crate) const TIMER: u8 = 64;
     /// The APIC's spurious interrupt.
@@ -339,6 +341,7 @@ pub(crate) fn unexpected_interrupts() -> u64 {
 extern "C" fn dispatch(frame: &mut TrapFrame) {
     match frame.vector as u8 {
         vector::TIMER => apic::timer_interrupt(),
+        vector::COM1 => apic::end_of_8259_interrupt(),
         3 => breakpoint(frame),
         vector::SPURIOUS => {}
         exception @ 0..32 => report::fatal(Kind::of_vector(exception), frame, None),

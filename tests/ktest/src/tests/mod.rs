@@ -1,4 +1,5 @@
 //! Unit tests, one file for each module.
 
+mod monitor;
 mod stream;
 mod wire;

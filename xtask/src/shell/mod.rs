@@ -1,0 +1,171 @@
+//! `shell`: commands for a running kernel, typed or from a script.
+//!
+//! The host knows no command: what there is stands in [`ktest::monitor`], and every line goes to the guest as it is. The guest
+//! answers with text and one record, `@ready n= ok= space= insns= bulk=`, which ends the answer and says whether the command was
+//! done, which address space is loaded, and what the operation cost.
+
+mod script;
+mod typed;
+
+use crate::cli::{Defaults, MachineArgs};
+use crate::error::Error;
+use crate::qemu::{Ending, GuestCommand, Qemu, Run};
+use crate::symbolize::Symbolizer;
+use crate::table::grouped;
+use crate::tour;
+use console::style;
+use ktest::exit::Exit;
+use ktest::monitor::{COMMANDS, READY};
+use ktest::wire::Record;
+use std::fmt::Write as _;
+use std::io::{self, IsTerminal, Write};
+use std::path::PathBuf;
+
+/// Options of `shell`.
+#[derive(Debug, clap::Args)]
+pub struct ShellArgs {
+    /// Do these commands, separated by `;`, and end
+    #[arg(short, long, value_name = "COMMANDS", conflicts_with = "script")]
+    command: Option<String>,
+    /// Do the commands of this file, one a line, and end; so are those of a pipe
+    #[arg(long, value_name = "FILE")]
+    script: Option<PathBuf>,
+    /// Go on after a command that fails; the exit status tells of it all the same
+    #[arg(long)]
+    keep_going: bool,
+    /// Numbers of the devices whose memory CPUs map where it lies, like 2,3
+    #[arg(long, value_name = "LIST", value_parser = crate::bench::one_word)]
+    coherent: Option<String>,
+}
+
+/// The commands, for `--help`.
+pub(crate) fn commands() -> String {
+    let mut text = String::from("Commands:\n");
+    for spec in COMMANDS {
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "  {:<46} {}", spec.usage().to_string(), spec.help);
+    }
+    text
+}
+
+/// Starts the machine, and does what is typed or what the script says.
+pub(crate) fn run(args: &ShellArgs, machine: &MachineArgs) -> Result<(), Error> {
+    let script = match (&args.command, &args.script) {
+        (Some(commands), _) => Some(script::Script::of_text("-c", commands)),
+        (None, Some(path)) => Some(script::Script::of_file(path)?),
+        (None, None) if io::stdin().is_terminal() && io::stdout().is_terminal() => None,
+        (None, None) => Some(script::Script::of_input()),
+    };
+    let timeout_secs = script.as_ref().map(|_| 60);
+    let mut command = GuestCommand::run("shell");
+    if let Some(coherent) = &args.coherent {
+        command = command.with("coherent", coherent);
+    }
+    let qemu = machine.qemu(&Defaults { timeout_secs, ..Defaults::TOUR }, command)?;
+    let qemu = Qemu { input: true, ..qemu };
+    let built = machine.prepare(&qemu)?;
+    let mut session = Session {
+        run: qemu.spawn(&built)?,
+        symbolizer: Symbolizer::new(&built.kernel),
+        counted: qemu.icount,
+        space: 0,
+    };
+    let mut out = io::stdout();
+    if session.answer(&mut out)?.is_none() {
+        return session.end();
+    }
+    match script {
+        Some(script) => script::run(session, script, args.keep_going, &mut out),
+        None => typed::run(session, &mut out),
+    }
+}
+
+/// A machine that waits for commands.
+struct Session {
+    run: Run,
+    symbolizer: Symbolizer,
+    /// The guest's clock counts instructions.
+    counted: bool,
+    /// The address space that is loaded.
+    space: u64,
+}
+
+impl Session {
+    fn prompt(&self) -> String {
+        format!("farpage:{}> ", self.space)
+    }
+
+    /// Sends a command and shows the answer; whether it was done, or `None` if the machine has ended.
+    fn ask(&mut self, command: &str, out: &mut impl Write) -> Result<Option<bool>, Error> {
+        // A machine that is gone takes nothing; its console says why, and ends.
+        let _ = self.run.send(command);
+        self.answer(out)
+    }
+
+    fn answer(&mut self, out: &mut impl Write) -> Result<Option<bool>, Error> {
+        while let Some(line) = self.run.next_line() {
+            if let Some(record) = Record::parse(&line.text).filter(|record| record.kind() == READY) {
+                self.space = record.u64("space").unwrap_or(0);
+                if let Some(ticks) = record.u64("insns") {
+                    writeln!(out, "{}", cost(self.counted, ticks, record.u64("bulk").unwrap_or(0)))?;
+                }
+                out.flush()?;
+                return Ok(Some(record.u64("ok") == Some(1)));
+            }
+            if let Some(row) = measured(&line.text) {
+                writeln!(out, "    {row}")?;
+                continue;
+            }
+            // A report says the same in words.
+            if line.text.starts_with("@panic ") || line.text.starts_with("@fault ") {
+                continue;
+            }
+            for line in self.symbolizer.expand(&line.text) {
+                writeln!(out, "{}", shown(&line))?;
+            }
+        }
+        Ok(None)
+    }
+
+    /// Ends the machine.
+    fn exit(mut self, out: &mut impl Write) -> Result<(), Error> {
+        self.ask("exit", out)?;
+        self.end()
+    }
+
+    /// The machine has ended: well only if it was told to.
+    fn end(self) -> Result<(), Error> {
+        match self.run.finish() {
+            Ending::Exit(Exit::Success) => Ok(()),
+            ending @ Ending::Exit(Exit::Failed) => Err(Error::Guest(ending)),
+            ending => Err(Error::Gone(ending)),
+        }
+    }
+}
+
+/// A row of `bench`, for one operation.
+fn measured(line: &str) -> Option<String> {
+    let row = Record::parse(line).filter(|record| record.kind() == "bench")?;
+    let each = |sum: u64| grouped(sum / row.u64("n").unwrap_or(1).max(1));
+    let (total, bulk) = (row.u64("total")?, row.u64("bulk")?);
+    Some(format!(
+        "{:<52}{:>12}, {:>9} beyond the data",
+        row.get("name")?,
+        each(total),
+        each(total.saturating_sub(bulk))
+    ))
+}
+
+fn cost(counted: bool, ticks: u64, bulk: u64) -> String {
+    style(format!("    {}", tour::cost(counted, ticks, bulk, "data moved or cleared"))).cyan().to_string()
+}
+
+fn shown(line: &str) -> String {
+    match line.strip_prefix("error: ") {
+        Some(why) => format!("    {} {why}", style("error:").red().bold()),
+        None => tour::text(line),
+    }
+}
+
+#[cfg(test)]
+mod tests;
