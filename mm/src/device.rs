@@ -1,6 +1,10 @@
 //! Device memory as the memory manager sees it: a zone of frames with an owner and its operations (Linux: `dev_pagemap`).
 
 use core::fmt;
+use core::sync::atomic::{
+    AtomicU32,
+    Ordering::{Acquire, Release},
+};
 
 use farpage_lock::StaticRef;
 use spin::Once;
@@ -156,6 +160,8 @@ pub struct Device<M: Machine> {
     /// The owner of today, who is one of `owners`.
     owner: StaticRef<OwnerRecord<M>>,
     owners: [Once<OwnerRecord<M>>; OWNERS],
+    /// How often it was registered: who was on the way to an earlier one's memory is not to get this one's.
+    generation: AtomicU32,
     pub(crate) counters: DeviceCounters,
 }
 
@@ -165,6 +171,7 @@ impl<M: Machine> Device<M> {
             zone: Zone::new(Place::device(number)),
             owner: StaticRef::empty(),
             owners: [const { Once::new() }; OWNERS],
+            generation: AtomicU32::new(0),
             counters: DeviceCounters::new(),
         }
     }
@@ -230,7 +237,7 @@ impl<M: Machine> Mm<M> {
     ///
     /// # Errors
     /// [`RangeError::NoDevice`] when the number is taken or out of range; [`RangeError::Frames`] when coherent memory does not
-    /// begin at a 2 MiB boundary, ends beyond the last frame number (16 TiB), or overlaps other memory that CPUs map;
+    /// begin at a 2 MiB boundary, its map reaches beyond the last frame number (16 TiB), or it overlaps other memory that CPUs map;
     /// [`RangeError::NoRoom`] for more pages than the map has room for; [`RangeError::Owners`] for the ninth owner.
     pub fn register_device(
         &self,
@@ -248,18 +255,23 @@ impl<M: Machine> Mm<M> {
             DeviceKind::Private => (Place::device(number), 0),
             DeviceKind::Coherent { base_pfn } => (Place::coherent(number), base_pfn),
         };
-        let end = base.checked_add(pages).ok_or(RangeError::Frames(base))?;
+        let map = map.into_map();
+        let room = device.zone.room().unwrap_or(map.frames());
+        // The frames of a zone are all that its map has room for.
+        let (Some(end), Some(_)) = (base.checked_add(pages), base.checked_add(room)) else {
+            return Err(RangeError::Frames(base));
+        };
         if !base.is_multiple_of(Order::PMD.pages()) || place.is_coherent() && self.maps_any_of(base..end) {
             return Err(RangeError::Frames(base));
         }
-        let map = map.into_map();
-        let room = device.zone.room().unwrap_or(map.frames());
         if pages > room {
             return Err(RangeError::NoRoom(number, room));
         }
         device.owner.set(device.record(ops).ok_or(RangeError::Owners(number))?);
         device.zone.set_place(place);
         device.zone.set_map(base, map);
+        // Before the first frame can be had: who has one sees it.
+        device.generation.fetch_add(1, Release);
         device.zone.add(base..end);
         Ok(place)
     }
@@ -300,6 +312,11 @@ impl<M: Machine> Mm<M> {
                 pins: 0,
             },
         })
+    }
+
+    /// Which registration the memory at `place` is of; it cannot change while any of that memory is held. Always 0 for RAM.
+    pub(crate) fn generation(&self, place: Place) -> u32 {
+        place.device_number().map_or(0, |number| self.devices[number].generation.load(Acquire))
     }
 
     /// True when CPUs map some of these frames already, as RAM or another device's memory.

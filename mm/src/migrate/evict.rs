@@ -125,6 +125,11 @@ fn fill<M: Machine>(
             of = Some(frame.place());
             batch.name_owner(Owner::device(frame.place()));
         }
+        let room = batch.reserve();
+        if !room && !batch.is_empty() {
+            // Those go first; then there is room again, perhaps.
+            return of;
+        }
         frames.next();
         let Some(folio) = M::mm().try_get_folio(frame) else {
             // Free, or held with its references frozen, for a merge: then it is there, and stays for now.
@@ -138,9 +143,9 @@ fn fill<M: Machine>(
         if seen(number, &folio) {
             continue;
         }
-        if !batch.reserve() {
+        if !room {
             report.fail(Cause::NoMemory, folio.order().pages());
-            return of;
+            continue;
         }
         match LockedFolio::try_lock(folio) {
             // Somebody has freed it just now, all but this handle.

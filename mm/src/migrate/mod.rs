@@ -252,7 +252,8 @@ impl<M: Machine> Migration<M, Collected> {
 }
 
 impl<M: Machine> Migration<M, Unmapped> {
-    /// Allocates destinations and copies, waiting for the engine.
+    /// Allocates destinations and copies, waiting for the engine. If the device has been taken out since the walk, all stays for
+    /// want of memory, though somebody else may have memory there under the same number.
     pub fn copy(mut self) -> Migration<M, Copied> {
         transfer::copy(&mut self.work.0);
         self.into()
@@ -341,12 +342,12 @@ impl<M: Machine> Space<M> {
         mut observer: Option<&mut dyn FnMut(&UnitReport)>,
         mut taken: Option<&mut dyn FnMut(VaRange)>,
     ) -> Result<Report, RangeError> {
-        self.check_migratable(range, to, options)?;
+        let generation = self.check_migratable(range, to, options)?;
         let mut report = Report::default();
         let mut at = range.start;
         while at < range.end {
             let rest = VaRange::between(at, range.end);
-            let Ok(mut collecting) = Collecting::with(to, Need::User, options) else {
+            let Ok(mut collecting) = Collecting::with(to, generation, Need::User, options) else {
                 self.all_stays(rest, to, &mut report, observer);
                 break;
             };
@@ -414,20 +415,22 @@ impl<M: Machine> Space<M> {
         to: Place,
         options: &MigrateOptions,
     ) -> Result<(Migration<M, Collected>, Vaddr), RangeError> {
-        self.check_migratable(range, to, options)?;
+        let generation = self.check_migratable(range, to, options)?;
         let oom = RangeError::Oom(range.start);
-        let mut collecting = Collecting::with(to, Need::User, options).map_err(|_| oom)?;
+        let mut collecting = Collecting::with(to, generation, Need::User, options).map_err(|_| oom)?;
         collecting.observe(true);
         let next = self.collect(range, &mut collecting);
         if next == range.start { Err(oom) } else { Ok((collecting.collected(Vaddr(0)), next)) }
     }
 
+    /// Which registration of the device the call is for, if there is nothing to be said against it.
     fn check_migratable(
         &self,
         range: VaRange,
         to: Place,
         options: &MigrateOptions,
-    ) -> Result<(), RangeError> {
+    ) -> Result<u32, RangeError> {
+        let generation = M::mm().generation(to);
         if !range.is_user_pages() {
             return Err(RangeError::Invalid(range));
         }
@@ -446,6 +449,6 @@ impl<M: Machine> Space<M> {
             }
             at = vma.range().end;
         }
-        Ok(())
+        Ok(generation)
     }
 }

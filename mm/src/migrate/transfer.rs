@@ -12,7 +12,7 @@ use crate::frames::FrameSource;
 use crate::machine::{FlushReason, Machine};
 use crate::migrate::collect::to_migration;
 use crate::migrate::options::MigrateFlags;
-use crate::migrate::unit::{Batch, Dest, MAX_UNITS, PieceChunk, Source, State, Unit};
+use crate::migrate::unit::{Batch, Dest, MAX_UNITS, PieceChunk, Source, State, Unit, Units};
 use crate::migrate::{Cause, Report, finalize, holes};
 use crate::notifier::{NotifyEvent, Owner};
 use crate::slab::PoolBox;
@@ -110,13 +110,17 @@ struct List<M: Machine> {
     any_failed: bool,
     /// There was no memory, and what could be done about that is done.
     relieved: bool,
+    /// Where the batch goes, in which registration, and whether that device is another's by now.
+    to: Place,
+    generation: u32,
+    gone: bool,
     /// The next 2 MiB unit gets single pages ([`MigrateFlags::REFUSE_HUGE`]).
     refuse_huge: bool,
     machine: PhantomData<fn() -> M>,
 }
 
 impl<M: Machine> List<M> {
-    const fn new(refuse_huge: bool) -> Self {
+    const fn new(to: Place, generation: u32, refuse_huge: bool) -> Self {
         let unused = CopyOp::Zero { dst: Frame::ram(0), order: Order::BASE };
         Self {
             place: Place::RAM,
@@ -127,6 +131,9 @@ impl<M: Machine> List<M> {
             failed: [0; MAX_UNITS / 64],
             any_failed: false,
             relieved: false,
+            to,
+            generation,
+            gone: false,
             refuse_huge,
             machine: PhantomData,
         }
@@ -147,7 +154,9 @@ impl<M: Machine> List<M> {
     fn next_list(&mut self, place: Place) {
         self.run();
         self.place = place;
-        self.engine = place.device_number().map(|n| M::mm().device(n).engine());
+        // The unit that comes has its memory: from here on the device at the other end stays registered as it is.
+        self.gone = M::mm().generation(self.to) != self.generation;
+        self.engine = place.device_number().filter(|_| !self.gone).map(|n| M::mm().device(n).engine());
     }
 
     /// A unit without memory may try again, if it is the batch's first and what others keep for nothing is free now.
@@ -179,9 +188,9 @@ impl<M: Machine> List<M> {
 
 /// Destinations for every unit, and the data, in lists.
 pub(crate) fn copy<M: Machine>(batch: &mut Batch<M>) {
-    let (to, need) = (batch.to, batch.need);
+    let (to, need, generation) = (batch.to, batch.need, batch.generation);
     let Batch { units, report, options, .. } = batch;
-    let mut list = List::<M>::new(options.flags.contains(MigrateFlags::REFUSE_HUGE));
+    let mut list = List::<M>::new(to, generation, options.flags.contains(MigrateFlags::REFUSE_HUGE));
     let mut pages = FrameSource::new(to, need);
     let n = units.len();
     let mut i = 0;
@@ -207,6 +216,9 @@ pub(crate) fn copy<M: Machine>(batch: &mut Batch<M>) {
         }
         copy_large(unit, number, place, to, need, &mut list, report);
     });
+    if list.gone {
+        return other_device(units, report);
+    }
     list.run();
     options.flags.set(MigrateFlags::REFUSE_HUGE, list.refuse_huge);
     if list.any_failed {
@@ -219,6 +231,17 @@ pub(crate) fn copy<M: Machine>(batch: &mut Batch<M>) {
             }
         });
     }
+}
+
+/// The device was taken out since the walk, and its number is another's: all that would go there stays.
+#[cold]
+#[inline(never)]
+fn other_device<M: Machine>(units: &mut Units<M>, report: &mut Report) {
+    units.for_each(|unit| {
+        if !matches!(unit.source, Source::Gone) {
+            finalize::fail(unit, Cause::NoMemory, report);
+        }
+    });
 }
 
 /// A hole gets cleared memory, a shared page a copy.

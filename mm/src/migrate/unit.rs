@@ -357,6 +357,8 @@ impl<M: Machine> Units<M> {
 /// One batch of a migration.
 pub(crate) struct Batch<M: Machine> {
     pub(crate) to: Place,
+    /// Which registration of that device was meant.
+    pub(crate) generation: u32,
     pub(crate) need: Need,
     pub(crate) options: MigrateOptions,
     /// Where pages are really taken from, and which of them without a closer look.
@@ -400,6 +402,7 @@ impl<M: Machine> Default for Batch<M> {
     fn default() -> Self {
         Self {
             to: Place::RAM,
+            generation: 0,
             need: Need::User,
             options: MigrateOptions::to(Place::RAM),
             from: Sources::NONE,

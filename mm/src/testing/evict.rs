@@ -275,3 +275,48 @@ fn without_memory_to_work_with_a_list_counts_each_folio_once() {
     assert_eq!((report.pages, report.failed[Cause::NoMemory as usize]), (0, 514), "{report:?}");
     kit.audit();
 }
+
+/// A 2 MiB page and 100 small ones on the device.
+fn many_on_device() -> Kit {
+    let kit = Kit::new();
+    kit.map(0, 512, Huge);
+    kit.map(512, 100, Small);
+    kit.fill(0, 612);
+    let report = kit.space.space().migrate(range(0, 612), DEV).expect("all is mapped");
+    assert_eq!(report.pages, 612);
+    kit
+}
+
+#[test]
+fn without_room_for_more_units_what_a_batch_has_goes_first_and_nothing_is_lost() {
+    // The batch, room for 64 units, and no more just then.
+    let kit = many_on_device();
+    kit.machine.mm.inject.arm(Site::Object as u32, 0, 2, 1);
+    let report = kit.machine.mm.evict_range(DEV, 0..8 * 512);
+    assert!(kit.machine.mm.inject.disarm() > 3, "the failure was met, and more was asked for");
+    assert_eq!((report.pages, report.failed_pages(), report.batches), (612, 0, 2), "{report:?}");
+    kit.check_in_place(0, 612);
+    kit.audit();
+}
+
+#[test]
+fn without_room_for_even_one_unit_each_folio_counts_once() {
+    for (times, moved) in [(1, 612 - 512), (20, 612 - 512 - 19), (u64::MAX, 0)] {
+        let kit = many_on_device();
+        let Entry::NonPresent(soft) = kit.space.entry_at(at(0)).1 else { panic!("it is on the device") };
+        let huge = soft.frame.index()..soft.frame.index() + 512;
+        let mut frames: Vec<_> = huge.map(|index| Frame::new(DEV, index)).collect();
+        for page in 512..612 {
+            let Entry::NonPresent(soft) = kit.space.entry_at(at(page)).1 else { panic!("as well") };
+            frames.push(soft.frame);
+        }
+        // The batch is there; its room is not.
+        kit.machine.mm.inject.arm(Site::Object as u32, 0, 1, times);
+        let report = kit.machine.mm.evict_frames(&frames);
+        kit.machine.mm.inject.disarm();
+        assert_eq!((report.pages, report.failed_pages()), (moved, 612 - moved), "{report:?}");
+        assert_eq!(resident(&kit.space, 612), 612 - moved);
+        kit.check_in_place(0, 612);
+        kit.audit();
+    }
+}

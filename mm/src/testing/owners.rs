@@ -4,11 +4,12 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::device::{CopyEngine, DeviceKind, PagemapOps};
 use crate::error::RangeError;
+use crate::migrate::Cause;
 use crate::mm::MapStorage;
 use crate::testing::kit::{DEV, Kit, range};
 use crate::testing::machine::{Soft, SoftDevice, coherent_base};
 use crate::types::{Frame, Order, Place};
-use crate::vma::HugeAdvice::Huge;
+use crate::vma::HugeAdvice::{Default as Small, Huge};
 
 /// An owner that counts what it is told and asked; the copying is done by the first device's engine.
 #[derive(Default)]
@@ -137,4 +138,56 @@ fn memory_grows_within_the_map_of_the_first_time_and_no_further() {
         assert_eq!(memory(), (pages, pages));
         kit.audit();
     }
+}
+
+#[test]
+fn what_was_on_its_way_to_a_device_that_is_taken_out_stays() {
+    let kinds = [DeviceKind::Private, DeviceKind::Coherent { base_pfn: coherent_base(0) }];
+    for kind in kinds {
+        let kit = Kit::new();
+        kit.map(0, 1024, Huge);
+        kit.map(1024, 48, Small);
+        kit.fill(0, 512); // and 2 MiB of nothing
+        kit.fill(1024, 40);
+        let (mm, space, owner) = (&kit.machine.mm, kit.space.space(), Counting::leaked());
+        let (migration, _) = space.migrate_collect(range(0, 1072), DEV).expect("it is mapped");
+        let unmapped = migration.unmap();
+        mm.unregister_device(0).expect("nothing has come there yet");
+        let place = register(&kit, 8 * 512, kind, owner).expect("the number is free");
+        let report = unmapped.copy().commit().finalize();
+        assert_eq!((report.pages, report.failed[Cause::NoMemory as usize]), (0, 1072), "{report:?}");
+        assert_eq!(kit.free(place), 8 * 512);
+        kit.check_in_place(0, 512);
+        kit.check_in_place(1024, 40);
+        kit.audit();
+        // Asked again, all of it goes.
+        let report = space.migrate(range(0, 1072), place).expect("it is mapped");
+        assert_eq!((report.pages, report.failed_pages()), (1072, 0), "{report:?}");
+        kit.audit();
+        kit.check_in_place(0, 512);
+        kit.check_in_place(1024, 40);
+        mm.unregister_device(0).expect("nothing is held");
+        kit.check(0, 512);
+        kit.check(1024, 40);
+        kit.audit();
+    }
+}
+
+#[test]
+fn a_map_that_reaches_beyond_the_last_frame_is_refused() {
+    let kit = Kit::new();
+    let mm = &kit.machine.mm;
+    let base_pfn = u32::MAX - 511;
+    let kind = DeviceKind::Coherent { base_pfn };
+    let one = |map| mm.register_device(1, 1, kind, map, SoftDevice::number(1));
+    assert_eq!(one(storage(1024)), Err(RangeError::Frames(base_pfn)));
+    assert!(!mm.zone(Place::device(1)).is_registered());
+    // Nor with the map of a former registration, whatever comes with the call.
+    assert_eq!(
+        mm.register_device(1, 1024, DeviceKind::Private, storage(1024), SoftDevice::number(1)),
+        Ok(Place::device(1))
+    );
+    mm.unregister_device(1).expect("it is empty");
+    assert_eq!(one(storage(0)), Err(RangeError::Frames(base_pfn)));
+    kit.audit();
 }

@@ -34,13 +34,20 @@ pub(crate) enum Extent {
 impl<M: Machine> Collecting<M> {
     #[inline(always)]
     pub(crate) fn new(to: Place, need: Need) -> Result<Self, OutOfMemory> {
-        Self::with(to, need, &MigrateOptions::to(to))
+        Self::with(to, M::mm().generation(to), need, &MigrateOptions::to(to))
     }
 
-    pub(crate) fn with(to: Place, need: Need, options: &MigrateOptions) -> Result<Self, OutOfMemory> {
+    /// A batch for the device at `to` as it was registered in `generation` ([`crate::mm::Mm::generation`]).
+    pub(crate) fn with(
+        to: Place,
+        generation: u32,
+        need: Need,
+        options: &MigrateOptions,
+    ) -> Result<Self, OutOfMemory> {
         let mut batch = M::mm().batches.alloc(M::mm())?;
         debug_assert_eq!(batch.units.len(), 0);
         batch.to = to;
+        batch.generation = generation;
         batch.need = need;
         batch.options = *options;
         batch.from = options.sources(to);
@@ -68,6 +75,11 @@ impl<M: Machine> Collecting<M> {
     pub(crate) fn collected(mut self, fault: Vaddr) -> Migration<M, Collected> {
         self.0.0.fault = fault;
         Migration::from_work(self.0)
+    }
+
+    /// Nothing is in it yet.
+    pub(crate) fn is_empty(&mut self) -> bool {
+        self.batch().units.len() == 0
     }
 
     /// Makes room for one more unit; false without memory for it.
