@@ -187,7 +187,7 @@ impl<M: Machine> Clone<M> {
         let at = at.align_down(PMD_SIZE);
         let whole = vma.range().covers(VaRange::new(at.0, PMD_SIZE));
         let copy = whole.then(|| mm.alloc_folio(Place::RAM, Order::PMD, Need::User).ok()).flatten();
-        let copy = copy.and_then(|copy| self.child.charge(copy));
+        let copy = copy.and_then(|copy| self.child.charge(copy).ok());
         let Some(copy) = copy else {
             let spare = mm.spare_pte_table(at, Need::User)?;
             split_pmd_at(&mut self.parent.cursor_in(pmd, Level::Pmd, at), spare);
@@ -221,7 +221,7 @@ impl<M: Machine> Clone<M> {
                         let source = FolioRef::<M>::get(M::mm().mapped_folio(frame));
                         drop((from, to));
                         let copy = self.child.charge(copy_pinned(&source, frame)?);
-                        let copy = copy.ok_or(OutOfMemory { order: 0 })?;
+                        let copy = copy.map_err(|_| OutOfMemory { order: 0 })?;
                         (from, to) = cursors(at);
                         to.install(map_copy(vma, at, copy, attrs));
                     }

@@ -156,7 +156,7 @@ impl<M: Machine> Space<M> {
         // Looked at before memory is taken for it, and once more when it is taken.
         small.look_for_collapse(&mut small.cursor())?;
         let folio = M::mm().alloc_folio(Place::RAM, Order::PMD, Need::User).ok();
-        let Some(folio) = folio.and_then(|folio| self.charge(folio)) else {
+        let Some(folio) = folio.and_then(|folio| self.charge(folio).ok()) else {
             M::count(Event::ThpCollapseAllocFailed, 1);
             return Err(MergeCause::NoMemory);
         };

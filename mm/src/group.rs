@@ -44,6 +44,31 @@ pub(crate) struct Group {
     refused: AtomicU64,
 }
 
+/// Why there is no page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum NoPage {
+    /// No memory.
+    Memory,
+    /// The group has all that its limit allows, which is the number.
+    Limit(u64),
+}
+
+impl NoPage {
+    /// As the error of a fault at `addr`.
+    pub(crate) const fn at(self, addr: Vaddr) -> FaultError {
+        match self {
+            Self::Memory => FaultError::Oom(addr),
+            Self::Limit(pages) => FaultError::Limit(addr, pages),
+        }
+    }
+}
+
+impl From<OutOfMemory> for NoPage {
+    fn from(_: OutOfMemory) -> Self {
+        Self::Memory
+    }
+}
+
 impl Group {
     pub(crate) const fn new() -> Self {
         Self {
@@ -58,14 +83,16 @@ impl Group {
         self.charged.load(Relaxed)
     }
 
-    fn try_charge(&self, pages: u64) -> bool {
+    fn try_charge(&self, pages: u64) -> Result<(), NoPage> {
         let limit = self.limit.load(Relaxed);
         let more = |charged: u64| charged.checked_add(pages).filter(|&sum| sum <= limit);
-        let done = self.charged.fetch_update(Relaxed, Relaxed, more).is_ok();
-        if !done {
-            self.refused.fetch_add(1, Relaxed);
+        match self.charged.fetch_update(Relaxed, Relaxed, more) {
+            Ok(_) => Ok(()),
+            Err(_) => {
+                self.refused.fetch_add(1, Relaxed);
+                Err(NoPage::Limit(limit))
+            }
         }
-        done
     }
 
     fn charge(&self, pages: u64) {
@@ -233,39 +260,25 @@ impl<M: Machine> Space<M> {
         }
     }
 
-    /// Charges a fresh folio to the space's group, if it has one. `None` beyond the limit: the folio is free again.
+    /// Charges a fresh folio to the space's group, if it has one. Beyond the limit the folio is free again.
     #[inline(always)]
-    pub(crate) fn charge(&self, folio: FolioRef<M>) -> Option<FolioRef<M>> {
-        if self.group.load(Relaxed) == 0 || self.try_charge(&folio) { Some(folio) } else { None }
+    pub(crate) fn charge(&self, folio: FolioRef<M>) -> Result<FolioRef<M>, NoPage> {
+        if self.group.load(Relaxed) != 0 {
+            self.try_charge(&folio)?;
+        }
+        Ok(folio)
     }
 
-    /// Charges a folio that nobody else knows yet; false beyond the limit.
+    /// Charges a folio that nobody else knows yet.
     #[cold]
     #[inline(never)]
-    pub(crate) fn try_charge(&self, folio: &Folio) -> bool {
+    pub(crate) fn try_charge(&self, folio: &Folio) -> Result<(), NoPage> {
         let number = self.group.load(Relaxed);
         if number == 0 {
-            return true;
+            return Ok(());
         }
-        let done = M::mm().group(number).try_charge(u64::from(folio.order().pages()));
-        if done {
-            folio.set_group(number);
-        }
-        done
-    }
-
-    /// Why there was no page for a fault at `addr`.
-    #[cold]
-    #[inline(never)]
-    pub(crate) fn no_page(&self, addr: Vaddr) -> FaultError {
-        let number = self.group.load(Relaxed);
-        if number != 0 {
-            let group = M::mm().group(number);
-            let limit = group.limit.load(Relaxed);
-            if group.charged() >= limit {
-                return FaultError::Limit(addr, limit);
-            }
-        }
-        FaultError::Oom(addr)
+        M::mm().group(number).try_charge(u64::from(folio.order().pages()))?;
+        folio.set_group(number);
+        Ok(())
     }
 }

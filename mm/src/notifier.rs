@@ -14,7 +14,8 @@
 //! The lock is the copier's own, the same in both columns. Either the copier fills first, and the callback drops what it
 //! filled; or the callback comes first, and the copier sees the new sequence.
 //!
-//! A change begins once for all that it is about to touch: a migration, once for each batch. Who moves pages by itself may leave out
+//! A change begins once for all that it is about to touch. A migration begins once for what a batch takes, once more for the holes
+//! that it fills, and once for each mapping of a taken page that the reverse map finds elsewhere. Who moves pages by itself may leave out
 //! what it is told of that and drop its copies when it knows which pages go ([`Owner`]); the sequence moves for it too, so what it
 //! finds meanwhile is not copied.
 //!

@@ -13,6 +13,7 @@ use crate::entry::{Attrs, Entry, Leaf};
 use crate::error::FaultError;
 use crate::fault::{FaultInfo, FaultOutcome, Seen, Step, alloc_event, exec_of};
 use crate::folio::{Folio, FolioRef, RmapLink};
+use crate::group::NoPage;
 use crate::machine::{FlushReason, Machine};
 use crate::notifier::NotifyEvent;
 use crate::space::Space;
@@ -107,12 +108,11 @@ impl<M: Machine> Space<M> {
         // changed: not with a page of its own.
         let start = addr.align_down(order.bytes());
         let fits = level == Level::Pte || vma.huge_range(addr).is_some();
-        let Some(copy) = fits.then(|| self.own_copy(vma, start, leaf, order)).flatten() else {
-            return if level == Level::Pmd {
-                self.split_for_copy(addr, table)
-            } else {
-                Err(self.no_page(addr))
-            };
+        let copy = if fits { self.own_copy(vma, start, leaf, order) } else { Err(NoPage::Memory) };
+        let copy = match copy {
+            Ok(copy) => copy,
+            Err(_) if level == Level::Pmd => return self.split_for_copy(addr, table),
+            Err(no_page) => return Err(no_page.at(addr)),
         };
         let step = self.replace_shared(vma, start, seen, leaf, &copy, want);
         drop(source);
@@ -163,14 +163,20 @@ impl<M: Machine> Space<M> {
     }
 
     /// A folio with the contents of `leaf`, which the caller holds, not mapped yet.
-    fn own_copy(&self, vma: &'static Vma, start: Vaddr, leaf: Leaf, order: Order) -> Option<FolioRef<M>> {
+    fn own_copy(
+        &self,
+        vma: &'static Vma,
+        start: Vaddr,
+        leaf: Leaf,
+        order: Order,
+    ) -> Result<FolioRef<M>, NoPage> {
         if leaf.special {
             return self.fresh_folio(vma, start, order);
         }
-        let folio = self.charge(M::mm().alloc_folio(Place::RAM, order, Need::User).ok()?)?;
+        let folio = self.charge(M::mm().alloc_folio(Place::RAM, order, Need::User)?)?;
         M::copy(leaf.frame, folio.frame(), order);
         folio.set_link(RmapLink { anon: vma.anon(), index: vma.page_index(start) });
-        Some(folio)
+        Ok(folio)
     }
 
     /// No 2 MiB page for a copy: small pages then.

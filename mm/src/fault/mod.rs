@@ -25,6 +25,7 @@ use crate::entry::{Attrs, Entry, Leaf, SoftKind, SoftLeaf, word};
 use crate::error::FaultError;
 use crate::exclusive::take_back;
 use crate::folio::{Folio, FolioRef, LockedFolio, RmapLink};
+use crate::group::NoPage;
 use crate::machine::Machine;
 use crate::migrate::{Extent, FaultMigration, large_extent};
 use crate::notifier::{NotifyEvent, Owner};
@@ -283,7 +284,7 @@ impl<M: Machine> Space<M> {
             M::count(Event::ThpZeroPageMapped, 1);
             return Some(Step::Done(FaultOutcome::ZeroPage(Order::PMD)));
         }
-        let folio = self.fresh_folio(vma, start, Order::PMD)?;
+        let folio = self.fresh_folio(vma, start, Order::PMD).ok()?;
         let mut cursor = self.cursor_in(pmd, Level::Pmd, start);
         if !cursor.is_still(0) {
             return Some(Step::Again);
@@ -314,7 +315,7 @@ impl<M: Machine> Space<M> {
             M::count(Event::ZeroPageMapped, 1);
             return Ok(Step::Done(FaultOutcome::ZeroPage(Order::BASE)));
         }
-        let folio = self.fresh_folio(vma, fault.addr, Order::BASE).ok_or_else(|| self.no_page(fault.addr))?;
+        let folio = self.fresh_folio(vma, fault.addr, Order::BASE).map_err(|no| no.at(fault.addr))?;
         let mut cursor = self.cursor_in(pte, Level::Pte, fault.addr);
         if !cursor.is_still(0) {
             return Ok(Step::Again);
@@ -324,13 +325,13 @@ impl<M: Machine> Space<M> {
         Ok(Step::Done(FaultOutcome::Allocated(Order::BASE)))
     }
 
-    /// A zeroed folio for `addr` of `vma`, not mapped yet. `None` without memory, or beyond the group's limit.
+    /// A zeroed folio for `addr` of `vma`, not mapped yet.
     #[inline(always)]
-    fn fresh_folio(&self, vma: &'static Vma, addr: Vaddr, order: Order) -> Option<FolioRef<M>> {
-        let folio = self.charge(M::mm().alloc_folio(Place::RAM, order, Need::User).ok()?)?;
+    fn fresh_folio(&self, vma: &'static Vma, addr: Vaddr, order: Order) -> Result<FolioRef<M>, NoPage> {
+        let folio = self.charge(M::mm().alloc_folio(Place::RAM, order, Need::User)?)?;
         M::zero(folio.frame(), order);
         folio.set_link(RmapLink { anon: vma.anon(), index: vma.page_index(addr.align_down(order.bytes())) });
-        Some(folio)
+        Ok(folio)
     }
 
     /// Something is there.

@@ -5,6 +5,7 @@ use crate::entry::{Attrs, Entry, Leaf};
 use crate::error::FaultError;
 use crate::fault::{FaultInfo, FaultOutcome, Step, exec_of, map_fresh};
 use crate::folio::{FolioRef, RmapLink};
+use crate::group::NoPage;
 use crate::machine::Machine;
 use crate::object::Object;
 use crate::space::Space;
@@ -32,7 +33,7 @@ impl<M: Machine> Space<M> {
             return self.fault_private_write(vma, fault, pte, object);
         }
         let page = object.page_or_alloc_for(index, |page| self.charge(page));
-        let page = page.map_err(|_| self.no_page(fault.addr))?;
+        let page = page.map_err(|no_page| no_page.at(fault.addr))?;
         let mut attrs = Attrs::YOUNG | exec_of(vma);
         if vma.kind() == VmaKind::Shared && vma.prot().contains(Prot::WRITE) {
             // Nothing would be learnt from another fault.
@@ -60,7 +61,7 @@ impl<M: Machine> Space<M> {
     ) -> Result<Step, FaultError> {
         let index = vma.page_index(fault.addr);
         let page = object.page(index);
-        let copy = self.private_copy(page.as_ref()).ok_or_else(|| self.no_page(fault.addr))?;
+        let copy = self.private_copy(page.as_ref()).map_err(|no_page| no_page.at(fault.addr))?;
         copy.set_link(RmapLink { anon: vma.anon(), index });
         let mut cursor = self.cursor_in(pte, Level::Pte, fault.addr);
         if !cursor.is_still(0) {
@@ -77,12 +78,12 @@ impl<M: Machine> Space<M> {
     }
 
     /// A page with the contents of `page`, or cleared.
-    fn private_copy(&self, page: Option<&FolioRef<M>>) -> Option<FolioRef<M>> {
-        let copy = self.charge(M::mm().alloc_folio(Place::RAM, Order::BASE, Need::User).ok()?)?;
+    fn private_copy(&self, page: Option<&FolioRef<M>>) -> Result<FolioRef<M>, NoPage> {
+        let copy = self.charge(M::mm().alloc_folio(Place::RAM, Order::BASE, Need::User)?)?;
         match page {
             Some(page) => M::copy(page.frame(), copy.frame(), Order::BASE),
             None => M::zero(copy.frame(), Order::BASE),
         }
-        Some(copy)
+        Ok(copy)
     }
 }

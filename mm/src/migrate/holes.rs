@@ -8,10 +8,11 @@ use crate::cursor::{Cursor, Peek};
 use crate::entry::{Attrs, Entry, Leaf, SoftKind, SoftLeaf};
 use crate::folio::RmapLink;
 use crate::machine::{FlushReason, Machine};
-use crate::migrate::Cause;
+use crate::migrate::finalize;
 use crate::migrate::names::{Names, To, fill_pieces_table, name_everywhere, replace_in};
 use crate::migrate::options::WRITTEN;
-use crate::migrate::unit::{Dest, Source, State, Unit};
+use crate::migrate::unit::{Dest, Source, State, Unit, Units};
+use crate::migrate::{Cause, Report};
 use crate::notifier::NotifyEvent;
 use crate::space::Space;
 use crate::table::TableStash;
@@ -20,10 +21,64 @@ use crate::types::{Frame, Level, Order, PAGE_SIZE, Prot, VaRange, Vaddr};
 use crate::vma::{Vma, VmaIndex, VmaKind};
 use crate::zone::Need;
 
-/// Maps the destination of a hole, if the hole is still one: at once where nothing is there, else as [`State::Marked`].
-pub(crate) fn fill_hole<M: Machine>(unit: &mut Unit<M>, gather: &mut TlbGather<M>) -> Result<State, Cause> {
-    let (&Source::Hole { anon }, Some(space)) = (&unit.source, unit.space) else { return Ok(unit.state) };
+/// The holes of a batch, which are of one space: their addresses, with whatever stands between.
+pub(crate) type Holes<M> = Option<(&'static Space<M>, VaRange)>;
+
+/// Notes another hole.
+#[inline(never)]
+pub(crate) fn join<M: Machine>(holes: &mut Holes<M>, unit: &Unit<M>) {
+    let Some(space) = unit.space else { return };
+    let range = VaRange::new(unit.addr.0, unit.order.bytes());
+    let all =
+        holes.map_or(range, |(_, all)| VaRange::between(all.start.min(range.start), all.end.max(range.end)));
+    *holes = Some((space, all));
+}
+
+/// Fills the holes of a batch, which lie in `range`. Notifiers hear of all of them at once, and the VMA lock is held until the last
+/// entry has its name: nothing is unmapped in between.
+#[inline(never)]
+pub(crate) fn fill<M: Machine>(
+    units: &mut Units<M>,
+    space: &'static Space<M>,
+    range: VaRange,
+    report: &mut Report,
+) {
     let vmas = space.vmas.read();
+    // Not the asker's: since the walk its device may have found the zero page here.
+    let _change = space.invalidate(range, NotifyEvent::Migrate { owner: None });
+    let mut zeros = TlbGather::new(FlushReason::ZeroReplaced);
+    let mut marked = false;
+    units.for_each(|unit| {
+        let Source::Hole { anon } = unit.source else { return };
+        match fill_hole(unit, space, &vmas, anon, &mut zeros) {
+            Ok(state) => {
+                marked |= state == State::Marked;
+                unit.state = state;
+            }
+            Err(cause) => finalize::fail(unit, cause, report),
+        }
+    });
+    if marked {
+        let _flushed = zeros.flush();
+        units.for_each(|unit| {
+            if unit.state == State::Marked {
+                match name_marked(unit) {
+                    Ok(state) => unit.state = state,
+                    Err(cause) => finalize::fail(unit, cause, report),
+                }
+            }
+        });
+    }
+}
+
+/// Maps the destination of a hole, if the hole is still one: at once where nothing is there, else as [`State::Marked`].
+fn fill_hole<M: Machine>(
+    unit: &mut Unit<M>,
+    space: &'static Space<M>,
+    vmas: &VmaIndex<M>,
+    anon: u32,
+    gather: &mut TlbGather<M>,
+) -> Result<State, Cause> {
     let range = VaRange::new(unit.addr.0, unit.order.bytes());
     // The mapping may be another one than when the hole was found: an object's, even, whose page is no zeros. What it allows is
     // asked now.
@@ -33,8 +88,6 @@ pub(crate) fn fill_hole<M: Machine>(unit: &mut Unit<M>, gather: &mut TlbGather<M
     let attrs = vma.fresh_attrs();
     charge(space, &unit.dest)?;
     link_pieces(&unit.dest, RmapLink { anon, index: vma.page_index(unit.addr) });
-    // Not the asker's: since the walk its device may have found the zero page here.
-    let _change = space.invalidate(range, NotifyEvent::Migrate { owner: None });
     if unit.order == Order::PMD {
         fill_huge(unit, space, attrs, gather)
     } else {
@@ -135,7 +188,7 @@ fn over_zero(attrs: Attrs, zero: &Leaf) -> Attrs {
 }
 
 /// After the flush: the entries of a marked hole become mappings. An error when all of them were unmapped meanwhile.
-pub(crate) fn name_marked<M: Machine>(unit: &Unit<M>) -> Result<State, Cause> {
+fn name_marked<M: Machine>(unit: &Unit<M>) -> Result<State, Cause> {
     let mut mapped = 0;
     unit.dest.for_each_folio(|folio, first| {
         let addr = unit.addr.add(u64::from(first) * PAGE_SIZE);
@@ -202,9 +255,13 @@ fn link_to_write<M: Machine>(vmas: &VmaIndex<M>, range: VaRange) -> Option<RmapL
 
 /// Charges the new folios to the group of the space that gets them. What was charged before one was refused, its release uncharges.
 fn charge<M: Machine>(space: &Space<M>, dest: &Dest<M>) -> Result<(), Cause> {
-    let mut allowed = true;
-    dest.for_each_folio(|folio, _| allowed = allowed && space.try_charge(folio));
-    if allowed { Ok(()) } else { Err(Cause::Limit) }
+    let mut allowed = Ok(());
+    dest.for_each_folio(|folio, _| {
+        if allowed.is_ok() {
+            allowed = space.try_charge(folio).map_err(|_| Cause::Limit);
+        }
+    });
+    allowed
 }
 
 /// Tells the new folios where the reverse map finds them.

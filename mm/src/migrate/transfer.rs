@@ -9,7 +9,7 @@ use crate::entry::{Entry, Leaf, SoftKind};
 use crate::error::OutOfMemory;
 use crate::folio::{Folio, LockedFolio, RmapLink};
 use crate::frames::FrameSource;
-use crate::machine::{FlushReason, Machine};
+use crate::machine::Machine;
 use crate::migrate::collect::to_migration;
 use crate::migrate::options::MigrateFlags;
 use crate::migrate::unit::{Batch, Dest, MAX_UNITS, PieceChunk, Source, State, Unit, Units};
@@ -54,7 +54,8 @@ pub(crate) fn unmap<M: Machine>(batch: &mut Batch<M>) {
 }
 
 /// Turns what the reverse map still finds into migration entries. A huge mapping of the folio is one entry; a mapping of
-/// another shape than the walk expects is left, and the unit fails the pin check.
+/// another shape than the walk expects is left, and the unit fails the pin check. Each mapping is told of by itself: they are of
+/// many spaces, and what is told in one must be over before the set's lock is free.
 fn unmap_others<M: Machine>(folio: &LockedFolio<M>, owner: Option<Owner>, gather: &mut TlbGather<M>) {
     M::mm().for_each_mapping(folio, &mut |place| {
         let _change = place.space.invalidate(place.range, NotifyEvent::Migrate { owner });
@@ -424,13 +425,11 @@ fn fill_pieces<M: Machine>(
 }
 
 /// Freezes each source for a moment to make sure that nobody got a reference since the pin check, and moves it to its new
-/// memory, or passes its identity on to the pieces. Holes are filled here, with one flush for all zero pages among them, and copies
-/// mapped.
+/// memory, or passes its identity on to the pieces. Copies are mapped here, and then holes filled.
 pub(crate) fn commit<M: Machine>(batch: &mut Batch<M>) {
     let zone = M::mm().zone(batch.to);
     let Batch { units, report, .. } = batch;
-    let mut zeros = TlbGather::new(FlushReason::ZeroReplaced);
-    let mut marked = false;
+    let mut holes = None;
     units.for_each(|unit| {
         let done = match &unit.source {
             Source::Gone => return,
@@ -449,36 +448,16 @@ pub(crate) fn commit<M: Machine>(batch: &mut Batch<M>) {
                 }
                 Err(Cause::Pinned)
             }
-            Source::Hole { .. } | Source::Shared(_) => commit_new(unit, &mut zeros),
+            Source::Hole { .. } => return holes::join(&mut holes, unit),
+            Source::Shared(_) => holes::map_copy(unit),
         };
         match done {
-            Ok(state) => {
-                marked |= state == State::Marked;
-                unit.state = state;
-            }
+            Ok(state) => unit.state = state,
             Err(cause) => finalize::fail(unit, cause, report),
         }
     });
-    if marked {
-        let _flushed = zeros.flush();
-        units.for_each(|unit| {
-            if unit.state == State::Marked {
-                match holes::name_marked(unit) {
-                    Ok(state) => unit.state = state,
-                    Err(cause) => finalize::fail(unit, cause, report),
-                }
-            }
-        });
-    }
-}
-
-/// A hole is filled, or a copy mapped.
-#[inline(never)]
-fn commit_new<M: Machine>(unit: &mut Unit<M>, zeros: &mut TlbGather<M>) -> Result<State, Cause> {
-    if matches!(unit.source, Source::Shared(_)) {
-        holes::map_copy(unit)
-    } else {
-        holes::fill_hole(unit, zeros)
+    if let Some((space, range)) = holes {
+        holes::fill(units, space, range, report);
     }
 }
 

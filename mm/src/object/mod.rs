@@ -16,6 +16,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::AcqRel, Ordering::Relax
 
 use crate::error::OutOfMemory;
 use crate::folio::{Folio, FolioRef, RmapLink};
+use crate::group::NoPage;
 use crate::machine::Machine;
 use crate::mm::Mm;
 use crate::rmap::{AnonSet, SetOf};
@@ -263,24 +264,24 @@ impl<M: Machine> Object<M> {
     /// # Errors
     /// [`OutOfMemory`]; also for a page beyond the end.
     pub fn page_or_alloc(&self, index: u64) -> Result<FolioRef<M>, OutOfMemory> {
-        self.page_or_alloc_for(index, Some)
+        self.page_or_alloc_for(index, Ok).map_err(|_| OutOfMemory { order: 0 })
     }
 
     /// As [`Object::page_or_alloc`]; a fresh page goes through `charge`, which may refuse it.
     pub(crate) fn page_or_alloc_for(
         &self,
         index: u64,
-        charge: impl FnOnce(FolioRef<M>) -> Option<FolioRef<M>>,
-    ) -> Result<FolioRef<M>, OutOfMemory> {
+        charge: impl FnOnce(FolioRef<M>) -> Result<FolioRef<M>, NoPage>,
+    ) -> Result<FolioRef<M>, NoPage> {
         if index >= self.pages() {
-            return Err(OutOfMemory { order: 0 });
+            return Err(NoPage::Memory);
         }
         if let Some(page) = self.page(index) {
             return Ok(page);
         }
         let mm = M::mm();
         let fresh = mm.alloc_folio(Place::RAM, Order::BASE, Need::User)?;
-        let fresh = charge(fresh).ok_or(OutOfMemory { order: 0 })?;
+        let fresh = charge(fresh)?;
         M::zero(fresh.frame(), Order::BASE);
         fresh.set_link(RmapLink { anon: self.set.load(Relaxed), index });
         let mut tree = self.index.lock();

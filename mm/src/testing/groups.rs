@@ -56,6 +56,11 @@ fn a_first_touch_beyond_the_limit_is_refused_and_changes_nothing() {
     assert_eq!(kit.try_read(516), Ok(0));
     kit.check(512, 4);
     assert_eq!(group.stat().refused, 2);
+    // A want of memory is no refusal, though the group is full.
+    kit.machine.mm.inject.arm(Site::RamFolio as u32, 0, 0, 1);
+    let error = kit.try_write(517);
+    kit.machine.mm.inject.disarm();
+    assert_eq!((error, group.stat().refused), (Err(FaultError::Oom(at(517))), 2));
     kit.audit();
     // What is given up is there for others.
     kit.space.space().advise(range(513, 1), Advice::DontNeed).expect("mapped");

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 
 use crate::advise::Advice;
 use crate::entry::Entry;
+use crate::migrate::MigrateOptions;
 use crate::notifier::{NotifierOps, NotifierRef, NotifyEvent, Owner, Sequence};
 use crate::testing::kit::{DEV, Kit, at, range};
 use crate::testing::machine::{Config, Soft};
@@ -160,6 +161,30 @@ fn a_fault_back_tells_of_what_it_moves_and_no_more() {
     kit.check(18, 2);
     assert_eq!(recorder.take().len(), 2);
     kit.audit();
+}
+
+#[test]
+fn all_holes_of_a_batch_are_told_of_at_once() {
+    let config = Config { devices: vec![16 * 512], ..Config::default() };
+    for (zeros, huge) in [(false, true), (true, true), (false, false), (true, false)] {
+        let kit = Kit::on(&config);
+        let len = if huge { 16 * 512 } else { 1024 };
+        kit.map(0, len, if huge { Huge } else { Small });
+        for page in (0..len).step_by(512).filter(|_| zeros) {
+            kit.try_read(page).expect("zeros");
+        }
+        let recorder = record(&kit, everything());
+        let owner = Some(Owner::device(DEV));
+        let options = MigrateOptions { owner, ..MigrateOptions::to(DEV) };
+        let space = kit.space.space();
+        let report = space.migrate_as(range(0, len), DEV, &options, &mut |_| {}).expect("it is mapped");
+        assert_eq!((report.pages, report.batches), (len, 1), "{report:?}");
+        let told = recorder.told.borrow().clone();
+        let event = |owner| (range(0, len), NotifyEvent::Migrate { owner });
+        assert_eq!(told, [event(owner), event(None)], "the walk, and the holes: {zeros} {huge}");
+        let _ = recorder.begin(); // and it is over
+        kit.audit();
+    }
 }
 
 #[test]
