@@ -209,7 +209,7 @@ pub(crate) fn finalize<M: Machine>(
     ending.count(space, report);
     drop(ending);
     if let Some(device) = fault_of {
-        batch_fault(device);
+        batch_fault(space, device);
     }
     gather.flush();
     batch_stayed(*to, space, report);

@@ -197,7 +197,7 @@ impl<M: Machine> FaultMigration<M> {
         let (first, _) = old.into_inner();
         self.device.ops().folio_free(first, order, source.take_driver_word());
         self.device.returned(order);
-        self.space.counters.returned(u64::from(pages));
+        self.space.counters.returned(order);
         self.device.zone.free_frames(first, order);
         Ok(())
     }

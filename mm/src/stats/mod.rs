@@ -222,6 +222,9 @@ pub(crate) fn fault_stayed<M: Machine>(space: &Space<M>, device: &Device<M>, cau
 
 /// Counts a fault whose folio came back in a batch.
 #[cold]
-pub(crate) fn batch_fault<M: Machine>(device: &Device<M>) {
+pub(crate) fn batch_fault<M: Machine>(space: Option<&Space<M>>, device: &Device<M>) {
+    if let Some(space) = space {
+        space.counters.batch_faults.fetch_add(1, Relaxed);
+    }
     device.counters.batch_faults.fetch_add(1, Relaxed);
 }

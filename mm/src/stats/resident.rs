@@ -60,6 +60,7 @@ impl<M: Machine> Space<M> {
     pub fn vmstat(&self, f: &mut dyn FnMut(&'static str, u64)) {
         let (stat, resident) = (self.stat(), self.resident());
         f("pgfault", stat.faults);
+        f("devmem_fault", stat.device_faults);
         f("nr_tlb_flush", stat.flushes);
         f("nr_rss_pages", resident.pages());
         f("nr_ram_pages", resident.ram.iter().sum());

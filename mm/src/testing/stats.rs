@@ -5,6 +5,7 @@ use crate::migrate::{Cause, Report};
 use crate::stats::{DeviceStat, SpaceStat};
 use crate::testing::kit::{DEV, Kit, at, range};
 use crate::testing::machine::Config;
+use crate::testing::shared::sharer;
 use crate::types::{Order, Place};
 use crate::vma::HugeAdvice::{Default as Small, Huge};
 use crate::zone::Need;
@@ -85,6 +86,37 @@ fn each_device_counts_its_own() {
     assert_eq!((private.out.pages(), coherent.out.pages()), (8, 12));
     assert_eq!((private.resident, coherent.resident), (0, 0));
     assert_eq!((private.faults, coherent.faults), (0, 0));
+    kit.audit();
+}
+
+#[test]
+fn the_faults_of_a_space_that_brought_pages_back_are_counted_for_it() {
+    let kit = kit();
+    kit.map(0, 512, Huge);
+    kit.map(512, 4, Small);
+    kit.fill(0, 516);
+    let other = sharer(&kit);
+    let figures = || {
+        let stat = space(&kit);
+        (stat.device_faults, stat.pages_out)
+    };
+    migrate(&kit, 0, 516, DEV);
+    assert_eq!(figures(), (0, 0));
+    kit.check(512, 2); // two mappings: each comes back in a batch
+    assert_eq!(figures(), (2, 2));
+    drop(other);
+    kit.check(0, 512);
+    assert_eq!(figures(), (3, 514));
+    // The rest by itself.
+    kit.check(514, 2);
+    assert_eq!(figures(), (5, 516));
+    migrate(&kit, 0, 516, DEV);
+    migrate(&kit, 0, 516, Place::RAM);
+    assert_eq!(figures(), (5, 516 + 516), "no fault");
+    assert_eq!(device(&kit, 0).faults, 5);
+    let mut named = 0;
+    kit.space.vmstat(&mut |name, n| named += if name == "devmem_fault" { n } else { 0 });
+    assert_eq!(named, 5);
     kit.audit();
 }
 
