@@ -144,7 +144,11 @@ impl Snap {
     }
 }
 
-/// One opening of a device, for one address space. Dropping it ends the mirroring; pages that lie on the device stay there.
+/// One opening of a device, for one address space. It ends as the command CLOSE does ([`Dmirror::close`]); one that is just dropped
+/// ends the mirroring alone, and pages that lie on the device stay there.
+///
+/// A device has its memory from when it was registered, not in chunks that come as they are needed: closing and RELEASE leave all of
+/// it free, and who wants it gone takes out the device ([`crate::mm::Mm::unregister_device`]).
 #[derive(Debug)]
 pub struct Dmirror<M: Machine> {
     mirror: MirrorRef<M>,
@@ -364,10 +368,26 @@ impl<M: Machine> Dmirror<M> {
     /// # Errors
     /// [`DmirrorError::Busy`] when pages stayed.
     pub fn release(&self) -> Result<Report, DmirrorError> {
-        let mm = M::mm();
-        let report = mm.evict_range(self.device, mm.zone(self.device).frames());
-        if report.failed_pages() == 0 { Ok(report) } else { Err(DmirrorError::Busy) }
+        bring_back::<M>(self.device)
     }
+
+    /// The file is closed: the mirroring ends, and everything that lies on the device comes back to RAM, what other openings have
+    /// put there as well. Those go on, and find their pages in RAM.
+    ///
+    /// # Errors
+    /// [`DmirrorError::Busy`] when pages stayed; the mirroring has ended.
+    pub fn close(self) -> Result<Report, DmirrorError> {
+        let device = self.device;
+        drop(self);
+        bring_back::<M>(device)
+    }
+}
+
+/// Brings everything on a device to RAM.
+fn bring_back<M: Machine>(device: Place) -> Result<Report, DmirrorError> {
+    let mm = M::mm();
+    let report = mm.evict_range(device, mm.zone(device).frames());
+    if report.failed_pages() == 0 { Ok(report) } else { Err(DmirrorError::Busy) }
 }
 
 /// The pages from `addr` on that so many words fill.

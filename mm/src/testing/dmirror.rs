@@ -348,6 +348,32 @@ fn release_empties_the_device_and_the_data_is_in_ram() {
 }
 
 #[test]
+fn a_close_brings_everything_back_also_what_others_put_there() {
+    let kit = kit();
+    let (device, other) = (open(&kit, DEV), open(&kit, DEV));
+    kit.map(0, 512, Huge);
+    kit.map(512, 64, Small);
+    kit.fill(0, 576);
+    to_device(&device, 0, 512).expect("room");
+    to_device(&other, 512, 64).expect("room");
+    let Entry::NonPresent(soft) = kit.space.entry_at(at(512)).1 else { panic!("it is on the device") };
+    let held = kit.machine.mm.try_get_folio(soft.frame).expect("a folio");
+    assert_eq!(other.close(), Err(DmirrorError::Busy), "a page that is held stays");
+    assert_eq!(kit.free(DEV), 8 * 512 - 1);
+    drop(held);
+    to_device(&device, 0, 512).expect("room");
+    let third = open(&kit, DEV);
+    assert_eq!(third.close().map(|report| report.pages), Ok(512 + 1));
+    assert_eq!(kit.free(DEV), 8 * 512);
+    // Who has not closed goes on.
+    assert!(snapshot(&device, 0, 576).iter().all(|s| (*s - Snap::PMD) == Snap::WRITE));
+    assert_eq!(read(&device, 0, 576).expect("readable"), (done(576, 1), values(0, 576)));
+    assert_eq!(device.close().map(|report| report.pages), Ok(0));
+    kit.check(0, 576);
+    kit.audit();
+}
+
+#[test]
 fn a_write_by_the_device_is_seen_by_the_trackers() {
     let kit = kit();
     let device = open(&kit, DEV);

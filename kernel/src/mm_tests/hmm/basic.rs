@@ -17,10 +17,16 @@ use crate::vm::user::user_read_u64;
 /// All pages of the usual buffer, with one round of faults.
 pub(super) const ALL: Done = Done { cpages: PAGES, faults: 1 };
 
-/// Opens the device and closes it.
+/// Opens the device and closes it: with nothing there, and with pages that come back.
 pub(super) fn open_close(on: Fixture, space: &Arc<Space>) -> Result<(), Unmet> {
-    drop(on.open(0, space)?);
-    drop(on.open(0, space)?);
+    crate::check_eq!(on.open(0, space)?.close()?.pages, 0);
+    let device = on.open(0, space)?;
+    let range = map(space, PAGES, HugeAdvice::Default)?;
+    fill_from(range.start.0, range, 0)?;
+    space.space().migrate(range, device.device())?;
+    crate::check_eq!(on.resident(0), PAGES);
+    crate::check_eq!(device.close()?.pages, PAGES);
+    crate::check_eq!(on.resident(0), 0);
     Ok(())
 }
 
