@@ -173,20 +173,30 @@ fn own_pages_stay_and_a_write_is_granted_where_nobody_shares_them() {
 
 #[test]
 fn a_write_to_an_own_page_that_is_shared_or_tracked_is_a_proper_fault() {
-    for taken in [Attrs::EXCLUSIVE.union(Attrs::WRITE), Attrs::empty()] {
+    for tracked in [false, true] {
         let kit = kit();
         kit.map(0, 4, Small);
         kit.fill(0, 4);
         migrate(&kit, 0, 4, DEV);
-        let tracked = if taken.is_empty() { Attrs::UFFD_WP } else { Attrs::empty() };
-        set_attrs(&kit, 1, |attrs| (attrs - taken) | tracked);
-        assert!(!snapshot(&kit, 1, 1)[0].is_writable());
-        if tracked.is_empty() {
-            let found = ask(&kit, 1, 1, HmmWant::WRITE).expect("memory")[0];
-            assert!(found.is_writable() && found.frame().is_some_and(|f| f.place().is_ram()));
-            kit.check(0, 4);
-            kit.audit();
+        if tracked {
+            kit.space.space().write_protect(range(1, 1), true).expect("mapped");
+        } else {
+            set_attrs(&kit, 1, |attrs| attrs - Attrs::EXCLUSIVE - Attrs::WRITE);
         }
+        assert_eq!(entry(&kit, 1).2.contains(Attrs::UFFD_WP), tracked);
+        assert!(!snapshot(&kit, 1, 1)[0].is_writable());
+        let faults = kit.machine.counted(Event::PgFault);
+        let found = ask(&kit, 1, 1, HmmWant::WRITE).expect("memory")[0];
+        assert!(kit.machine.counted(Event::PgFault) > faults, "tracked: {tracked}");
+        assert!(found.is_writable() && found.frame().is_some_and(|f| f.place().is_ram()));
+        let attrs = entry(&kit, 1).2;
+        assert!(
+            attrs.contains(Attrs::WRITE | Attrs::DIRTY | Attrs::SOFT_DIRTY)
+                && !attrs.contains(Attrs::UFFD_WP)
+        );
+        assert_eq!(entry(&kit, 2).1.place(), DEV, "not asked for");
+        kit.check(0, 4);
+        kit.audit();
     }
 }
 
