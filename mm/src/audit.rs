@@ -1,4 +1,4 @@
-//! The invariants of DESIGN section 10, checked from scratch: for a machine at rest, after every test.
+//! The invariants, checked from scratch: for a machine at rest, after every test.
 //!
 //! Counts are recomputed by walking every page table, and compared with what descriptors, zones and the frame map say. It
 //! allocates nothing: the walk counts into one scratch word that every folio carries for this.

@@ -91,8 +91,8 @@ pub trait PagemapOps<M: Machine>: Sync {
     /// driver's word of that folio is passed on (0: it had none); the memory must not be touched after the return.
     fn folio_free(&self, _first: Frame, _order: Order, _driver_word: u64) {}
     /// *Atomic.* A migration with a driver's word ([`crate::MigrateOptions::driver_word`]) has brought `folio` here, which has the
-    /// word now; called once for each folio that arrives, before anybody else can lock it. So is a folio that a merge has copied
-    /// others into.
+    /// word now; called once for each folio that arrives, before anybody else can lock it. A merge that copies
+    /// folios into a new one tells of that one too, before it is mapped.
     ///
     /// Words are counted right by: one more when a folio arrives, one more for each tail of a split, one fewer for the tail of a
     /// merge, one fewer when a folio is freed.

@@ -79,7 +79,7 @@ pub enum NotifyEvent {
     /// Their pages move. Who is named here has caused it and may ignore this, if it drops its copies by itself before the contents
     /// are copied; everybody else drops them now. Named is
     /// - who asked for a walk over these addresses ([`crate::MigrateOptions::owner`]), and only for what the walk takes: what goes
-    ///   with it elsewhere, found by the reverse map, and memory for holes, name nobody;
+    ///   with it elsewhere, found by the reverse map, and memory for holes, which is told of with all between the first hole and the last, name nobody;
     /// - the driver of the device that a fault brings a page back from: [`crate::PagemapOps::migrate_to_ram`] comes next;
     /// - the driver of the device whose frames are evicted.
     Migrate {

@@ -3,8 +3,8 @@
 //! Order (a lock may be taken only while those to its left are held, or none):
 //!
 //! ```text
-//! VMA lock -> notifier -> folio (try only, once another folio or a table lock is held) -> AnonSet
-//!   -> PMD table -> PTE table -> frame map, buddy, slab, device allocator -> wait queue
+//! VMA lock -> folio (try only, once another folio or a table lock is held) -> AnonSet
+//!   -> PMD table -> PTE table -> notifier, mirror -> object -> frame map, buddy, slab, device -> wait queue
 //! ```
 //!
 //! Spin locks turn preemption off and nothing sleeps under one. The VMA lock sleeps.
