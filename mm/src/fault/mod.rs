@@ -157,34 +157,32 @@ impl<M: Machine> Space<M> {
     }
 
     /// An error, unless it is only that somebody holds the page for a moment: a look-up without locks, say. Nobody tells when
-    /// a reference goes, so this looks again, with no lock held in between. Without memory it looks again once, if there was
-    /// some that nobody used.
+    /// a reference goes, so this looks again, with no lock held in between. Without memory it looks again for as long as some
+    /// is found that nobody uses. A look that only says to look again is no error, whatever the one before said.
     #[cold]
     #[inline(never)]
-    fn fault_again(
-        &'static self,
-        fault: &FaultInfo,
-        mut error: FaultError,
-    ) -> Result<FaultOutcome, FaultError> {
-        let (mut looks, mut relieved) = (0, false);
+    fn fault_again(&'static self, fault: &FaultInfo, first: FaultError) -> Result<FaultOutcome, FaultError> {
+        let (mut looks, mut error) = (0, Some(first));
         loop {
             match error {
-                FaultError::Held(_) if looks < HELD_LOOKS => {
+                None => {}
+                Some(FaultError::Held(_)) if looks < HELD_LOOKS => {
                     looks += 1;
                     M::relax();
                 }
-                FaultError::Oom(_) if !relieved && M::mm().relieve(Place::RAM) => relieved = true,
-                error => return Err(refused::<M>(error)),
+                Some(FaultError::Oom(_)) if M::mm().relieve(Place::RAM) => {}
+                Some(error) => return Err(refused::<M>(error)),
             }
-            match self.resolve_later(fault) {
+            error = match self.resolve_later(fault) {
                 Ok(Step::Done(outcome)) => return Ok(outcome),
-                Ok(Step::Again) => {}
+                Ok(Step::Again) => None,
                 Ok(Step::Sleep(folio)) => {
                     M::count(Event::FaultWait, 1);
                     folio.wait_unlocked::<M>();
+                    None
                 }
-                Err(next) => error = next,
-            }
+                Err(next) => Some(next),
+            };
         }
     }
 

@@ -145,3 +145,27 @@ fn a_clone_finds_the_memory_that_nobody_maps() {
     kit.check(SMALL, 8);
     check_halves(&kit, 2);
 }
+
+/// How a first touch without memory goes on when somebody else reads the page at the `n`-th lock of it. False when it takes fewer.
+fn touch_with_a_reader(n: u64) -> bool {
+    let kit = Kit::new();
+    drop(halves(&kit, 1, Place::RAM));
+    let full = take_all(&kit, Place::RAM);
+    let (machine, space) = (kit.machine.state(), kit.space.space());
+    let meddler = move || {
+        let _ = machine.user_access(0, space, at(SMALL + 8), 0, None);
+    };
+    *kit.machine.on_lock.borrow_mut() = Some((n, Box::new(meddler)));
+    assert_eq!(kit.try_write(SMALL + 8), Ok(()), "at lock {n}: there is memory, once it was looked for");
+    let reached = kit.machine.on_lock.take().is_none();
+    drop(full);
+    kit.check(SMALL, 9);
+    check_halves(&kit, 1);
+    reached
+}
+
+#[test]
+fn to_look_again_is_no_error() {
+    let locks = (0..).take_while(|&n| touch_with_a_reader(n)).count();
+    assert!(locks > 6, "{locks} locks in a touch that looks for memory");
+}
