@@ -16,7 +16,7 @@ use crate::mm::Mm;
 use crate::slab::NIL;
 use crate::space::Space;
 use crate::table::Table;
-use crate::types::{Frame, Level, Place, Vaddr};
+use crate::types::{Frame, Level, Order, Place, Vaddr};
 use crate::vma::{Vma, VmaKind};
 
 /// An invariant that does not hold, with the numbers.
@@ -330,6 +330,9 @@ impl<M: Machine> Mm<M> {
             let own = u32::from(zeros.contains(&Some(folio.frame()))) + held + folio.pins();
             expect("references of a folio", at, u64::from(folio.refs()), u64::from(maps + own))?;
             let zone = self.zone(folio.place());
+            let noted = folio.is_partial() && folio.order() != Order::BASE;
+            let forgotten = noted && !zone.deferred.is_noted();
+            expect("folio mapped in part of which its zone knows nothing", at, u64::from(forgotten), 0)?;
             for i in 0..folio.order().pages() {
                 let owner = zone.folio_index(folio.frame().index() + i);
                 expect(

@@ -168,6 +168,8 @@ impl<M: Machine> Small<M> {
             folio.end_frozen::<M>();
         });
         head.set_order(Order::PMD);
+        // Whatever was said of its parts, all of it is mapped.
+        head.clear_partial();
         head.set_maps(1);
         zone.set_owner(found.first, Order::PMD, head.slab_index());
         head.unfreeze(1);

@@ -186,10 +186,11 @@ impl Folio {
     }
     /// Notes that it is mapped only in part; true when that was not known.
     pub(crate) fn set_partial(&self) -> bool {
-        self.meta.fetch_or(PARTIAL, Relaxed) & PARTIAL == 0
+        self.meta.fetch_or(PARTIAL, AcqRel) & PARTIAL == 0
     }
+    /// Who clears it sees what was unmapped before it was noted.
     pub(crate) fn clear_partial(&self) {
-        self.meta.fetch_and(!PARTIAL, Relaxed);
+        self.meta.fetch_and(!PARTIAL, AcqRel);
     }
     pub(crate) fn is_partial(&self) -> bool {
         self.meta.load(Relaxed) & PARTIAL != 0
@@ -210,7 +211,9 @@ impl Folio {
     /// A tail of a split takes over what is known of its head, its share of the charge included. So does the head of a merge, which
     /// is charged where its tail is.
     pub(crate) fn inherit(&self, head: &Self) {
-        self.meta.fetch_or(head.meta.load(Relaxed) & (DIRTY | RESIDENT | PARTIAL | GROUP), Relaxed);
+        // A single page has no parts.
+        let partial = if self.order() == Order::BASE { 0 } else { PARTIAL };
+        self.meta.fetch_or(head.meta.load(Relaxed) & (DIRTY | RESIDENT | partial | GROUP), Relaxed);
     }
     pub(crate) fn link(&self) -> RmapLink {
         RmapLink { anon: self.anon.load(Relaxed), index: self.index.load(Relaxed) }
@@ -291,8 +294,8 @@ impl Folio {
         self.maps.store(maps, Relaxed);
     }
     pub(crate) fn set_order(&self, order: Order) {
-        let flags = self.meta.load(Relaxed) & !0xff;
-        self.meta.store(flags | u32::from(order.get()), Relaxed);
+        // At once: somebody may note at this moment that it is mapped only in part.
+        self.meta.fetch_xor(u32::from(self.order().get() ^ order.get()), Relaxed);
     }
 
     #[inline(always)]
@@ -366,6 +369,9 @@ impl Folio {
         let (first, _) = to.into_inner();
         zone.set_owner(first, order, self.slab_index());
         self.frame.store(first.raw(), Relaxed);
+        if order != Order::BASE {
+            zone.deferred.arrived(self);
+        }
         old
     }
 }

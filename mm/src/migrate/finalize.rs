@@ -318,7 +318,7 @@ fn finish<M: Machine>(unit: &mut Unit<M>, report: &mut Report, ending: &mut Endi
             match core::mem::replace(&mut unit.dest, Dest::None) {
                 Dest::Frames(old) => drop(arrive(folio, old, unit.order, ending.to, ending)),
                 pieces => {
-                    hand_over_charge(&folio, &pieces);
+                    hand_over(&folio, &pieces);
                     ending.left(folio.place(), folio.order());
                     folio.clear_resident();
                     unit.dest = pieces;
@@ -354,12 +354,16 @@ fn finish<M: Machine>(unit: &mut Unit<M>, report: &mut Report, ending: &mut Endi
     }
 }
 
-/// What a folio was charged becomes the charge of the pieces in which it arrived.
+/// What a folio was charged becomes the charge of the pieces in which it arrived. They are mapped in part where it was: its entries
+/// have their names, so that nobody notes that of it any more.
 #[cold]
-fn hand_over_charge<M: Machine>(from: &Folio, to: &Dest<M>) {
+fn hand_over<M: Machine>(from: &Folio, to: &Dest<M>) {
     let group = from.take_group();
     if group != 0 {
         to.for_each_folio(|piece, _| piece.set_group(group));
+    }
+    if from.is_partial() {
+        to.for_each_folio(|piece, _| M::mm().note_partial(piece));
     }
 }
 

@@ -231,6 +231,10 @@ pub(crate) fn map_copy<M: Machine>(unit: &mut Unit<M>) -> Result<State, Cause> {
         &mut tables,
     );
     drop(vmas);
+    if mapped != 0 && mapped < range.nr_pages() {
+        // The rest was unmapped meanwhile.
+        dest.for_each_folio(|folio, _| M::mm().note_partial(folio));
+    }
     let names = Names { source, from: source.frame(), to: To::Source, grant: Attrs::empty(), evicted: false };
     name_everywhere(&names, None, unit.addr, &mut TableStash::new());
     if mapped == 0 { Err(Cause::Raced) } else { Ok(State::Committed) }

@@ -9,7 +9,7 @@ use crate::folio::{Folio, FolioRef, LockedFolio};
 use crate::machine::Machine;
 use crate::space::Space;
 use crate::split::{PIECES, Pieces, SplitError, divide, general};
-use crate::types::{Frame, Level, PAGE_SIZE, PMD_SIZE, PTRS, Vaddr};
+use crate::types::{Frame, Level, Order, PAGE_SIZE, PMD_SIZE, PTRS, Vaddr};
 
 impl<M: Machine> Space<M> {
     /// Splits `folio` so that a border lies before its page `at`, and frees the pieces that nobody maps. `addr` is an
@@ -88,14 +88,22 @@ impl<M: Machine> Space<M> {
         }
         let Peek::Pte(table, _) = self.peek(beside) else { return };
         let cursor = self.cursor_in(table, Level::Pte, beside);
-        let Some(frame) = mapped_frame(cursor.entry()) else { return };
-        let folio = FolioRef::get(M::mm().mapped_folio(frame));
-        drop(cursor);
-        let page = frame.index() - folio.frame().index();
-        let at = if beside < border { page + 1 } else { page };
-        if at == 0 || at >= folio.order().pages() {
-            return;
+        // Folios lie at multiples of their size.
+        let is_cut = |frame: Frame, order: Order| {
+            let page = frame.index() % order.pages();
+            let at = if beside < border { page + 1 } else { page };
+            (at != 0 && at < order.pages()).then_some(at)
+        };
+        let entry = cursor.entry();
+        if let Entry::NonPresent(SoftLeaf { kind: SoftKind::Migration, frame, .. }) = entry {
+            // The entry, and with it the lock of its table, keeps the folio.
+            return note_moving::<M>(frame, |order| is_cut(frame, order).is_some());
         }
+        let Some(frame) = mapped_frame(entry) else { return };
+        let folio = M::mm().mapped_folio(frame);
+        let Some(at) = is_cut(frame, folio.order()) else { return };
+        let folio = FolioRef::get(folio);
+        drop(cursor);
         match LockedFolio::try_lock(folio) {
             Ok(folio) => {
                 if self.split_folio(&folio, beside, at).is_err() {
@@ -106,6 +114,23 @@ impl<M: Machine> Space<M> {
                 M::count(Event::ThpSplitPageFailed, 1);
                 M::mm().defer_split(busy.folio());
             }
+        }
+    }
+}
+
+/// Notes the folio that a migration entry for `frame` leads to, under the lock of the entry's table, if it reaches over the border:
+/// who moves it has its lock. It may be moved or divided just now.
+fn note_moving<M: Machine>(frame: Frame, is_cut: impl Fn(Order) -> bool) {
+    let mm = M::mm();
+    loop {
+        let folio = mm.mapped_folio(frame);
+        // One that is frozen may be smaller already than what the frame map says.
+        let cut = is_cut(folio.order()) || folio.refs() == 0;
+        if core::ptr::eq(folio, mm.mapped_folio(frame)) {
+            if cut {
+                mm.defer_split(folio);
+            }
+            return;
         }
     }
 }

@@ -174,6 +174,10 @@ fn divide_unmapped<M: Machine>(head: &LockedFolio<M>, pieces: &mut Pieces<M>) ->
     );
     head.unfreeze(1);
     division.name_everywhere();
+    // Who unmapped a part meanwhile may have noted it at the head, after the tails had inherited what it knew.
+    if head.is_partial() {
+        division.tails.iter().flatten().for_each(|tail| M::mm().note_partial(tail));
+    }
     // The handles go; a piece that nothing maps goes with its handle.
     for tail in division.tails.into_iter().flatten() {
         drop(tail.unlock());

@@ -25,6 +25,7 @@ use crate::machine::Machine;
 use crate::mm::Mm;
 use crate::types::{Order, PAGE_SIZE, PMD_SIZE};
 
+pub(crate) use deferred::Deferred;
 pub(crate) use mapping::{split_pmd, split_pmd_at, split_pmd_without};
 
 /// Why a folio was not split. Nothing was changed but that huge mappings of it may be tables now.

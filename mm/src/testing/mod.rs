@@ -40,6 +40,7 @@ mod notifier;
 mod objects;
 mod owner;
 mod owners;
+mod partial;
 mod parts;
 mod protect;
 mod random;

@@ -15,6 +15,7 @@ use crate::error::OutOfMemory;
 use crate::framemap::{BLOCK, Block, FrameMap, Slot};
 use crate::inject::{Inject, Site};
 use crate::machine::{MAX_CPUS, Machine};
+use crate::split::Deferred;
 use crate::sync::SpinLock;
 use crate::types::{Frame, FrameRange, Order, Place};
 
@@ -45,8 +46,8 @@ pub struct Zone<M> {
     low_water: AtomicU32,
     /// Memory is short: no frame goes into a cache that is not asked for at once.
     pressed: AtomicBool,
-    /// Some folio here may be mapped only in part ([`crate::split`]).
-    partial: AtomicBool,
+    /// Folios here that are mapped only in part.
+    pub(crate) deferred: Deferred,
     /// Its memory was taken away again.
     gone: AtomicBool,
 }
@@ -73,7 +74,7 @@ impl<M: Machine> Zone<M> {
             objects: SpinLock::new(0..0),
             low_water: AtomicU32::new(0),
             pressed: AtomicBool::new(false),
-            partial: AtomicBool::new(false),
+            deferred: Deferred::new(),
             gone: AtomicBool::new(false),
         }
     }
@@ -142,11 +143,6 @@ impl<M: Machine> Zone<M> {
     #[must_use]
     pub fn is_registered(&self) -> bool {
         self.map.is_completed() && !self.gone.load(Relaxed)
-    }
-
-    /// Notes whether there may be folios that are mapped only in part; what was noted before.
-    pub(crate) fn set_partial(&self, partial: bool) -> bool {
-        self.partial.swap(partial, Relaxed)
     }
 
     /// The frames that its map covers.

@@ -89,6 +89,7 @@ impl Machine for Soft {
     fn preempt_enable() {
         let state = state();
         state.preempt.set(state.preempt.get() - 1);
+        state.after_unlock();
     }
 
     fn flush(request: &FlushRequest) {

@@ -123,6 +123,8 @@ pub(crate) struct State {
     pub(crate) on_wait: RefCell<Option<Meddler>>,
     /// What somebody else does before the n-th lock from now that is taken while no other is held: once.
     pub(crate) on_lock: RefCell<Option<(u64, Meddler)>>,
+    /// The same, after the n-th lock that leaves none held is free.
+    pub(crate) on_unlock: RefCell<Option<(u64, Meddler)>>,
     /// What somebody else does as an engine begins to copy: once.
     pub(crate) on_copy: RefCell<Option<Meddler>>,
     /// A look at the machine while a driver is told that memory is free.
@@ -208,6 +210,7 @@ impl Soft {
             on_relax: RefCell::default(),
             on_wait: RefCell::default(),
             on_lock: RefCell::default(),
+            on_unlock: RefCell::default(),
             on_copy: RefCell::default(),
             on_free: RefCell::default(),
             freed_pages: Cell::new(0),
@@ -299,15 +302,24 @@ impl State {
 
     /// A spin lock is about to be taken: the last moment at which a thread can lose its CPU.
     fn before_lock(&self) {
+        self.meddle(&self.on_lock);
+    }
+
+    /// A spin lock was freed: the first moment at which others can run.
+    fn after_unlock(&self) {
+        self.meddle(&self.on_unlock);
+    }
+
+    fn meddle(&self, when: &RefCell<Option<(u64, Meddler)>>) {
         if self.preempt.get() != 0 {
             return;
         }
-        let Ok(mut on_lock) = self.on_lock.try_borrow_mut() else { return };
-        match &mut *on_lock {
+        let Ok(mut due) = when.try_borrow_mut() else { return };
+        match &mut *due {
             None => {}
             Some((0, _)) => {
-                let meddler = on_lock.take();
-                drop(on_lock);
+                let meddler = due.take();
+                drop(due);
                 if let Some((_, mut meddler)) = meddler {
                     meddler();
                 }
