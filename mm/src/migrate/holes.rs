@@ -211,6 +211,10 @@ pub(crate) fn map_copy<M: Machine>(unit: &mut Unit<M>) -> Result<State, Cause> {
     let vmas = space.vmas.read();
     let range = VaRange::new(unit.addr.0, unit.order.bytes());
     let link = link_to_write(&vmas, range).ok_or(Cause::Raced)?;
+    // Another part of the page may have been moved here meanwhile: then the reverse map would look for the copy beside it.
+    if unit.folio().is_none_or(|source| source.link().index != link.index) {
+        return Err(Cause::Raced);
+    }
     charge(space, &unit.dest)?;
     link_pieces(&unit.dest, link);
     let mut tables = match &mut unit.dest {

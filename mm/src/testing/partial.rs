@@ -8,11 +8,12 @@ use crate::entry::{Entry, Leaf};
 use crate::folio::FolioRef;
 use crate::inject::Site;
 use crate::migrate::{MigrateFlags, MigrateOptions};
+use crate::remap::{RemapFlags, RemapTarget};
 use crate::space::AddressSpace;
 use crate::testing::clone::{fork, read};
 use crate::testing::kit::{DEV, Kit, at, range};
 use crate::testing::machine::{Meddler, Soft};
-use crate::types::{Frame, Place};
+use crate::types::{Frame, PAGE_SIZE, Place};
 use crate::vma::HugeAdvice::Huge;
 
 fn frame_of(entry: Entry) -> Option<Frame> {
@@ -168,6 +169,30 @@ fn a_copy_that_is_mapped_in_part_is_noted() {
         assert_eq!(read(&kit, &child, 5), Kit::value(5));
         kit.audit();
     }
+}
+
+#[test]
+fn a_copy_is_not_mapped_where_other_pages_have_come() {
+    let (kit, child) = shared();
+    let space = kit.space.space();
+    let options = MigrateOptions::to(DEV).with(MigrateFlags::FAULT | MigrateFlags::WRITE);
+    let (copy, _) = space.migrate_collect_with(range(0, 32), DEV, &options).expect("it is mapped");
+    let copied = copy.unmap().copy();
+    space.unmap(range(0, 16)).expect("it is mapped");
+    let remap = |from, to| {
+        let target = RemapTarget { addr: at(to), len: 496 * PAGE_SIZE };
+        space.remap(range(from, 496), target, RemapFlags::empty()).expect("memory");
+    };
+    remap(16, 1024);
+    remap(1024, 0);
+    let report = copied.commit().finalize();
+    kit.audit();
+    assert_eq!((report.copied, kit.free(DEV)), (0, 8 * 512));
+    for page in 0..16 {
+        assert_eq!(kit.try_read(page), Ok(Kit::value(page + 16)));
+        assert_eq!(read(&kit, &child, page), Kit::value(page));
+    }
+    check_nothing_is_kept(&kit, &[&kit.space, &child], "moved on");
 }
 
 /// Another part is forgotten in the middle of the look for dead parts. False when that is over before.
