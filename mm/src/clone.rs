@@ -65,11 +65,10 @@ impl<M: Machine> AddressSpace<M> {
     /// # Errors
     /// [`OutOfMemory`]; nothing has changed then, except that entries of this space may allow less until their next fault.
     pub fn clone_of(&self, kernel_half: impl Fn(&'static TableWords)) -> Result<Self, OutOfMemory> {
-        let mut relieved = false;
         loop {
             match self.try_clone(&kernel_half) {
                 Ok(child) => return Ok(child),
-                Err(Stop::Oom(_)) if !relieved && M::mm().relieve(Place::RAM) => relieved = true,
+                Err(Stop::Oom(_)) if M::mm().relieve(Place::RAM) => {}
                 Err(Stop::Oom(oom)) => return Err(oom),
                 // Not with the VMA lock held: who has locked the folio may want that.
                 Err(Stop::Busy(folio)) => folio.wait_unlocked::<M>(),

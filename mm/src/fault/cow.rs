@@ -198,30 +198,41 @@ impl<M: Machine> Space<M> {
     /// As [`Space::handle_fault`] for a read.
     pub fn unshare(&'static self, addr: Vaddr) -> Result<(), FaultError> {
         loop {
-            let vmas = self.vmas.read();
-            let vma = self.find_vma(&vmas, addr).ok_or(FaultError::NoVma(addr))?;
-            if !vma.prot().allows(Access::Read) {
-                return Err(FaultError::Access(addr, Access::Read));
-            }
-            let (table, level, leaf) = match self.peek(addr) {
-                Peek::Pte(table, Entry::Leaf(leaf)) => (table, Level::Pte, leaf),
-                Peek::Pmd(table, Entry::Leaf(leaf)) => (table, Level::Pmd, leaf),
-                _ => {
-                    drop(vmas);
-                    self.handle_fault(&FaultInfo::new(addr, Access::Read))?;
-                    continue;
-                }
-            };
-            if leaf.attrs.contains(Attrs::EXCLUSIVE) || vma.kind().is_shared() {
-                return Ok(());
-            }
-            let seen = Seen { table, level, word: Entry::Leaf(leaf).encode(level) };
-            if let Step::Done(_) = self.take_own(vma, addr, &seen, leaf, Want::Own)? {
-                // Its outcome was counted as a fault's.
-                M::count(Event::PgFault, 1);
-                return Ok(());
+            match self.try_unshare(addr) {
+                Ok(true) => return Ok(()),
+                Ok(false) => {}
+                Err(FaultError::Oom(_)) if M::mm().relieve(Place::RAM) => {}
+                Err(error) => return Err(error),
             }
         }
+    }
+
+    /// One look, with no lock held afterwards. True when the page is this mapping's own.
+    fn try_unshare(&'static self, addr: Vaddr) -> Result<bool, FaultError> {
+        let vmas = self.vmas.read();
+        let vma = self.find_vma(&vmas, addr).ok_or(FaultError::NoVma(addr))?;
+        if !vma.prot().allows(Access::Read) {
+            return Err(FaultError::Access(addr, Access::Read));
+        }
+        let (table, level, leaf) = match self.peek(addr) {
+            Peek::Pte(table, Entry::Leaf(leaf)) => (table, Level::Pte, leaf),
+            Peek::Pmd(table, Entry::Leaf(leaf)) => (table, Level::Pmd, leaf),
+            _ => {
+                drop(vmas);
+                self.handle_fault(&FaultInfo::new(addr, Access::Read))?;
+                return Ok(false);
+            }
+        };
+        if leaf.attrs.contains(Attrs::EXCLUSIVE) || vma.kind().is_shared() {
+            return Ok(true);
+        }
+        let seen = Seen { table, level, word: Entry::Leaf(leaf).encode(level) };
+        let done = matches!(self.take_own(vma, addr, &seen, leaf, Want::Own)?, Step::Done(_));
+        if done {
+            // Its outcome was counted as a fault's.
+            M::count(Event::PgFault, 1);
+        }
+        Ok(done)
     }
 }
 

@@ -109,8 +109,8 @@ struct List<M: Machine> {
     /// One bit per unit of the batch whose copy failed.
     failed: [u64; MAX_UNITS / 64],
     any_failed: bool,
-    /// There was no memory, and what could be done about that is done.
-    relieved: bool,
+    /// There was no memory, and nothing more could be done about that.
+    exhausted: bool,
     /// Where the batch goes, in which registration, and whether that device is another's by now.
     to: Place,
     generation: u32,
@@ -131,7 +131,7 @@ impl<M: Machine> List<M> {
             len: 0,
             failed: [0; MAX_UNITS / 64],
             any_failed: false,
-            relieved: false,
+            exhausted: false,
             to,
             generation,
             gone: false,
@@ -160,11 +160,14 @@ impl<M: Machine> List<M> {
         self.engine = place.device_number().filter(|_| !self.gone).map(|n| M::mm().device(n).engine());
     }
 
-    /// A unit without memory may try again, if it is the batch's first and what others keep for nothing is free now.
+    /// A unit without memory may try again for as long as something is found that others keep for nothing: where it goes, or in
+    /// RAM, where its descriptors and tables lie. Once nothing is found, the rest of the batch need not ask.
     #[cold]
     #[inline(never)]
     fn relieve(&mut self, to: Place) -> bool {
-        !core::mem::replace(&mut self.relieved, true) && M::mm().relieve(to)
+        let mm = M::mm();
+        self.exhausted = self.exhausted || !(mm.relieve(to) | (!to.is_ram() && mm.relieve(Place::RAM)));
+        !self.exhausted
     }
 
     /// Copies, waits, and notes what failed.
@@ -284,7 +287,7 @@ fn copy_large<M: Machine>(
         }
     };
     let mut dest = alloc();
-    if dest.is_err() && list.relieve(to) {
+    while dest.is_err() && list.relieve(to) {
         dest = alloc();
     }
     match dest {

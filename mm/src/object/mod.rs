@@ -259,12 +259,18 @@ impl<M: Machine> Object<M> {
         self.index.lock().get(index).cloned()
     }
 
-    /// Page `index`, made and cleared if need be.
+    /// Page `index`, made and cleared if need be. The caller holds no spin lock.
     ///
     /// # Errors
     /// [`OutOfMemory`]; also for a page beyond the end.
     pub fn page_or_alloc(&self, index: u64) -> Result<FolioRef<M>, OutOfMemory> {
-        self.page_or_alloc_for(index, Ok).map_err(|_| OutOfMemory { order: 0 })
+        loop {
+            match self.page_or_alloc_for(index, Ok) {
+                Ok(page) => return Ok(page),
+                Err(_) if index < self.pages() && M::mm().relieve(Place::RAM) => {}
+                Err(_) => return Err(OutOfMemory { order: 0 }),
+            }
+        }
     }
 
     /// As [`Object::page_or_alloc`]; a fresh page goes through `charge`, which may refuse it.

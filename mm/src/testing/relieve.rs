@@ -3,8 +3,10 @@
 use crate::advise::Advice;
 use crate::error::FaultError;
 use crate::folio::FolioRef;
+use crate::gup::{PinError, PinFlags};
 use crate::inject::Site;
 use crate::migrate::{Cause, Report};
+use crate::object::Object;
 use crate::testing::clone::{fork, read};
 use crate::testing::kit::{DEV, Kit, at, range};
 use crate::testing::machine::{Config, Soft, one};
@@ -168,4 +170,82 @@ fn touch_with_a_reader(n: u64) -> bool {
 fn to_look_again_is_no_error() {
     let locks = (0..).take_while(|&n| touch_with_a_reader(n)).count();
     assert!(locks > 6, "{locks} locks in a touch that looks for memory");
+}
+
+#[test]
+fn what_somebody_else_finds_at_the_same_time_is_found() {
+    let kit = Kit::new();
+    drop(halves(&kit, 1, Place::RAM));
+    let full = take_all(&kit, Place::RAM);
+    let machine = kit.machine.state();
+    let deferred = &machine.mm.ram.deferred;
+    // Somebody else has begun to look.
+    let scan = deferred.take().expect("it is noted");
+    *kit.machine.on_relax.borrow_mut() = Some(Box::new(move || {
+        deferred.note();
+        assert!(machine.mm.split_deferred(Place::RAM) != 0, "a half is nobody's");
+    }));
+    kit.try_write(SMALL + 8).expect("somebody else finds it");
+    drop(scan);
+    // Who finds nothing is not waited for without end.
+    let rest = take_all(&kit, Place::RAM);
+    deferred.note();
+    let scan = deferred.take();
+    kit.map(SMALL + 64, 1, Small);
+    assert_eq!(kit.try_write(SMALL + 64), Err(FaultError::Oom(at(SMALL + 64))));
+    drop((scan, full, rest));
+    check_halves(&kit, 1);
+}
+
+#[test]
+fn a_pin_finds_the_memory_that_nobody_maps() {
+    let kit = Kit::new();
+    let held = halves(&kit, 1, Place::RAM);
+    let child = fork(&kit);
+    let full = take_all(&kit, Place::RAM);
+    let mut pages = [const { None }; 1];
+    let space = kit.space.space();
+    let mut pin = || space.pin_pages(range(SMALL, 1), PinFlags::empty(), &mut pages);
+    assert_eq!(pin(), Err(PinError::Fault(FaultError::Oom(at(SMALL)))), "a copy is needed");
+    drop(held);
+    assert_eq!(pin(), Ok(()));
+    assert_eq!(read(&kit, &child, SMALL), Kit::value(SMALL));
+    drop((pages, child, full));
+    kit.check(SMALL, 8);
+    check_halves(&kit, 1);
+}
+
+#[test]
+fn an_object_finds_the_memory_that_nobody_maps() {
+    let kit = Kit::new();
+    let object = Object::<Soft>::file(4).expect("memory");
+    object.write(0, 0, &[1]).expect("memory");
+    let held = halves(&kit, 1, Place::RAM);
+    let full = take_all(&kit, Place::RAM);
+    assert!(object.write(1, 0, &[7]).is_err(), "there is none yet");
+    drop(held);
+    assert!(object.write(4, 0, &[7]).is_err(), "beyond the end");
+    object.write(1, 0, &[7]).expect("a half is nobody's");
+    let mut word = [0];
+    object.read(1, 0, &mut word);
+    assert_eq!(word, [7]);
+    drop((object, full));
+    check_halves(&kit, 1);
+}
+
+#[test]
+fn a_migration_finds_the_memory_for_a_table() {
+    let kit = Kit::new();
+    let held = halves(&kit, 1, Place::RAM);
+    kit.map(20 * 512, 512, Huge);
+    // Enough on the device, but in single pages: the hole's PMD entry needs a table.
+    let keep: Vec<_> = take_all(&kit, DEV).into_iter().filter(|page| page.frame().index() % 2 == 0).collect();
+    let full = take_all(&kit, Place::RAM);
+    let report = migrate(&kit, 20 * 512, 512);
+    assert_eq!((report.pages, report.failed[Cause::NoMemory as usize]), (0, 512));
+    drop(held);
+    let report = migrate(&kit, 20 * 512, 512);
+    assert_eq!((report.pages, report.failed_pages()), (512, 0));
+    drop((keep, full));
+    check_halves(&kit, 1);
 }
