@@ -45,7 +45,7 @@ fn fail_each(least: u64, setup: impl Fn() -> Kit, act: impl Fn(&Kit) -> bool, ch
 }
 
 /// True when an access was refused for want of memory.
-fn oom<T>(access: Result<T, FaultError>) -> bool {
+fn oom<T>(access: &Result<T, FaultError>) -> bool {
     match access {
         Ok(_) => false,
         Err(FaultError::Oom(_)) => true,
@@ -54,7 +54,7 @@ fn oom<T>(access: Result<T, FaultError>) -> bool {
 }
 
 /// And when an operation on a range was.
-fn refused<T>(result: Result<T, RangeError>) -> bool {
+fn refused<T>(result: &Result<T, RangeError>) -> bool {
     match result {
         Ok(_) => false,
         Err(RangeError::Oom(_)) => true,
@@ -109,7 +109,7 @@ fn mapping() {
         Kit::new,
         |kit| {
             kit.space.vma_at(range(0, 1).start).is_none()
-                && refused(kit.space.space().map_anon(range(0, 8), crate::Prot::RW, Huge))
+                && refused(&kit.space.space().map_anon(range(0, 8), crate::Prot::RW, Huge))
         },
         |kit| assert!(kit.space.vma_at(range(8, 1).start).is_none()),
     );
@@ -134,17 +134,17 @@ fn filled_or_nothing(kit: &Kit, pages: core::ops::Range<u64>) {
 
 #[test]
 fn first_touch_of_small_pages() {
-    let write = |kit: &Kit| any(0..3, |page| oom(kit.try_write(page)));
+    let write = |kit: &Kit| any(0..3, |page| oom(&kit.try_write(page)));
     fail_each(4, || mapped(false), write, |kit| filled_or_nothing(kit, 0..3));
-    let read = |kit: &Kit| any(0..3, |page| oom(kit.try_read(page).map(|word| assert_eq!(word, 0))));
+    let read = |kit: &Kit| any(0..3, |page| oom(&kit.try_read(page).map(|word| assert_eq!(word, 0))));
     fail_each(1, || mapped(false), read, |kit| filled_or_nothing(kit, 0..3));
 }
 
 #[test]
 fn first_touch_of_huge_pages() {
-    let write = |page| move |kit: &Kit| oom(kit.try_write(page));
+    let write = |page| move |kit: &Kit| oom(&kit.try_write(page));
     fail_each(2, || mapped(true), write(5), |kit| filled_or_nothing(kit, 4..7));
-    let read = |kit: &Kit| oom(kit.try_read(5).map(|word| assert_eq!(word, 0)));
+    let read = |kit: &Kit| oom(&kit.try_read(5).map(|word| assert_eq!(word, 0)));
     fail_each(1, || mapped(true), read, |kit| filled_or_nothing(kit, 4..7));
     let zero_folio = || {
         let kit = mapped(true);
@@ -166,7 +166,7 @@ fn migration_to_ram() {
 
 #[test]
 fn fault_back() {
-    let touch = |kit: &Kit| any([100, 700, 1024, 1031], |page| oom(kit.try_read(page)));
+    let touch = |kit: &Kit| any([100, 700, 1024, 1031], |page| oom(&kit.try_read(page)));
     fail_each(4, on_device, touch, check_mixed);
 }
 
@@ -184,7 +184,7 @@ fn unmap_with_splits_at_both_ends() {
             setup,
             |kit| {
                 let is_mapped = kit.space.vma_at(range(200, 1).start).is_some();
-                let refused = refused(kit.space.space().unmap(range(200, 400)));
+                let refused = refused(&kit.space.space().unmap(range(200, 400)));
                 if refused {
                     check_mixed(kit);
                 }
@@ -201,6 +201,6 @@ fn unmap_with_splits_at_both_ends() {
 
 #[test]
 fn advice() {
-    let advise = |kit: &Kit| refused(kit.space.space().advise_huge(range(100, 300), Small));
+    let advise = |kit: &Kit| refused(&kit.space.space().advise_huge(range(100, 300), Small));
     fail_each(1, mixed, advise, check_mixed);
 }
