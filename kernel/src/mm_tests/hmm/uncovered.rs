@@ -186,7 +186,7 @@ fn middle_of_huge(on: Fixture, space: &Arc<Space>) -> Result<(), Unmet> {
 fn evict_to_small(on: Fixture, space: &Arc<Space>) -> Result<(), Unmet> {
     let (range, _device) = on_device(on, space, 512)?;
     let child = clone_space(space)?;
-    let held = Held::all(Place::RAM, Order::PMD);
+    let held = Held::every_second(Place::RAM, Order::new(4));
     let (number, place) = (on.place(0).device_number().unwrap_or(0), on.place(0));
     let pages = mm().device(number).memory().managed;
     let report = mm().evict_range(place, 0..pages);
