@@ -16,7 +16,7 @@ use crate::{
 
 type Check = fn(&Shell) -> Result<(), String>;
 
-const RUNS: [(&str, Check); 9] = [
+const RUNS: [(&str, Check); 10] = [
     ("a_page_goes_to_the_device_and_comes_back", there_and_back),
     ("part_of_a_page_and_a_clone", part_and_clone),
     ("a_mistake_is_told_and_the_kernel_goes_on", mistakes),
@@ -26,6 +26,7 @@ const RUNS: [(&str, Check); 9] = [
     ("the_same_commands_cost_the_same", same_cost),
     ("a_kernel_that_dies_is_reported", dies),
     ("coherent_devices_and_failures_can_be_had", knobs),
+    ("no_line_brings_the_kernel_down", any_lines),
 ];
 
 /// All of them.
@@ -166,7 +167,7 @@ fn part_and_clone(shell: &Shell) -> Result<(), String> {
         "map 1000000000 4M rw huge; fill 1000000000 4M; migrate 1000000000 4M dev0; unmap 0x10_0010_0000 64K; \
          check 0x10_0000_0000 1M --where; pt; split 0x10_0020_0000; pt 0x10_0020_0000; collapse 0x10_0020_0000; \
          remap 1000200000 2M 0x20_0000_0000; check 2000000000 2M --as 1000200000; fork; use 2; folio 2000000000; \
-         exit-space; spaces; evict dev0; dev; audit",
+         exit-space; spaces; evict dev0; dev; touch 2000001238 w; check 2000000000 2M --as 1000200000 --where; audit",
     )?;
     told.says(3, &["unmapped [0x1000100000, 0x1000110000): 16 pages freed"])?;
     told.is(
@@ -186,7 +187,12 @@ fn part_and_clone(shell: &Shell) -> Result<(), String> {
     told.says(15, &["0x002000000000-0x002000200000 rw-", "2 MiB huge"])?;
     told.says(16, &["evicted 496 pages from pages 0x0 to 0x4000 of dev0"])?;
     told.says(17, &["16,384 of 16,384 pages are free"])?;
-    told.is(18, &["audit ok: every invariant holds"])?;
+    told.is(18, &["touched 1 page: 1 page fault"])?;
+    told.is(
+        19,
+        &["262,144 words are right where they lie: 262,144 in RAM, 0 on devices; nothing was touched"],
+    )?;
+    told.is(20, &["audit ok: every invariant holds"])?;
     told.ends(0, "")
 }
 
@@ -300,4 +306,75 @@ fn knobs(shell: &Shell) -> Result<(), String> {
     told.says(14, &["log          info "])?;
     told.is(15, &["audit ok: every invariant holds"])?;
     told.ends(1, "a command of the script failed: see above")
+}
+
+/// Lines of the random script.
+const LINES: usize = 600;
+
+/// A number below `n`, another one each time (xorshift).
+fn below(state: &mut u64, n: usize) -> usize {
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    (*state % n as u64) as usize
+}
+
+/// A line that is a command more often than not, on few addresses, so that commands meet.
+fn any_line(state: &mut u64) -> String {
+    const ADDRESSES: [&str; 8] = [
+        "0x1000",
+        "0x10_0000_0000",
+        "0x10_0000_0000",
+        "0x10_0020_0000",
+        "0x10_001f_f000",
+        "0x20_0000_0000",
+        "7fffffe00000",
+        "ffffffffffffffff",
+    ];
+    const SIZES: [&str; 6] = ["4K", "64K", "2M", "2M", "4M", "8"];
+    const PLACES: [&str; 4] = ["dev0", "dev1", "dev2", "ram"];
+    const LINES: [&str; 24] = [
+        "map A S rw huge",
+        "map A S rw huge",
+        "map A S r",
+        "unmap A S",
+        "fill A S",
+        "fill A S 3",
+        "touch A S w",
+        "touch A S",
+        "check A S --where",
+        "migrate A S P",
+        "migrate A S P",
+        "migrate A S P",
+        "evict P",
+        "split A",
+        "collapse A",
+        "protect A S none",
+        "protect A S rw",
+        "remap A S A",
+        "advise A S dontneed",
+        "fork",
+        "exit-space",
+        "use 2",
+        "set fail-alloc 1",
+        "folio A",
+    ];
+    let template = LINES[below(state, LINES.len())];
+    let mut words = template.split(' ').map(|word| match word {
+        "A" => ADDRESSES[below(state, ADDRESSES.len())],
+        "S" => SIZES[below(state, SIZES.len())],
+        "P" => PLACES[below(state, PLACES.len())],
+        word => word,
+    });
+    let mut line = words.next().unwrap_or_default().to_owned();
+    words.for_each(|word| line.extend([" ", word]));
+    line
+}
+
+fn any_lines(shell: &Shell) -> Result<(), String> {
+    let mut state = 0x9e37_79b9_7f4a_7c15;
+    let lines: Vec<String> = (0..LINES).map(|_| any_line(&mut state)).collect();
+    let commands = format!("{}\nset fail-alloc 0\naudit", lines.join("\n"));
+    let told = shell.run(&["--device-count", "3", "--coherent", "2", "--keep-going", "-c", &commands])?;
+    told.is(LINES + 1, &["audit ok: every invariant holds"])
 }
