@@ -5,12 +5,16 @@
 //! fails is said with its seed and made shorter; `actions=` and `seed=` on the kernel's command line run more of them, or
 //! that one again.
 
+use alloc::collections::BTreeMap;
 use alloc::rc::Rc;
 use alloc::string::String;
+use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 
 use farpage_mm::exercise::{self, Failure, Model, Step, WORDS, World};
-use farpage_mm::{AddressSpace, FaultError, OutOfMemory, PAGE_SIZE, Space, StillInUse, VaRange, Vaddr};
+use farpage_mm::{
+    AddressSpace, Event, FaultError, Machine as _, OutOfMemory, PAGE_SIZE, Space, StillInUse, VaRange, Vaddr,
+};
 
 use crate::arch::x86_64::{paging, percpu};
 use crate::testing::Outcome;
@@ -22,6 +26,21 @@ use crate::vm::{Machine, devmem, mm, new_space, rig};
 const ACTIONS: u64 = 20_000;
 /// Steps of one list.
 const LIST: usize = 1000;
+/// What so many actions make happen: a list that does nothing is no test.
+const HAPPENS: [Event; 10] = [
+    Event::AnonFaultAlloc,
+    Event::ThpFaultAlloc,
+    Event::DeviceIn,
+    Event::DeviceOut,
+    Event::DeviceFault,
+    Event::DeviceEvict,
+    Event::CowCopy,
+    Event::MigrateFail,
+    Event::AllocFail,
+    Event::TlbFlush,
+];
+/// Situations that so few actions need not come into; the host's many do.
+const RARE: [&str; 1] = ["pinned: coherent"];
 /// Runs that a list may take to become shorter.
 const SHRINK_RUNS: usize = 200;
 
@@ -130,28 +149,47 @@ impl World for Here {
 }
 
 fn fails(steps: &[Step]) -> Option<Failure> {
-    exercise::run(&Here::default(), steps, &Cell::new(0), true).err()
+    run(steps).err()
+}
+
+/// Runs a list; the situations that came up in it.
+fn run(steps: &[Step]) -> Result<BTreeMap<&'static str, u64>, Failure> {
+    let here = Here::default();
+    exercise::run(&here, steps, &Cell::new(0), true)?;
+    Ok(here.model.take().seen)
 }
 
 /// Lists with seeds from `first` on, `actions` steps in all.
 fn run_lists(first: u64, actions: u64) -> Outcome {
-    let mut done = 0;
+    let before = HAPPENS.map(Machine::counted);
+    let (mut done, mut seen) = (0, BTreeMap::new());
     for seed in first.. {
         if done >= actions {
             break;
         }
         log::info!("list with seed {seed}");
         let steps = exercise::generate(seed, LIST);
-        if let Some(failure) = fails(&steps) {
-            let at = failure.step;
-            mm().inject.disarm();
-            let (steps, failure) = exercise::shrink(&steps, failure, SHRINK_RUNS, fails);
-            crate::fail!(
-                "the list with seed {seed} fails at step {at}: {}",
-                exercise::as_rust("", &steps, &failure)
-            );
+        match run(&steps) {
+            Ok(list) => seen.extend(list),
+            Err(failure) => {
+                let at = failure.step;
+                mm().inject.disarm();
+                let (steps, failure) = exercise::shrink(&steps, failure, SHRINK_RUNS, fails);
+                crate::fail!(
+                    "the list with seed {seed} fails at step {at}: {}",
+                    exercise::as_rust("", &steps, &failure)
+                );
+            }
         }
         done += steps.len() as u64;
+    }
+    if actions >= ACTIONS {
+        let missed: Vec<_> =
+            exercise::situations().filter(|what| !seen.contains_key(what) && !RARE.contains(what)).collect();
+        crate::check!(missed.is_empty(), "situations that did not come up: {missed:?}");
+        let missed: Vec<_> =
+            HAPPENS.iter().zip(before).filter(|&(&event, n)| Machine::counted(event) == n).collect();
+        crate::check!(missed.is_empty(), "events that did not happen: {missed:?}");
     }
     Ok(())
 }
