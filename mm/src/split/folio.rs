@@ -81,11 +81,9 @@ fn split_here<M: Machine>(
 
 impl<M: Machine> Space<M> {
     /// After an unmap that ended at `border`: splits the folio mapped at `beside`, just outside, if it reaches over the
-    /// border. Where that cannot be done now the folio is noted, to be split later.
+    /// border. Where that cannot be done now the folio is noted, to be split later. A multiple of 2 MiB is a border like any
+    /// other: a folio that was moved may lie across it, in two tables.
     pub(crate) fn split_cut_folio(&'static self, border: Vaddr, beside: Vaddr) {
-        if border.is_aligned(PMD_SIZE) {
-            return;
-        }
         let Peek::Pte(table, _) = self.peek(beside) else { return };
         let cursor = self.cursor_in(table, Level::Pte, beside);
         // Folios lie at multiples of their size.

@@ -213,3 +213,22 @@ fn every_order_at_every_offset_to_a_table() {
         }
     }
 }
+
+#[test]
+fn what_an_unmap_leaves_of_it_in_the_other_table_is_split_off() {
+    // TO + 512 is the first page of the second folio; 2,560 + 512 its border between two tables.
+    let (second, border) = (TO + 512, 2560 + 512);
+    for (dead, place) in [(second..border, DEV), (border..second + 512, DEV), (second..border, Place::RAM)] {
+        let kit = moved(1536);
+        if place == DEV {
+            migrate(&kit, TO, 1536, DEV, &MigrateOptions::to(DEV));
+        }
+        let (before, len) = (kit.free(place), dead.end - dead.start);
+        kit.space.space().unmap(range(dead.start, len)).expect("memory for the pieces");
+        assert!(u64::from(kit.free(place) - before) >= len, "{dead:?}: the dead part is free");
+        for page in (TO..TO + 1536).filter(|page| !dead.contains(page)) {
+            assert_eq!(kit.try_read(page), Ok(Kit::value(page - TO)), "page {page}");
+        }
+        kit.audit();
+    }
+}
