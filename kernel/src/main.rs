@@ -9,6 +9,7 @@ extern crate alloc;
 mod arch;
 mod backtrace;
 mod bench;
+mod bits;
 mod bootmem;
 mod console;
 mod exit;

@@ -3,10 +3,9 @@
 //! What there is to type, and how a line becomes a [`Command`], is [`ktest::monitor`]; here it is done. User memory is touched only
 //! by the routines that may fault, and addresses are looked at only where they are user addresses: whatever a line says, its worst
 //! end is a sentence. Each answer ends with a record (`@ready`) that says whether it was done and what it cost. The cost is that of
-//! the operation alone (of `fill`, `check` and `touch` the loads and stores), and the CPU takes interrupts only while it waits for a line: under instruction counting the same commands
-//! cost the same, to the last instruction, however fast they are typed.
+//! the operation alone (of `fill`, `check` and `touch` the loads and stores), and the CPU takes interrupts only while it waits for a
+//! line: under instruction counting the same commands cost the same, to the last instruction, however fast they are typed.
 
-mod bits;
 mod counters;
 mod knobs;
 mod line;
@@ -24,7 +23,7 @@ use ktest::record;
 use crate::arch::x86_64::serial;
 use crate::measure::{Cost, measure};
 use crate::vm::devmem;
-use crate::{boot, console, exit, memory as all_memory, println};
+use crate::{bits, boot, console, exit, memory as all_memory, println};
 
 use counters::{Counters, Plural};
 use knobs::Knobs;
@@ -121,7 +120,10 @@ impl Lab {
             Command::Use { space } => self.spaces.switch_to(space.0),
             Command::ExitSpace {} => self.spaces.end(),
             Command::Pt { addr, size } => look::page_table(space, addr, size),
-            Command::Walk { addr } => bits::walk(space, user(addr)?),
+            Command::Walk { addr } => {
+                bits::show_walk(space, user(addr)?);
+                Ok(None)
+            }
             Command::Folio { target } => look::folio(&self.spaces, target),
             Command::Dev {} => look::devices(),
             Command::Stat { diff } => self.counters.stat(diff.0),

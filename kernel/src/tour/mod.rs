@@ -6,7 +6,6 @@
 //! by word, where it lies, and the memory manager's invariants are audited: a tour that ends well is also a test.
 
 mod contents;
-mod entry;
 mod facts;
 mod steps;
 

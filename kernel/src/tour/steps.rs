@@ -5,14 +5,15 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use farpage_mm::{
-    AddressSpace, Event, FolioRef, HugeAdvice, Need, Order, PAGE_SIZE, PMD_SIZE, Place, Prot, Report, VaRange,
+    AddressSpace, Entry, Event, FolioRef, HugeAdvice, Need, Order, PAGE_SIZE, PMD_SIZE, Place, Prot, Report,
+    SoftKind, VaRange, Vaddr,
 };
 
 use super::contents::Contents;
-use super::{DEV, Grouped, HUGE_PAGES, Size, Stop, Tour, counted, dump, entry, free_chunks};
-use crate::println;
+use super::{DEV, Grouped, HUGE_PAGES, Size, Stop, Tour, counted, dump, free_chunks};
 use crate::vm::user::{user_read_u64, user_touch_read, user_write_u64};
 use crate::vm::{Machine, devmem, mm};
+use crate::{bits, println};
 
 /// Where the tour's own pages lie, and where those that take the rest of RAM.
 const BASE: u64 = 0x10_0000_0000;
@@ -65,7 +66,7 @@ impl Tour {
             self.unit
         );
         dump(space);
-        entry::show(space, page(0).start)?;
+        show_moved(space, page(0).start)?;
         self.check(space, contents)?;
 
         let at = page(0).start.0 + 0x1238;
@@ -176,6 +177,18 @@ impl Tour {
         } else {
             Err(Stop::NotShown("one touch was not one fault-back"))
         }
+    }
+}
+
+/// Prints the walk to `addr`, which must end at an entry of the device.
+fn show_moved(space: &AddressSpace<Machine>, addr: Vaddr) -> Result<(), Stop> {
+    match space.space().entry_at(addr).1 {
+        Entry::NonPresent(soft) if soft.kind == SoftKind::DevicePrivate => {
+            println!("the walk to {addr}, as the CPU does it:");
+            bits::show_walk(space.space(), addr);
+            Ok(())
+        }
+        _ => Err(Stop::NotShown("the entry that should be device-private is not")),
     }
 }
 

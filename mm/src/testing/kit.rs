@@ -1,7 +1,10 @@
 //! One address space on a quiet machine, for tests of one behaviour each.
 
+use crate::advise::Advice;
+use crate::entry::Entry;
 use crate::error::FaultError;
 use crate::exercise::mix;
+use crate::folio::FolioRef;
 use crate::space::AddressSpace;
 use crate::testing::machine::{Config, Session, Soft};
 use crate::types::{PAGE_SHIFT, PAGE_SIZE, Place, Prot, VaRange, Vaddr};
@@ -79,7 +82,6 @@ impl Kit {
         let mut found = 0;
         self.space.for_each_entry(
             &mut |addr, level, word| {
-                use crate::entry::Entry;
                 let frame = match Entry::decode(word, level) {
                     Entry::Leaf(leaf) if !leaf.special => leaf.frame,
                     Entry::NonPresent(soft) => soft.frame,
@@ -104,6 +106,31 @@ impl Kit {
         self.machine.mm.audit().unwrap_or_else(|e| panic!("{e}"));
         self.machine.check_no_stale();
         assert_eq!(self.machine.failure(), None);
+    }
+
+    /// The folio that a page lies in.
+    pub(crate) fn folio(&self, page: u64) -> FolioRef<Soft> {
+        let frame = match self.space.entry_at(at(page)).1 {
+            Entry::Leaf(leaf) => leaf.frame,
+            Entry::NonPresent(soft) => soft.frame,
+            other => panic!("page {page}: {other:?}"),
+        };
+        self.machine.mm.try_get_folio(frame).expect("a folio")
+    }
+
+    /// A huge page on the device of which the pages `dead` are mapped no more; somebody held it then, so that it stayed whole.
+    pub(crate) fn with_dead_parts(dead: &[(u64, u64)]) -> Self {
+        let kit = Self::new();
+        kit.map(0, 512, HugeAdvice::Huge);
+        kit.fill(0, 512);
+        kit.space.space().migrate(range(0, 512), DEV).expect("it is mapped");
+        let held = kit.folio(0);
+        for &(start, len) in dead {
+            kit.space.space().advise(range(start, len), Advice::DontNeed).expect("it is mapped");
+        }
+        drop(held);
+        assert_eq!(kit.free(DEV), 7 * 512, "nothing is free yet");
+        kit
     }
 
     pub(crate) fn free(&self, place: Place) -> u32 {

@@ -7,11 +7,10 @@ use crate::MergeReport;
 use crate::advise::Advice;
 use crate::counters::Event;
 use crate::entry::{Entry, SoftKind};
-use crate::folio::FolioRef;
 use crate::migrate::{Cause, MigrateFlags, MigrateOptions, Report};
 use crate::testing::clone::fork;
 use crate::testing::kit::{DEV, Kit, at, range};
-use crate::testing::machine::{Config, Soft, one};
+use crate::testing::machine::{Config, one};
 use crate::vma::HugeAdvice::{self, Default as Small, Huge};
 
 /// Pages of the kit's space that are on the device.
@@ -21,15 +20,6 @@ fn on_device(kit: &Kit, len: u64) -> u64 {
         matches!(entry, Entry::NonPresent(soft) if soft.kind == SoftKind::DevicePrivate)
     };
     (0..len).filter(is_there).count() as u64
-}
-
-fn folio(kit: &Kit, page: u64) -> FolioRef<Soft> {
-    let frame = match kit.space.entry_at(at(page)).1 {
-        Entry::Leaf(leaf) => leaf.frame,
-        Entry::NonPresent(soft) => soft.frame,
-        other => panic!("page {page}: {other:?}"),
-    };
-    kit.machine.mm.try_get_folio(frame).expect("a folio")
 }
 
 /// What a relative does while a copy is mapped.
@@ -123,24 +113,9 @@ fn an_eviction_tells_of_pages_that_are_frozen_for_a_merge() {
     kit.audit();
 }
 
-/// A huge page on the device of which the pages `dead` are mapped no more; somebody held it then, so that it stayed whole.
-fn with_dead_parts(dead: &[(u64, u64)]) -> Kit {
-    let kit = Kit::new();
-    kit.map(0, 512, Huge);
-    kit.fill(0, 512);
-    kit.space.space().migrate(range(0, 512), DEV).expect("it is mapped");
-    let held = folio(&kit, 0);
-    for &(start, len) in dead {
-        kit.space.space().advise(range(start, len), Advice::DontNeed).expect("it is mapped");
-    }
-    drop(held);
-    assert_eq!(kit.free(DEV), 7 * 512, "nothing is free yet");
-    kit
-}
-
 #[test]
 fn a_merge_counts_the_pages_that_nobody_mapped_any_more() {
-    let kit = with_dead_parts(&[(0, 256)]);
+    let kit = Kit::with_dead_parts(&[(0, 256)]);
     kit.fill(0, 256);
     let back = kit.space.space().migrate(range(0, 256), DEV).expect("it is mapped");
     assert_eq!((back.pages, kit.free(DEV)), (256, 6 * 512 + 256));
@@ -158,7 +133,7 @@ fn a_merge_counts_the_pages_that_nobody_mapped_any_more() {
 
 #[test]
 fn a_second_split_does_not_forget_dead_parts() {
-    let kit = with_dead_parts(&[(100, 10), (300, 10)]);
+    let kit = Kit::with_dead_parts(&[(100, 10), (300, 10)]);
     // Cuts off the beginning, and leaves the dead parts in what is cut off there.
     kit.space.space().unmap(range(0, 64)).expect("it is mapped");
     assert_eq!(kit.free(DEV), 7 * 512 + 64);

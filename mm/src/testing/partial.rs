@@ -5,7 +5,6 @@ use std::collections::BTreeSet;
 use crate::advise::Advice;
 use crate::counters::Event;
 use crate::entry::{Entry, Leaf};
-use crate::folio::FolioRef;
 use crate::inject::Site;
 use crate::migrate::{MigrateFlags, MigrateOptions};
 use crate::remap::{RemapFlags, RemapTarget};
@@ -24,26 +23,8 @@ fn frame_of(entry: Entry) -> Option<Frame> {
     }
 }
 
-fn folio(kit: &Kit, page: u64) -> FolioRef<Soft> {
-    let frame = frame_of(kit.space.entry_at(at(page)).1).expect("a page");
-    kit.machine.mm.try_get_folio(frame).expect("a folio")
-}
-
 fn forget(kit: &Kit, start: u64, len: u64) {
     kit.space.space().advise(range(start, len), Advice::DontNeed).expect("it is mapped");
-}
-
-/// A huge page on the device of which the pages `dead` are mapped no more; somebody held it then, so that it stayed whole.
-fn with_dead_parts(dead: &[(u64, u64)]) -> Kit {
-    let kit = Kit::new();
-    kit.map(0, 512, Huge);
-    kit.fill(0, 512);
-    kit.space.space().migrate(range(0, 512), DEV).expect("it is mapped");
-    let held = folio(&kit, 0);
-    dead.iter().for_each(|&(start, len)| forget(&kit, start, len));
-    drop(held);
-    assert_eq!(kit.free(DEV), 7 * 512, "nothing is free yet");
-    kit
 }
 
 /// Once all that is noted has been split, every page of every folio is mapped by one of these spaces.
@@ -75,7 +56,7 @@ fn check_nothing_is_kept(kit: &Kit, spaces: &[&AddressSpace<Soft>], what: &str) 
 #[test]
 fn the_note_goes_along_when_the_folio_moves() {
     for torn in [false, true] {
-        let kit = with_dead_parts(&[(0, 100), (300, 10)]);
+        let kit = Kit::with_dead_parts(&[(0, 100), (300, 10)]);
         let all: Vec<_> = (0..8 * 512).map(|index| Frame::new(DEV, index)).collect();
         if torn {
             kit.machine.mm.inject.arm(Site::RamFolio as u32, 9, 0, 1);
@@ -145,7 +126,7 @@ fn shared() -> (Kit, AddressSpace<Soft>) {
     kit.map(0, 512, Huge);
     kit.fill(0, 512);
     forget(&kit, 32, 480);
-    assert_eq!(folio(&kit, 0).order().pages(), 32);
+    assert_eq!(kit.folio(0).order().pages(), 32);
     let child = fork(&kit);
     (kit, child)
 }
@@ -197,7 +178,7 @@ fn a_copy_is_not_mapped_where_other_pages_have_come() {
 
 /// Another part is forgotten in the middle of the look for dead parts. False when that is over before.
 fn forgotten_in_a_scan(n: u64, before_a_lock: bool) -> bool {
-    let kit = with_dead_parts(&[(0, 100)]);
+    let kit = Kit::with_dead_parts(&[(0, 100)]);
     let space = kit.space.space();
     let meddler = move || space.advise(range(300, 10), Advice::DontNeed).expect("it is mapped");
     let meddler: Meddler = Box::new(meddler);
@@ -225,7 +206,7 @@ fn what_is_unmapped_while_dead_parts_are_looked_for_is_noted() {
 fn cuts_that_were_made_count_when_a_later_one_fails() {
     let mut partial = 0;
     for n in 0.. {
-        let kit = with_dead_parts(&[(100, 10), (300, 10)]);
+        let kit = Kit::with_dead_parts(&[(100, 10), (300, 10)]);
         let before = kit.machine.counted(Event::ThpSplitPage);
         kit.machine.mm.inject.arm(Site::Object as u32, 0, n, u64::MAX);
         let cuts = kit.machine.mm.split_deferred(DEV);
@@ -242,7 +223,7 @@ fn cuts_that_were_made_count_when_a_later_one_fails() {
 
 #[test]
 fn what_is_frozen_stays_noted() {
-    let kit = with_dead_parts(&[(0, 256)]);
+    let kit = Kit::with_dead_parts(&[(0, 256)]);
     kit.fill(0, 256);
     kit.space.space().migrate(range(0, 256), DEV).expect("it is mapped");
     let machine = kit.machine.state();

@@ -17,15 +17,6 @@ use crate::zone::Need;
 /// Where small pages are touched.
 const SMALL: u64 = 16 * 512;
 
-fn folio(kit: &Kit, page: u64) -> FolioRef<Soft> {
-    let frame = match kit.space.entry_at(at(page)).1 {
-        crate::Entry::Leaf(leaf) => leaf.frame,
-        crate::Entry::NonPresent(soft) => soft.frame,
-        other => panic!("page {page}: {other:?}"),
-    };
-    kit.machine.mm.try_get_folio(frame).expect("a folio")
-}
-
 /// `n` huge pages in `place`, the first half of each unmapped while somebody held it: the handles that did. Small pages and their
 /// table are there already.
 fn halves(kit: &Kit, n: u64, place: Place) -> Vec<FolioRef<Soft>> {
@@ -37,7 +28,7 @@ fn halves(kit: &Kit, n: u64, place: Place) -> Vec<FolioRef<Soft>> {
         let report = kit.space.space().migrate(range(0, n * 512), place).expect("it is mapped");
         assert_eq!(report.huge_pages, n * 512);
     }
-    let held: Vec<_> = (0..n).map(|i| folio(kit, i * 512)).collect();
+    let held: Vec<_> = (0..n).map(|i| kit.folio(i * 512)).collect();
     for i in 0..n {
         kit.space.space().advise(range(i * 512, 256), Advice::DontNeed).expect("it is mapped");
     }
@@ -135,7 +126,7 @@ fn a_migration_finds_the_memory_on_the_device_that_nobody_maps() {
 fn a_clone_finds_the_memory_that_nobody_maps() {
     let kit = Kit::new();
     let held = halves(&kit, 2, Place::RAM);
-    let pinned = folio(&kit, SMALL);
+    let pinned = kit.folio(SMALL);
     pinned.add_pins(1);
     let full = take_all(&kit, Place::RAM);
     assert!(kit.space.clone_of(|_| {}).is_err(), "neither for tables nor for the copy of a pinned page");

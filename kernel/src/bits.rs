@@ -8,7 +8,6 @@ use alloc::string::String;
 
 use farpage_mm::{Entry, Frame, Level, SoftKind, Space, Vaddr};
 
-use super::Done;
 use crate::println;
 use crate::vm::Machine;
 
@@ -87,7 +86,7 @@ const NON_PRESENT: [Field; 14] = [
 const ACCESSED: u64 = 1 << 5;
 
 /// Prints the entries on the way to `addr`: the last in full, those above it in one line each.
-pub(super) fn walk(space: &Space<Machine>, addr: Vaddr) -> Done {
+pub(crate) fn show_walk(space: &Space<Machine>, addr: Vaddr) {
     space.walk_words(addr, |level, word| {
         let name = match level {
             Level::Pgd => "PGD",
@@ -114,7 +113,6 @@ pub(super) fn walk(space: &Space<Machine>, addr: Vaddr) -> Done {
             _ => println!("{head}  BAD: no encoder writes this"),
         }
     });
-    Ok(None)
 }
 
 fn size(level: Level) -> &'static str {
