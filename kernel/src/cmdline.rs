@@ -20,6 +20,8 @@ pub enum Run {
     Gdb,
     /// Do what lines on the serial port say.
     Shell,
+    /// Experiments.
+    Exp,
 }
 
 /// How much is logged.
@@ -43,7 +45,7 @@ pub enum LogLevel {
 /// The command line, read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CommandLine<'a> {
-    /// `run=tour|bench|test|list|gdb|shell`
+    /// `run=tour|bench|test|list|gdb|shell|exp`
     pub run: Run,
     /// `log=off|error|warn|info|debug|trace`
     pub log: LogLevel,
@@ -53,6 +55,8 @@ pub struct CommandLine<'a> {
     pub exact: Option<&'a str>,
     /// `icount=0|1`: does the TSC count instructions?
     pub icount: bool,
+    /// `list=0|1`: only say which experiments there are.
+    pub list: bool,
     /// `wall=0|1`: measure wall time instead of instructions.
     pub wall: bool,
     /// `sizes=2M,64M`: sizes for the benchmark, separated by commas; empty takes the usual ones.
@@ -91,7 +95,7 @@ impl fmt::Display for CommandLineError<'_> {
             Self::NoValue(word) => write!(f, "command line: \"{word}\" is not of the form key=value"),
             Self::UnknownKey(key) => write!(
                 f,
-                "command line: there is no \"{key}\"; known are run, log, filter, exact, icount, wall, sizes, actions, \
+                "command line: there is no \"{key}\"; known are run, log, filter, exact, icount, list, wall, sizes, actions, \
                  seed and coherent"
             ),
             Self::BadValue { key, value, expected } => {
@@ -147,7 +151,8 @@ impl<'a> CommandLine<'a> {
                     "list" => Run::List,
                     "gdb" => Run::Gdb,
                     "shell" => Run::Shell,
-                    _ => return Err(bad("run", value, "tour, bench, test, list, gdb, shell")),
+                    "exp" => Run::Exp,
+                    _ => return Err(bad("run", value, "tour, bench, test, list, gdb, shell, exp")),
                 }
             }
             "log" => {
@@ -164,6 +169,7 @@ impl<'a> CommandLine<'a> {
             "filter" => self.filter = value,
             "exact" => self.exact = Some(value),
             "icount" => self.icount = flag("icount", value)?,
+            "list" => self.list = flag("list", value)?,
             "wall" => self.wall = flag("wall", value)?,
             "sizes" => self.sizes = value,
             "actions" => self.actions = Some(number("actions", value)?),
@@ -248,7 +254,7 @@ mod tests {
         let error = CommandLine::parse("run=tset").expect_err("a bad value");
         assert_eq!(
             error.to_string(),
-            "command line: run cannot be \"tset\"; it is one of tour, bench, test, list, gdb, shell"
+            "command line: run cannot be \"tset\"; it is one of tour, bench, test, list, gdb, shell, exp"
         );
     }
 }

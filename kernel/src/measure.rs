@@ -5,7 +5,7 @@
 
 use core::ops::AddAssign;
 
-use crate::arch::x86_64::tsc;
+use crate::arch::x86_64::{apic, tsc};
 use crate::vm::bulk_words;
 
 /// The cost of something.
@@ -38,6 +38,12 @@ fn bracket<R>(work: impl FnOnce() -> R) -> (R, Cost) {
     let result = work();
     let ticks = tsc::now() - start;
     (result, Cost { ticks, bulk: bulk_words() - bulk })
+}
+
+/// How long so many ticks last, where they are time.
+pub(crate) fn nanoseconds(ticks: u64) -> u64 {
+    let hz = apic::rates().tsc_hz.max(1);
+    (u128::from(ticks) * 1_000_000_000 / u128::from(hz)) as u64
 }
 
 /// Ticks that an empty measurement takes; measured each time, since it is cheaper than remembering it right.

@@ -4,7 +4,7 @@ use crate::build::{self, Built};
 use crate::error::Error;
 use crate::qemu::{Accel, Device, GuestCommand, Qemu};
 use crate::size::Size;
-use crate::{bench, boot, gdb, install, shell, tour};
+use crate::{bench, boot, gdb, install, lab, shell, tour};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use std::process::Command;
@@ -31,6 +31,8 @@ enum Task {
     Tour,
     /// Measure migration, faults and splits
     Bench(bench::BenchArgs),
+    /// Do experiments: all of them, or some by name
+    Exp(lab::ExpArgs),
     /// Type commands to the kernel: map, migrate, touch, look
     #[command(after_help = shell::commands())]
     Shell(shell::ShellArgs),
@@ -75,13 +77,13 @@ enum LogLevel {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Machine")]
 pub struct MachineArgs {
-    /// RAM, like 256M or 3G [default: 256M; bench: 2G]
+    /// RAM, like 256M or 3G [default: 256M; exp: 1G; bench: 2G]
     #[arg(long, global = true, value_name = "SIZE")]
     memory: Option<Size>,
     /// Number of CPUs [default: 1]
     #[arg(long, global = true, value_name = "N", default_value_t = 1, hide_default_value = true)]
     cpus: u32,
-    /// Memory of each device, a power of two [default: 64M; bench: 512M]
+    /// Memory of each device, a power of two [default: 64M; exp: 256M; bench: 512M]
     #[arg(long, global = true, value_name = "SIZE")]
     device_size: Option<Size>,
     /// Number of devices, 0 to 8 [default: 1]
@@ -97,7 +99,7 @@ pub struct MachineArgs {
     #[arg(long, global = true, value_enum, value_name = "tcg|kvm", default_value = "tcg")]
     #[arg(hide_default_value = true, hide_possible_values = true)]
     accel: Accel,
-    /// Count instructions: exact and repeatable [default with tcg, except for bench --wall]
+    /// Count instructions: exact and repeatable [default with tcg, except with --wall]
     #[arg(long, global = true)]
     icount: bool,
     /// Do not count instructions
@@ -107,7 +109,7 @@ pub struct MachineArgs {
     #[arg(long, global = true, value_enum, value_name = "LEVEL", default_value = "warn")]
     #[arg(hide_default_value = true, hide_possible_values = true)]
     log: LogLevel,
-    /// Stop the machine after this long [default: 60; bench: 600; gdb, typed shell: never]
+    /// Stop the machine after this long [default: 60; bench, exp: 600; gdb, typed shell: never]
     #[arg(long, global = true, value_name = "SECS", value_parser = clap::value_parser!(u64).range(1..))]
     timeout: Option<u64>,
     /// A further argument for QEMU (repeatable)
@@ -180,6 +182,7 @@ pub fn run(cli: Cli) -> Result<(), Error> {
     match cli.command.unwrap_or(Task::Tour) {
         Task::Tour => tour::run(machine),
         Task::Bench(args) => bench::run(&args, machine),
+        Task::Exp(args) => lab::run(&args, machine),
         Task::Shell(args) => shell::run(&args, machine),
         Task::Test(args) => test(&args),
         Task::Gdb(args) => gdb::run(&args, machine),

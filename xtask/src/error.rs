@@ -94,6 +94,12 @@ pub enum Error {
     /// Several commands of a script were not done.
     #[error("{} of the script failed: see above", if *.0 == 1 { "a command".into() } else { format!("{} commands", .0) })]
     Commands(usize),
+    /// No experiment has such a name.
+    #[error("no experiment has {0} in its name: cargo run -- exp --list says which there are")]
+    NoExperiment(String),
+    /// Experiments failed.
+    #[error("{} did not come to its end: see above", if *.0 == 1 { "an experiment".into() } else { format!("each of {} experiments", .0) })]
+    Experiments(usize),
     /// The machine ended while the shell still had something to ask of it.
     #[error("the machine is gone, and with it all that was in it: {}", describe(.0))]
     Gone(Ending),

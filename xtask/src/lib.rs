@@ -15,6 +15,7 @@ pub mod cpio;
 pub mod error;
 pub mod gdb;
 pub mod install;
+pub mod lab;
 pub mod qemu;
 pub mod shell;
 pub mod size;

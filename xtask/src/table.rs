@@ -26,15 +26,16 @@ pub enum Frame {
 /// A table. Cells may carry colours.
 #[derive(Debug, Clone)]
 pub struct Table {
-    columns: Vec<(&'static str, Align)>,
+    columns: Vec<(String, Align)>,
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
     /// A table with these columns.
     #[must_use]
-    pub fn new(columns: &[(&'static str, Align)]) -> Self {
-        Self { columns: columns.to_vec(), rows: Vec::new() }
+    pub fn new(columns: &[(&str, Align)]) -> Self {
+        let columns = columns.iter().map(|&(name, align)| (name.to_string(), align)).collect();
+        Self { columns, rows: Vec::new() }
     }
 
     /// Adds a row; missing cells are empty.
@@ -52,8 +53,8 @@ impl Table {
     #[must_use]
     pub fn lines(&self, frame: Frame) -> Vec<String> {
         let widths: Vec<usize> =
-            self.columns.iter().enumerate().map(|(i, column)| self.width(i, column.0)).collect();
-        let headings: Vec<String> = self.columns.iter().map(|column| column.0.to_string()).collect();
+            self.columns.iter().enumerate().map(|(i, column)| self.width(i, &column.0)).collect();
+        let headings: Vec<String> = self.columns.iter().map(|column| column.0.clone()).collect();
         let line = |cells: &[String]| self.line(cells, &widths, frame);
         let rule = |left: &str, cross: &str, right: &str| {
             let bars: Vec<String> = widths.iter().map(|width| "─".repeat(width + 2)).collect();

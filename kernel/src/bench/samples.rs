@@ -5,8 +5,7 @@ use alloc::vec::Vec;
 use farpage_mm::{CopyEngine, CopyOp, Fence, FolioRef, Machine as _, Need, Order, Place};
 
 use super::Stop;
-use crate::arch::x86_64::apic;
-use crate::measure::{Cost, measure};
+use crate::measure::{Cost, measure, nanoseconds};
 use crate::vm::{Machine, devmem, mm};
 
 /// The data that an operation has to move or clear, whoever does it.
@@ -41,9 +40,7 @@ impl Samples {
     /// Nanoseconds of the median repetition.
     pub(super) fn median_ns(&mut self) -> u64 {
         self.0.sort_unstable_by_key(|cost| cost.ticks);
-        let ticks = self.0.get(self.0.len() / 2).map_or(0, |cost| cost.ticks);
-        let hz = apic::rates().tsc_hz.max(1);
-        (u128::from(ticks) * 1_000_000_000 / u128::from(hz)) as u64
+        nanoseconds(self.0.get(self.0.len() / 2).map_or(0, |cost| cost.ticks))
     }
 }
 

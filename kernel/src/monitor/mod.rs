@@ -23,7 +23,7 @@ use ktest::record;
 use crate::arch::x86_64::serial;
 use crate::measure::{Cost, measure};
 use crate::vm::devmem;
-use crate::{bits, boot, console, exit, memory as all_memory, println};
+use crate::{bits, boot, console, exit, lab, memory as all_memory, println};
 
 use counters::{Counters, Plural};
 use knobs::Knobs;
@@ -129,6 +129,7 @@ impl Lab {
             Command::Stat { diff } => self.counters.stat(diff.0),
             Command::Events {} => self.counters.events(),
             Command::Audit {} => audit(),
+            Command::Exp { name } => self.spaces.aside(|| experiment(name.map(|name| name.0))),
             Command::Bench { name } => self.spaces.aside(|| bench(name.0)),
             Command::Set { knob, value } => self.knobs.set(knob, value),
             Command::Help { cmd } => help(cmd.map(|topic| topic.0)),
@@ -175,6 +176,23 @@ fn bench(part: &str) -> Done {
         ))),
         Ok(_) => Ok(None),
         Err(stop) => Err(Refusal::said(&stop)),
+    }
+}
+
+/// Does an experiment, or lists them.
+fn experiment(name: Option<&str>) -> Done {
+    let all = lab::all();
+    let Some(name) = name else {
+        all.iter().for_each(|experiment| println!("{:<20} {}", experiment.name, experiment.question));
+        return Ok(None);
+    };
+    if devmem::device(0).is_none() {
+        return Err(Refusal::NoDevice { number: 0, there_are: 0 });
+    }
+    match all.iter().find(|experiment| experiment.name == name) {
+        None => Err(Refusal::Said(alloc::format!("there is no experiment \"{name}\"; exp lists them"))),
+        Some(experiment) if lab::one(experiment, !boot().command.icount) => Ok(None),
+        Some(_) => Err(Refusal::Said("the experiment did not come to its end".into())),
     }
 }
 

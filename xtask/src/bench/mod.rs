@@ -10,12 +10,10 @@ mod report;
 use crate::boot;
 use crate::cli::{Defaults, MachineArgs};
 use crate::error::Error;
-use crate::qemu::{Ending, GuestCommand};
+use crate::qemu::GuestCommand;
 use crate::size::Size;
-use crate::symbolize::Symbolizer;
 use crate::table::Frame;
 use indicatif::{ProgressBar, ProgressStyle};
-use ktest::exit::Exit;
 use report::Report;
 use std::io::{IsTerminal, Write};
 
@@ -63,30 +61,16 @@ pub(crate) fn run(args: &BenchArgs, machine: &MachineArgs) -> Result<(), Error> 
     };
     let qemu = machine.qemu(&defaults, args.command())?;
     let built = machine.prepare(&qemu)?;
-    let mut symbolizer = Symbolizer::new(&built.kernel);
-    let mut run = qemu.spawn(&built)?;
-    let bar = progress_bar();
+    let bar = progress_bar("rows");
     let mut report = Report::new(args.wall, qemu.icount);
-    let mut console = Vec::new();
-    while let Some(line) = run.next_line() {
-        if let Some((done, of)) = report.read(&line.text) {
+    let ending = boot::watch(&qemu, &built, |line| {
+        if let Some((done, of)) = report.read(line) {
             bar.set_length(of);
             bar.set_position(done);
         }
-        console.push(line.text);
-    }
+    });
     bar.finish_and_clear();
-    let ending = run.finish();
-    if ending != Ending::Exit(Exit::Success) {
-        for line in console.iter().flat_map(|line| symbolizer.expand(line)) {
-            eprintln!("{line}");
-        }
-        return boot::verdict(ending);
-    }
-    // What the guest had to say beside its records; never in the middle of a document.
-    for line in console.iter().filter(|line| !line.is_empty() && !line.starts_with('@')) {
-        eprintln!("{line}");
-    }
+    ending?;
     let mut out = std::io::stdout().lock();
     if args.json {
         writeln!(out, "{:#}", report.json())?;
@@ -100,10 +84,11 @@ pub(crate) fn run(args: &BenchArgs, machine: &MachineArgs) -> Result<(), Error> 
 }
 
 /// On standard error, and only if that is a terminal.
-fn progress_bar() -> ProgressBar {
+pub(crate) fn progress_bar(what: &'static str) -> ProgressBar {
     let bar = ProgressBar::new(1);
-    if let Ok(style) = ProgressStyle::with_template("{wide_bar} {pos}/{len} rows, {elapsed}") {
+    if let Ok(style) = ProgressStyle::with_template("{wide_bar} {pos}/{len} {prefix}, {elapsed}") {
         bar.set_style(style);
+        bar.set_prefix(what);
     }
     bar
 }

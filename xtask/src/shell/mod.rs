@@ -9,9 +9,11 @@ mod typed;
 
 use crate::cli::{Defaults, MachineArgs};
 use crate::error::Error;
+use crate::lab::data::{Reader, Step};
+use crate::lab::show;
 use crate::qemu::{Ending, GuestCommand, Qemu, Run};
 use crate::symbolize::Symbolizer;
-use crate::table::grouped;
+use crate::table::{Frame, grouped};
 use crate::tour;
 use console::style;
 use ktest::exit::Exit;
@@ -68,6 +70,7 @@ pub(crate) fn run(args: &ShellArgs, machine: &MachineArgs) -> Result<(), Error> 
         run: qemu.spawn(&built)?,
         symbolizer: Symbolizer::new(&built.kernel),
         counted: qemu.icount,
+        experiments: Reader::new(qemu.icount),
         space: 0,
     };
     let mut out = io::stdout();
@@ -86,6 +89,8 @@ struct Session {
     symbolizer: Symbolizer,
     /// The guest's clock counts instructions.
     counted: bool,
+    /// Puts together what an experiment sends.
+    experiments: Reader,
     /// The address space that is loaded.
     space: u64,
 }
@@ -111,6 +116,16 @@ impl Session {
                 }
                 out.flush()?;
                 return Ok(Some(record.u64("ok") == Some(1)));
+            }
+            match self.experiments.read(&line.text) {
+                Step::Whole(experiment) => {
+                    for line in show::lines(&experiment, Frame::Plain) {
+                        writeln!(out, "    {line}")?;
+                    }
+                    continue;
+                }
+                Step::Part => continue,
+                Step::Progress(..) | Step::Other => {}
             }
             if let Some(row) = measured(&line.text) {
                 writeln!(out, "    {row}")?;

@@ -110,6 +110,8 @@ commands! { 'a;
         "Check every invariant of the memory manager", "audit";
     Bench "bench" (name: Text<'a>)
         "Measure the single operations with NAME in their names, in a space of their own", "bench fault-back";
+    Exp "exp" (name: Option<Text<'a>>)
+        "Do an experiment in a space of its own; alone: list them", "exp example";
     Set "set" (knob: Option<Knob>, value: Option<Text<'a>>)
         "Turn a knob; alone: list them", "set fail-alloc 1";
     Help "help" (cmd: Option<Topic>)

@@ -1,0 +1,134 @@
+//! Experiments: `run=exp`, and `exp NAME` in the shell.
+//!
+//! An experiment is a question and a function that measures. It declares itself ([`experiment!`](crate::experiment)), gets a
+//! [`Sheet`] with an address space of its own that is loaded, and writes points to the plots that it opens there. It neither
+//! prints nor draws: what it finds goes out as records, and the host makes tables, plots and files of them. So the same twenty
+//! lines are a command, a table, a plot of the report and rows of a CSV.
+//!
+//! ```text
+//!  experiment! { name, question, measures, fn }            this folder, one file for each subject
+//!        | Sheet: plot, point, finding
+//!        v
+//!  @exp ... @plot ... @point ... @finding ... @exp-end     serial line
+//!        v
+//!  xtask/src/lab: tables (exp, shell), SVG, CSV, JSON (report)
+//! ```
+
+mod example;
+#[allow(dead_code, reason = "what the experiments to come need")]
+mod sheet;
+
+use kernel_logic::cmdline::CommandLine;
+use ktest::exit::Exit;
+use ktest::record;
+use linkme::distributed_slice;
+
+use crate::bench::Stop;
+use crate::vm::devmem::DeviceError;
+use crate::{console, exit, memory};
+
+pub(crate) use sheet::{Axis, Kind, Sheet};
+
+/// A question, and how it is asked.
+pub(crate) struct Experiment {
+    /// Lower case, words joined by `-`.
+    pub(crate) name: &'static str,
+    /// What it asks.
+    pub(crate) question: &'static str,
+    /// What the numbers are numbers of.
+    pub(crate) measures: &'static str,
+    /// Measures.
+    pub(crate) run: fn(&mut Sheet<'_>) -> Result<(), Stop>,
+}
+
+/// All that declare themselves, in no order.
+#[distributed_slice]
+pub(crate) static EXPERIMENTS: [Experiment];
+
+/// Declares an experiment; see [`crate::lab`].
+#[macro_export]
+macro_rules! experiment {
+    (name: $name:literal, question: $question:literal, measures: $measures:expr, $(#[$meta:meta])* fn $function:ident $($rest:tt)+) => {
+        #[::linkme::distributed_slice($crate::lab::EXPERIMENTS)]
+        static EXPERIMENT: $crate::lab::Experiment = $crate::lab::Experiment {
+            name: $name,
+            question: $question,
+            measures: $measures,
+            run: $function,
+        };
+
+        $(#[$meta])*
+        fn $function $($rest)+
+    };
+}
+
+/// All of them, by name.
+pub(crate) fn all() -> alloc::vec::Vec<&'static Experiment> {
+    let mut all: alloc::vec::Vec<_> = EXPERIMENTS.iter().collect();
+    all.sort_unstable_by_key(|experiment| experiment.name);
+    all
+}
+
+/// Runs what the command line names, all if it names none; with `list=1` only says what there is.
+pub(crate) fn run(command: &CommandLine<'_>, devices: Result<usize, DeviceError>) -> ! {
+    if let Err(error) = devices {
+        exit::fail(&error);
+    }
+    let chosen = || all().into_iter().filter(|experiment| command.takes(experiment.name));
+    let of = chosen().count();
+    let mut failed = false;
+    for (done, experiment) in chosen().enumerate() {
+        console::with(|out| {
+            let _ = record!(out, "progress", done = done as u64, of = of as u64);
+        });
+        failed |= !one(experiment, command.wall);
+    }
+    if let Err(error) = memory::mm_audit() {
+        exit::fail(&error);
+    }
+    exit::exit(if failed { Exit::Failed } else { Exit::Success })
+}
+
+/// Says which experiments there are.
+pub(crate) fn list() -> ! {
+    for experiment in all() {
+        console::with(|out| {
+            let (name, question, measures) = (experiment.name, experiment.question, experiment.measures);
+            let _ = record!(out, "exp", name = name, question = question, measures = measures);
+        });
+    }
+    exit::exit(Exit::Success)
+}
+
+/// Does one experiment, and says whether it came to its end. No address space is loaded.
+pub(crate) fn one(experiment: &Experiment, wall: bool) -> bool {
+    let (name, question, measures) = (experiment.name, experiment.question, experiment.measures);
+    console::with(|out| {
+        let _ = record!(out, "exp", name = name, question = question, measures = measures);
+    });
+    let end = Sheet::with(wall, experiment.run);
+    console::with(|out| {
+        let _ = match end {
+            Ok(()) => record!(out, "exp-end", name = name, ok = 1),
+            // A machine that is too small is nobody's mistake.
+            Err(Stop::DoesNotFit(why)) => record!(out, "exp-end", name = name, ok = 1, skipped = why),
+            Err(ref stop) => record!(out, "exp-end", name = name, ok = 0, why = stop),
+        };
+    });
+    !matches!(end, Err(ref stop) if !matches!(stop, Stop::DoesNotFit(_)))
+}
+
+crate::ktest! {
+    fn experiments_have_names_of_their_own_that_can_be_typed() {
+        let all = all();
+        crate::check!(!all.is_empty());
+        for pair in all.windows(2) {
+            crate::check!(pair[0].name < pair[1].name, "{} stands twice", pair[0].name);
+        }
+        for experiment in all {
+            let typed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+            crate::check!(experiment.name.bytes().all(typed), "{}", experiment.name);
+            crate::check!(experiment.question.ends_with('?'), "{} asks nothing", experiment.name);
+        }
+    }
+}
