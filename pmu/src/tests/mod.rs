@@ -1,0 +1,5 @@
+//! Everything against a PMU in software.
+
+mod detect;
+mod scope;
+mod sim;
