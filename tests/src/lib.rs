@@ -14,6 +14,7 @@
 
 #![forbid(unsafe_code)]
 
+mod baseline;
 pub mod guest;
 pub mod host;
 pub mod oracle;

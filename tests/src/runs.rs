@@ -9,7 +9,7 @@ use std::{
 use libtest_mimic::{Failed, Trial};
 
 use crate::{
-    host,
+    baseline, host,
     process::{self, Finished},
     shell,
 };
@@ -92,7 +92,10 @@ const RUNS: [Run; 13] = [
 #[must_use]
 pub fn trials() -> Vec<Trial> {
     match runner() {
-        Ok(runner) => RUNS.iter().map(|run| run.trial(&runner)).chain(shell::trials(&runner)).collect(),
+        Ok(runner) => {
+            let runs = RUNS.iter().map(|run| run.trial(&runner));
+            runs.chain(shell::trials(&runner)).chain(baseline::trials(&runner)).collect()
+        }
         Err(why) => vec![Trial::test("run::build", move || Err(Failed::from(why)))],
     }
 }

@@ -3,7 +3,7 @@
 use crate::size::Size;
 use ktest::stream::Ending;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// An error for the person at the prompt.
 #[derive(Debug, thiserror::Error)]
@@ -78,6 +78,39 @@ pub enum Error {
     /// One file cannot back several devices.
     #[error("--device-file backs one device, not {0}")]
     DeviceFile(u32),
+    /// Counts cannot be compared without counting.
+    #[error("--baseline compares instruction counts: leave out --no-icount and --accel kvm")]
+    BaselineNeedsIcount,
+    /// A file that holds no baseline.
+    #[error("{}: no baseline: {why}; where there is no file, --update writes one", path.display())]
+    Baseline {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
+    /// The baseline is another machine's.
+    #[error("{} was measured with {key} {theirs} and this run has {ours}: use the same options", path.display())]
+    OtherMachine {
+        /// The file.
+        path: PathBuf,
+        /// The option.
+        key: String,
+        /// Its value there.
+        theirs: String,
+        /// Its value here.
+        ours: String,
+    },
+    /// Some rows cost more than they did.
+    #[error("{}", regressions(path, *worse, *missing))]
+    Regressions {
+        /// The baseline.
+        path: PathBuf,
+        /// Counts that grew too much.
+        worse: usize,
+        /// Rows that only one of the two has.
+        missing: usize,
+    },
     /// The guest did not end well.
     #[error("{}", describe(.0))]
     Guest(Ending),
@@ -124,6 +157,19 @@ fn describe(ending: &Ending) -> String {
         }
         Ending::Died(how) => how.clone(),
     }
+}
+
+/// What is wrong with a run that was compared with its baseline, and the way out if it was meant.
+fn regressions(path: &Path, worse: usize, missing: usize) -> String {
+    let path = path.display();
+    let count = |n, one, more| if n == 1 { format!("1 {one}") } else { format!("{n} {more}") };
+    let worse = (worse != 0).then(|| count(worse, "count is", "counts are") + " more than 2 % worse");
+    let missing = (missing != 0).then(|| count(missing, "row is", "rows are") + " in only one of the two");
+    let what: Vec<String> = worse.into_iter().chain(missing).collect();
+    format!(
+        "compared with {path}, {}: see above; if that is meant, add --update and commit the file",
+        what.join(" and ")
+    )
 }
 
 /// Names the file in an input/output error.

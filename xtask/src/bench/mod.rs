@@ -5,17 +5,20 @@
 //! instructions, and `bulk` are the words moved or cleared; with `--wall` a row also carries `ns_median` and `ns_copy`,
 //! the median time of one repetition and of the raw copy of the same data in the same run.
 
+mod baseline;
 mod report;
 
 use crate::boot;
 use crate::cli::{Defaults, MachineArgs};
 use crate::error::Error;
-use crate::qemu::GuestCommand;
+use crate::qemu::{GuestCommand, Qemu};
 use crate::size::Size;
 use crate::table::Frame;
+use baseline::Baseline;
 use indicatif::{ProgressBar, ProgressStyle};
 use report::Report;
 use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
 
 /// Options of `bench`.
 #[derive(Debug, clap::Args)]
@@ -32,6 +35,12 @@ pub struct BenchArgs {
     /// Only rows whose names contain this (a word; several with commas)
     #[arg(long, value_name = "TEXT", value_parser = one_word)]
     filter: Option<String>,
+    /// Compare the counts with those in this file: more than 2 % worse fails
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["wall", "filter"])]
+    baseline: Option<PathBuf>,
+    /// Show how the counts differ from the baseline, and write them there
+    #[arg(long, requires = "baseline")]
+    update: bool,
 }
 
 impl BenchArgs {
@@ -60,6 +69,7 @@ pub(crate) fn run(args: &BenchArgs, machine: &MachineArgs) -> Result<(), Error> 
         timeout_secs: Some(600),
     };
     let qemu = machine.qemu(&defaults, args.command())?;
+    let baseline = args.baseline.as_deref().map(|path| old_counts(path, args, &qemu)).transpose()?;
     let built = machine.prepare(&qemu)?;
     let bar = progress_bar("rows");
     let mut report = Report::new(args.wall, qemu.icount);
@@ -72,15 +82,36 @@ pub(crate) fn run(args: &BenchArgs, machine: &MachineArgs) -> Result<(), Error> 
     bar.finish_and_clear();
     ending?;
     let mut out = std::io::stdout().lock();
+    let frame = if out.is_terminal() { Frame::Boxed } else { Frame::Plain };
     if args.json {
         writeln!(out, "{:#}", report.json())?;
-        return Ok(());
+    } else {
+        for line in report.lines(frame) {
+            writeln!(out, "{line}")?;
+        }
     }
-    let frame = if out.is_terminal() { Frame::Boxed } else { Frame::Plain };
-    for line in report.lines(frame) {
-        writeln!(out, "{line}")?;
+    let (Some(path), Some(old)) = (&args.baseline, baseline) else { return Ok(()) };
+    let new = Baseline::new(baseline::machine(args, &qemu), report.rows());
+    let found = old.compare(&new);
+    for line in found.lines(frame) {
+        // Standard output may be a document.
+        if args.json { eprintln!("{line}") } else { writeln!(out, "{line}")? }
     }
-    Ok(())
+    if args.update { new.write(path) } else { found.verdict(path) }
+}
+
+/// What this run is to be compared with; refused before anything is built if it cannot be.
+fn old_counts(path: &Path, args: &BenchArgs, qemu: &Qemu) -> Result<Baseline, Error> {
+    if !qemu.icount {
+        return Err(Error::BaselineNeedsIcount);
+    }
+    let machine = baseline::machine(args, qemu);
+    match args.update {
+        // A new machine may come with new counts, and the first file with all of them.
+        true if !path.exists() => Ok(Baseline::new(machine, Vec::new())),
+        true => Baseline::of_file(path, &[]),
+        false => Baseline::of_file(path, &machine),
+    }
 }
 
 /// On standard error, and only if that is a terminal.
@@ -112,6 +143,8 @@ mod tests {
             json: false,
             sizes: vec![Size::mib(2), Size::mib(1024)],
             filter: Some("fault".into()),
+            baseline: None,
+            update: false,
         };
         assert_eq!(args.command().as_str(), "run=bench wall=1 sizes=2M,1G filter=fault");
     }

@@ -1,5 +1,6 @@
 //! The rows of a benchmark, as tables and as JSON.
 
+use super::baseline::Row;
 use crate::size::Size;
 use crate::table::{Align, Frame, Table, grouped, nanoseconds, percent};
 use console::style;
@@ -149,6 +150,17 @@ impl Report {
             "migration": self.sweep.iter().map(migration).collect::<Vec<_>>(),
             "skipped": self.skipped.iter().map(skipped).collect::<Vec<_>>(),
         })
+    }
+
+    /// Every row by its name, to be compared with those of other runs.
+    pub(super) fn rows(&self) -> Vec<Row> {
+        let row = |name, cost: Cost| Row { name, total: cost.total, bulk: cost.bulk };
+        let operations = self.operations.iter().map(|found| row(found.name.clone(), found.cost));
+        let sweep = self.sweep.iter().map(|found| {
+            let pages = if found.huge { "2 MiB" } else { "4 KiB" };
+            row(format!("{} to {}, {pages} pages", Size(found.size), found.direction.name()), found.cost)
+        });
+        operations.chain(sweep).collect()
     }
 
     fn operation_table(&self) -> Table {
