@@ -27,7 +27,7 @@ struct Run {
     says: &'static [&'static str],
 }
 
-const RUNS: [Run; 13] = [
+const RUNS: &[Run] = &[
     Run {
         name: "help",
         arguments: &["--help"],
@@ -79,6 +79,25 @@ const RUNS: [Run; 13] = [
         arguments: &["tour", "--qemu-arg=-nonsense"],
         succeeds: false,
         says: &["nonsense"],
+    },
+    Run { name: "exp_list", arguments: &["exp", "--list"], succeeds: true, says: &["example ", "?"] },
+    Run {
+        name: "exp_unknown",
+        arguments: &["exp", "phlogiston"],
+        succeeds: false,
+        says: &["phlogiston", "exp --list"],
+    },
+    Run {
+        name: "exp_example",
+        arguments: &["exp", "example", "--csv"],
+        succeeds: true,
+        says: &["example,First touch,2 MiB pages,16777216,bytes,", ",instructions,exact"],
+    },
+    Run {
+        name: "exp_without_a_device",
+        arguments: &["exp", "--no-device"],
+        succeeds: false,
+        says: &["-device ivshmem-plain"],
     },
     Run {
         name: "icount_needs_tcg",
