@@ -25,10 +25,11 @@ struct HostCrate {
     prefix: &'static str,
 }
 
-const CRATES: [HostCrate; 9] = [
+const CRATES: [HostCrate; 10] = [
     HostCrate { package: "farpage-mm", folder: "mm", prefix: "mm" },
     HostCrate { package: "farpage-lock", folder: "lock", prefix: "lock" },
     HostCrate { package: "farpage-pmu", folder: "pmu", prefix: "pmu" },
+    HostCrate { package: "farpage-tlb-model", folder: "tlb-model", prefix: "tlb-model" },
     HostCrate { package: "farpage-device", folder: "device", prefix: "device" },
     HostCrate { package: "farpage-boot", folder: "boot", prefix: "boot" },
     HostCrate { package: "farpage-kernel", folder: "kernel", prefix: "kernel-logic" },
