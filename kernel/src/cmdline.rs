@@ -20,6 +20,8 @@ pub enum Run {
     Gdb,
     /// Do what lines on the serial port say.
     Shell,
+    /// Never end, for the runner to find out where.
+    Hang,
     /// Experiments.
     Exp,
 }
@@ -151,8 +153,9 @@ impl<'a> CommandLine<'a> {
                     "list" => Run::List,
                     "gdb" => Run::Gdb,
                     "shell" => Run::Shell,
+                    "hang" => Run::Hang,
                     "exp" => Run::Exp,
-                    _ => return Err(bad("run", value, "tour, bench, test, list, gdb, shell, exp")),
+                    _ => return Err(bad("run", value, "tour, bench, test, list, gdb, shell, hang, exp")),
                 }
             }
             "log" => {
@@ -254,7 +257,7 @@ mod tests {
         let error = CommandLine::parse("run=tset").expect_err("a bad value");
         assert_eq!(
             error.to_string(),
-            "command line: run cannot be \"tset\"; it is one of tour, bench, test, list, gdb, shell, exp"
+            "command line: run cannot be \"tset\"; it is one of tour, bench, test, list, gdb, shell, hang, exp"
         );
     }
 }

@@ -14,6 +14,7 @@ mod bootmem;
 mod console;
 mod exit;
 mod fwcfg;
+mod hang;
 mod lab;
 mod measure;
 mod memory;
@@ -115,6 +116,7 @@ extern "C" fn on_own_tables() -> ! {
         Run::Test => testing::run(&boot.command),
         Run::Bench => bench::run(&boot.command, devices),
         Run::Shell => monitor::run(),
+        Run::Hang => hang::run(),
         Run::Exp if boot.command.list => lab::list(),
         Run::Exp => lab::run(&boot.command, devices),
         Run::Tour | Run::Gdb => tour::run(&boot.command, devices),

@@ -19,6 +19,8 @@ pub mod guest;
 pub mod host;
 pub mod oracle;
 pub mod process;
+mod require;
 pub mod runs;
 mod shell;
+mod stuck;
 pub mod summary;

@@ -11,7 +11,7 @@ use libtest_mimic::{Failed, Trial};
 use crate::{
     baseline, host,
     process::{self, Finished},
-    shell,
+    shell, stuck,
 };
 
 /// The longest a run may take, the first build of the kernel included.
@@ -49,6 +49,18 @@ const RUNS: &[Run] = &[
         arguments: &["--device-size", "3M"],
         succeeds: false,
         says: &["power of two"],
+    },
+    Run {
+        name: "too_many_devices",
+        arguments: &["--device-count", "5"],
+        succeeds: false,
+        says: &["5 devices", "0 to 4"],
+    },
+    Run {
+        name: "qmp_socket_over_a_file",
+        arguments: &["--qmp", "Cargo.toml"],
+        succeeds: false,
+        says: &["Cargo.toml", "a port"],
     },
     Run {
         name: "device_too_small",
@@ -113,7 +125,8 @@ pub fn trials() -> Vec<Trial> {
     match runner() {
         Ok(runner) => {
             let runs = RUNS.iter().map(|run| run.trial(&runner));
-            runs.chain(shell::trials(&runner)).chain(baseline::trials(&runner)).collect()
+            let more = [shell::trials(&runner), baseline::trials(&runner), stuck::trials(&runner)];
+            runs.chain(more.into_iter().flatten()).collect()
         }
         Err(why) => vec![Trial::test("run::build", move || Err(Failed::from(why)))],
     }

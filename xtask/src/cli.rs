@@ -2,7 +2,7 @@
 
 use crate::build::{self, Built};
 use crate::error::Error;
-use crate::qemu::{Accel, Device, GuestCommand, Qemu};
+use crate::qemu::{Accel, Device, GuestCommand, Qemu, QmpPlace};
 use crate::size::Size;
 use crate::{bench, boot, gdb, install, lab, shell, tour};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
@@ -62,6 +62,9 @@ Examples:
   cargo run -- test migrate                 the tests with `migrate` in their names
   cargo run -- boot run=test log=debug      the in-kernel tests, console and all";
 
+/// As many devices as the kernel has numbers for; it would pass over others without a word.
+const MAX_DEVICES: u32 = 4;
+
 /// How much the guest logs.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum LogLevel {
@@ -86,7 +89,7 @@ pub struct MachineArgs {
     /// Memory of each device, a power of two [default: 64M; exp: 256M; bench: 512M]
     #[arg(long, global = true, value_name = "SIZE")]
     device_size: Option<Size>,
-    /// Number of devices, 0 to 8 [default: 1]
+    /// Number of devices, 0 to 4 [default: 1]
     #[arg(long, global = true, value_name = "N", default_value_t = 1, hide_default_value = true)]
     device_count: u32,
     /// Keep the device's memory in this file, where other programs see it
@@ -112,6 +115,9 @@ pub struct MachineArgs {
     /// Stop the machine after this long [default: 60; bench, exp: 600; gdb, typed shell: never]
     #[arg(long, global = true, value_name = "SECS", value_parser = clap::value_parser!(u64).range(1..))]
     timeout: Option<u64>,
+    /// Open QEMU's monitor (QMP) at this Unix socket or loopback port
+    #[arg(long, global = true, value_name = "PATH|PORT")]
+    qmp: Option<QmpPlace>,
     /// A further argument for QEMU (repeatable)
     #[arg(long, global = true, value_name = "ARG", allow_hyphen_values = true)]
     qemu_arg: Vec<String>,
@@ -137,7 +143,7 @@ impl MachineArgs {
     /// The machine that was asked for, to run this command.
     pub(crate) fn qemu(&self, defaults: &Defaults, command: GuestCommand) -> Result<Qemu, Error> {
         let count = if self.no_device { 0 } else { self.device_count };
-        if count > 8 {
+        if count > MAX_DEVICES {
             return Err(Error::Devices(count));
         }
         if self.device_file.is_some() && count != 1 {
@@ -154,6 +160,7 @@ impl MachineArgs {
             icount,
             devices: vec![device; count as usize],
             command: command.with("log", log).with("icount", u8::from(icount)),
+            qmp: self.qmp.clone(),
             extra: self.qemu_arg.clone(),
             timeout: self.timeout.or(defaults.timeout_secs).map(Duration::from_secs),
             ..Qemu::default()
@@ -168,6 +175,9 @@ impl MachineArgs {
         let built = build::kernel()?;
         if self.print_qemu {
             eprintln!("{}", qemu.shell_line(&built));
+        }
+        if let Some(place) = &qemu.qmp {
+            eprintln!("QEMU's monitor: {}; say {{\"execute\": \"qmp_capabilities\"}} first", place.client());
         }
         Ok(built)
     }
@@ -234,7 +244,8 @@ mod tests {
         let two = machine("x --device-count 2 --device-size 4M").unwrap();
         assert_eq!(two.devices, vec![Device::new(Size::mib(4)); 2]);
         assert!(machine("x --no-device").unwrap().devices.is_empty());
-        assert!(matches!(machine("x --device-count 9"), Err(Error::Devices(9))));
+        assert_eq!(machine("x --device-count 4").unwrap().devices.len(), 4);
+        assert!(matches!(machine("x --device-count 5"), Err(Error::Devices(5))));
         assert!(matches!(machine("x --device-count 2 --device-file f"), Err(Error::DeviceFile(2))));
         assert!(matches!(machine("x --device-size 3M"), Err(Error::DeviceSize(_))));
     }

@@ -73,8 +73,16 @@ pub enum Error {
     #[error("{0} CPUs are not possible: use 1 to 64")]
     Cpus(u32),
     /// Devices that cannot be.
-    #[error("{0} devices are not possible: use 0 to 8")]
+    #[error("{0} devices are not possible: use 0 to 4, as many as the kernel has numbers for")]
     Devices(u32),
+    /// A socket that cannot be made.
+    #[error("--qmp {}: {why}; use another path, or a port", path.display())]
+    QmpSocket {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        why: &'static str,
+    },
     /// One file cannot back several devices.
     #[error("--device-file backs one device, not {0}")]
     DeviceFile(u32),

@@ -6,7 +6,6 @@
 //! machine have to agree.
 
 mod looks;
-mod monitor;
 
 use std::{
     env, fs,
@@ -16,6 +15,7 @@ use std::{
         Arc,
         atomic::{AtomicU32, Ordering},
     },
+    time::Duration,
 };
 
 use ktest::{
@@ -26,17 +26,19 @@ use ktest::{
     wire::Record,
 };
 use libtest_mimic::{Failed, Trial};
-use xtask::qemu::{Device, Qemu};
+use xtask::qemu::{Device, Qemu, QmpPlace, qmp::Monitor};
 
 use crate::{
     guest::{QemuMachine, qemu},
     host,
 };
 use looks::{Mapped, OnDevice};
-use monitor::Monitor;
 
 /// The in-kernel test that is watched.
 const TEST: &str = "kernel::mm_tests::oracle::other_walkers_find_the_same_in_the_tables";
+
+/// A question takes a millisecond; a machine that hangs must not hang the tests.
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// What the guest says of its table and its device, and the ways to look for oneself.
 struct View<'a> {
@@ -109,7 +111,7 @@ fn watch_guest(machine: &QemuMachine, look: Look) -> Result<(), String> {
     let size = device.size.bytes();
     let file = greeting(&memory, size).map_err(|error| format!("{}: {error}", memory.display()))?;
     let devices = vec![Device { file: Some(memory), ..device.clone() }];
-    let qemu = Qemu { devices, qmp: Some(socket.clone()), ..plain };
+    let qemu = Qemu { devices, qmp: Some(QmpPlace::Socket(socket.clone())), ..plain };
 
     let mut run = qemu.spawn(machine.built()).map_err(|error| error.to_string())?;
     let mut stream = Stream::new([TEST]);
@@ -123,7 +125,7 @@ fn watch_guest(machine: &QemuMachine, look: Look) -> Result<(), String> {
             watch::BAR => bar.push(OnDevice::read(&record).ok_or_else(|| line.text.clone())?),
             watch::LOOK => {
                 let (runs, bar) = (std::mem::take(&mut runs), std::mem::take(&mut bar));
-                let monitor = Monitor::connect(&socket)?;
+                let monitor = Monitor::connect(&socket, LIMIT)?;
                 found = look(&mut View { runs, bar, file: &file, monitor });
                 // Whatever was found, the guest shall come to its own end.
                 file.write_all_at(&watch::GO.to_le_bytes(), size - 8).map_err(|error| error.to_string())?;

@@ -35,6 +35,64 @@ impl Device {
     }
 }
 
+/// Where QEMU's machine protocol (QMP) is served to the user.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum QmpPlace {
+    /// A Unix socket, which QEMU makes.
+    Socket(PathBuf),
+    /// A port of the loopback interface.
+    Port(u16),
+}
+
+/// The longest name of a Unix socket (`sun_path` without its zero).
+const SOCKET_NAME_MAX: usize = 107;
+
+impl QmpPlace {
+    fn check(&self) -> Result<(), Error> {
+        let Self::Socket(path) = self else { return Ok(()) };
+        let fail = |why| Err(Error::QmpSocket { path: path.clone(), why });
+        if path.as_os_str().len() > SOCKET_NAME_MAX {
+            return fail("the name of a socket has at most 107 bytes");
+        }
+        let found = std::fs::symlink_metadata(path);
+        if found.is_ok_and(|data| !std::os::unix::fs::FileTypeExt::is_socket(&data.file_type())) {
+            return fail("something that is no socket is there already");
+        }
+        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
+        if dir.is_some_and(|dir| !dir.is_dir()) {
+            return fail("there is no such directory");
+        }
+        Ok(())
+    }
+
+    /// The program that connects to it.
+    #[must_use]
+    pub fn client(&self) -> String {
+        match self {
+            Self::Socket(path) => format!("socat - UNIX-CONNECT:{}", shell_quoted(&path.to_string_lossy())),
+            Self::Port(port) => format!("nc 127.0.0.1 {port}"),
+        }
+    }
+}
+
+impl std::str::FromStr for QmpPlace {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
+            return if text.is_empty() {
+                Err("a socket has a name".into())
+            } else {
+                Ok(Self::Socket(text.into()))
+            };
+        }
+        match text.parse() {
+            Ok(port) if port != 0 => Ok(Self::Port(port)),
+            _ => Err(format!("{text} is no port: use 1 to 65535, or the path of a socket like ./qmp")),
+        }
+    }
+}
+
 /// What the guest is told to do: `key=value` words.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct GuestCommand(String);
@@ -87,8 +145,8 @@ pub struct Qemu {
     pub devices: Vec<Device>,
     /// What the guest is to do.
     pub command: GuestCommand,
-    /// A Unix socket on which QEMU's machine protocol is served.
-    pub qmp: Option<PathBuf>,
+    /// Where the user finds QEMU's machine protocol.
+    pub qmp: Option<QmpPlace>,
     /// A loopback port for gdb; the guest then waits for it.
     pub gdb: Option<u16>,
     /// The guest takes input: the serial line is open in both directions, and while it waits the host sleeps too.
@@ -138,6 +196,9 @@ impl Qemu {
                 return Err(Error::DeviceSize(device.size));
             }
         }
+        if let Some(place) = &self.qmp {
+            place.check()?;
+        }
         if self.accel == Accel::Kvm {
             if self.icount {
                 return Err(Error::IcountNeedsTcg);
@@ -168,8 +229,14 @@ impl Qemu {
             args.pair("-object", device.backend(index));
             args.pair("-device", format!("ivshmem-plain,memdev=dev{index}"));
         }
-        if let Some(socket) = &self.qmp {
-            args.pair("-qmp", format!("unix:{},server=on,wait=off", quoted(&socket.to_string_lossy())));
+        match &self.qmp {
+            Some(QmpPlace::Socket(path)) => {
+                args.pair("-qmp", format!("unix:{},server=on,wait=off", quoted(&path.to_string_lossy())));
+            }
+            Some(QmpPlace::Port(port)) => {
+                args.pair("-qmp", format!("tcp:127.0.0.1:{port},server=on,wait=off"));
+            }
+            None => {}
         }
         if let Some(port) = self.gdb {
             args.pair("-gdb", format!("tcp:127.0.0.1:{port}")).flag("-S");
@@ -213,7 +280,7 @@ fn megabytes(size: Size) -> String {
 }
 
 /// QEMU's option lists are separated by commas; a comma in a value is doubled.
-fn quoted(value: &str) -> String {
+pub(super) fn quoted(value: &str) -> String {
     value.replace(',', ",,")
 }
 

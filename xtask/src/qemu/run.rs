@@ -1,11 +1,14 @@
 //! The running machine: its console line by line, its deadline, its end.
 
-use super::{Ending, PROGRAM, Qemu};
+use super::stuck::Watch;
+use super::{Ending, PROGRAM, Qemu, QmpPlace};
 use crate::build::Built;
 use crate::error::Error;
 use ktest::exit::Exit;
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::LazyLock;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -29,17 +32,27 @@ pub struct Run {
     lines: Receiver<Line>,
     complaints: Option<JoinHandle<String>>,
     timed_out: bool,
+    built: Built,
+    /// The runner's own line to the monitor, for a run that has a deadline.
+    watch: Option<Watch>,
+    /// What the CPUs were doing when the time was up: the last lines.
+    report: std::vec::IntoIter<String>,
+    /// The user's socket, which QEMU leaves behind when it is killed.
+    socket: Option<PathBuf>,
 }
 
 impl Qemu {
-    /// Starts the machine.
+    /// Starts the machine. It ends with the thread that started it, however that ends.
     ///
     /// # Errors
     /// What [`Qemu::check`] says, and [`Error::Spawn`].
     pub fn spawn(&self, built: &Built) -> Result<Run, Error> {
         self.check()?;
         let started = Instant::now();
-        let mut child = Command::new(PROGRAM)
+        // Without one a stuck run ends as others do, only with less to say.
+        let watch = self.timeout.and_then(|_| Watch::new().ok());
+        let mut child = program()
+            .args(watch.iter().flat_map(Watch::args))
             .args(self.args(built))
             .stdin(if self.input { Stdio::piped() } else { Stdio::null() })
             .stdout(Stdio::piped())
@@ -71,23 +84,62 @@ impl Qemu {
         });
         let deadline = self.timeout.map(|timeout| started + timeout);
         let input = child.stdin.take();
-        Ok(Run { child, input, started, deadline, lines, complaints, timed_out: false })
+        let socket = match &self.qmp {
+            Some(QmpPlace::Socket(path)) => Some(path.clone()),
+            _ => None,
+        };
+        let report = Vec::new().into_iter();
+        let built = built.clone();
+        Ok(Run {
+            child,
+            input,
+            started,
+            deadline,
+            lines,
+            complaints,
+            timed_out: false,
+            built,
+            watch,
+            report,
+            socket,
+        })
     }
 }
 
 impl Run {
-    /// The next line; `None` when the console has ended or the time is up.
+    /// The next line; `None` when the console has ended or the time is up. The last lines of a run whose time is up say what
+    /// each CPU was doing.
     pub fn next_line(&mut self) -> Option<Line> {
-        let Some(deadline) = self.deadline else { return self.lines.recv().ok() };
-        match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok(line) => Some(line),
-            Err(RecvTimeoutError::Disconnected) => None,
-            Err(RecvTimeoutError::Timeout) => {
-                self.timed_out = true;
-                self.stop();
-                None
+        if !self.timed_out
+            && let Some(deadline) = self.deadline
+        {
+            let left = deadline.saturating_duration_since(Instant::now());
+            // A guest that never stops talking has a deadline too.
+            let next =
+                if left.is_zero() { Err(RecvTimeoutError::Timeout) } else { self.lines.recv_timeout(left) };
+            match next {
+                Ok(line) => {
+                    self.watch.iter_mut().for_each(Watch::settle);
+                    return Some(line);
+                }
+                Err(RecvTimeoutError::Disconnected) => return None,
+                Err(RecvTimeoutError::Timeout) => self.time_is_up(),
             }
         }
+        if let Ok(line) = self.lines.recv() {
+            return Some(line);
+        }
+        let text = self.report.next()?;
+        Some(Line { text, at: self.started.elapsed() })
+    }
+
+    /// Asks what the CPUs are doing, and ends the machine.
+    fn time_is_up(&mut self) {
+        self.timed_out = true;
+        if let Some(mut watch) = self.watch.take() {
+            self.report = watch.report(&self.built).into_iter();
+        }
+        self.stop();
     }
 
     /// Types a line to a guest that takes input.
@@ -144,7 +196,33 @@ impl Run {
 impl Drop for Run {
     fn drop(&mut self) {
         self.stop();
+        if let Some(socket) = &self.socket {
+            // QEMU may have removed it.
+            let _ = std::fs::remove_file(socket);
+        }
     }
+}
+
+/// QEMU, as a program that the kernel of the host ends with the thread that started it: a runner that is killed cannot. The
+/// call for that needs `unsafe`, so util-linux makes it, where it is there and new enough.
+fn program() -> Command {
+    const ENDS_WITH_US: [&str; 3] = ["--pdeathsig", "KILL", "--"];
+    static HAS_SETPRIV: LazyLock<bool> = LazyLock::new(|| {
+        let mut command = Command::new("setpriv");
+        command
+            .args(ENDS_WITH_US)
+            .arg("true")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        command.status().is_ok_and(|status| status.success())
+    });
+    if !*HAS_SETPRIV {
+        return Command::new(PROGRAM);
+    }
+    let mut command = Command::new("setpriv");
+    command.args(ENDS_WITH_US).arg(PROGRAM);
+    command
 }
 
 /// What QEMU's exit status says about the guest; `complaints` is what QEMU wrote to standard error.

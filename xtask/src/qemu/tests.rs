@@ -39,7 +39,7 @@ fn every_part_of_the_machine_reaches_the_line() {
             Device { size: Size::mib(4), file: Some("/x/a,b".into()) },
             Device::new(Size::mib(1024)),
         ],
-        qmp: Some("/x/qmp".into()),
+        qmp: Some(QmpPlace::Socket("/x/qmp".into())),
         gdb: Some(1234),
         extra: vec!["-d".into(), "int".into()],
         ..Qemu::default()
@@ -58,6 +58,21 @@ fn every_part_of_the_machine_reaches_the_line() {
     }
     assert!(!line.contains("-icount"));
     assert!(line.ends_with(" -d int"));
+}
+
+#[test]
+fn the_monitor_is_served_at_a_socket_or_a_port() {
+    let at = |place: &str| Qemu { qmp: Some(place.parse().unwrap()), ..Qemu::default() };
+    assert!(line(&at("4444")).contains("-qmp tcp:127.0.0.1:4444,server=on,wait=off"));
+    assert!(line(&at("./44")).contains("-qmp unix:./44,server=on,wait=off"));
+    assert_eq!("a b".parse::<QmpPlace>().unwrap().client(), "socat - UNIX-CONNECT:'a b'");
+    for nonsense in ["", "0", "65536"] {
+        assert!(nonsense.parse::<QmpPlace>().is_err(), "{nonsense}");
+    }
+    at("qmp-of-a-test").check().unwrap();
+    for bad in ["Cargo.toml", "/nonexistent/qmp", &"x".repeat(108)] {
+        assert!(matches!(at(bad).check(), Err(Error::QmpSocket { .. })), "{bad}");
+    }
 }
 
 #[test]
