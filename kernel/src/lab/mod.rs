@@ -15,6 +15,8 @@
 //! ```
 
 mod example;
+mod fault_latency;
+mod granularity;
 #[allow(dead_code, reason = "what the experiments to come need")]
 mod sheet;
 

@@ -15,6 +15,8 @@ use crate::vm::{Machine, activate, mm, new_space};
 pub(crate) enum Kind {
     /// A curve for each series; `x` is a number.
     Lines,
+    /// A curve that keeps its level from each point to the next: how many are at most `x`.
+    Steps,
     /// Bars side by side; `x` is a word.
     Bars,
     /// Bars on top of each other: parts of a whole.
@@ -157,12 +159,13 @@ impl Sheet<'_> {
         let word = |axis: Axis| if axis.log { "log" } else { "linear" };
         let kind = match kind {
             Kind::Lines => "lines",
+            Kind::Steps => "steps",
             Kind::Bars => "bars",
             Kind::Stacked => "stacked",
             Kind::Table => "table",
         };
         // Time never repeats.
-        let exact = u8::from(exact && !(self.wall && y.unit == "cost"));
+        let exact = u8::from(exact && !(self.wall && [x.unit, y.unit].contains(&"cost")));
         let (yunit, wall) = (y.unit, u8::from(self.wall));
         console::with(|out| {
             let _ = record!(

@@ -6,17 +6,19 @@
 //! the median time of one repetition and of the raw copy of the same data in the same run.
 
 mod baseline;
+pub(crate) mod data;
 mod report;
 
 use crate::boot;
+use crate::build::Built;
 use crate::cli::{Defaults, MachineArgs};
 use crate::error::Error;
 use crate::qemu::{GuestCommand, Qemu};
 use crate::size::Size;
 use crate::table::Frame;
 use baseline::Baseline;
+use data::Results;
 use indicatif::{ProgressBar, ProgressStyle};
-use report::Report;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
@@ -62,42 +64,60 @@ impl BenchArgs {
 
 /// Runs the benchmarks.
 pub(crate) fn run(args: &BenchArgs, machine: &MachineArgs) -> Result<(), Error> {
-    let defaults = Defaults {
-        memory: Size::mib(2048),
-        device_size: Size::mib(512),
-        icount: !args.wall,
-        timeout_secs: Some(600),
-    };
-    let qemu = machine.qemu(&defaults, args.command())?;
+    let qemu = machine_for(machine, args.command(), args.wall)?;
     let baseline = args.baseline.as_deref().map(|path| old_counts(path, args, &qemu)).transpose()?;
     let built = machine.prepare(&qemu)?;
     let bar = progress_bar("rows");
-    let mut report = Report::new(args.wall, qemu.icount);
-    let ending = boot::watch(&qemu, &built, |line| {
-        if let Some((done, of)) = report.read(line) {
-            bar.set_length(of);
-            bar.set_position(done);
-        }
+    let results = measure(&qemu, &built, args.wall, |done, of| {
+        bar.set_length(of);
+        bar.set_position(done);
     });
     bar.finish_and_clear();
-    ending?;
+    let results = results?;
     let mut out = std::io::stdout().lock();
     let frame = if out.is_terminal() { Frame::Boxed } else { Frame::Plain };
     if args.json {
-        writeln!(out, "{:#}", report.json())?;
+        writeln!(out, "{:#}", results.json())?;
     } else {
-        for line in report.lines(frame) {
+        for line in results.lines(frame) {
             writeln!(out, "{line}")?;
         }
     }
     let (Some(path), Some(old)) = (&args.baseline, baseline) else { return Ok(()) };
-    let new = Baseline::new(baseline::machine(args, &qemu), report.rows());
+    let new = Baseline::new(baseline::machine(args, &qemu), results.rows());
     let found = old.compare(&new);
     for line in found.lines(frame) {
         // Standard output may be a document.
         if args.json { eprintln!("{line}") } else { writeln!(out, "{line}")? }
     }
     if args.update { new.write(path) } else { found.verdict(path) }
+}
+
+/// The machine for benchmarks: with `wall` its clock is the host's.
+pub(crate) fn machine_for(machine: &MachineArgs, command: GuestCommand, wall: bool) -> Result<Qemu, Error> {
+    let defaults = Defaults {
+        memory: Size::mib(2048),
+        device_size: Size::mib(512),
+        icount: !wall,
+        timeout_secs: Some(600),
+    };
+    machine.qemu(&defaults, command)
+}
+
+/// Has the guest measure; says after each row how many are done, of how many.
+pub(crate) fn measure(
+    qemu: &Qemu,
+    built: &Built,
+    wall: bool,
+    mut progress: impl FnMut(u64, u64),
+) -> Result<Results, Error> {
+    let mut results = Results::new(wall, qemu.icount);
+    boot::watch(qemu, built, |line| {
+        if let Some((done, of)) = results.read(line) {
+            progress(done, of);
+        }
+    })?;
+    Ok(results)
 }
 
 /// What this run is to be compared with; refused before anything is built if it cannot be.

@@ -1,95 +1,11 @@
-//! The rows of a benchmark, as tables and as JSON.
+//! The rows of a benchmark, as tables.
 
-use super::baseline::Row;
+use super::data::{Cost, Migration, Operation, Results, Unit};
 use crate::size::Size;
 use crate::table::{Align, Frame, Table, grouped, nanoseconds, percent};
 use console::style;
-use ktest::wire::Record;
-use serde_json::{Map, Value, json};
 
-/// Everything that a run sent.
-pub(super) struct Report {
-    unit: Unit,
-    machine: Vec<(String, String)>,
-    operations: Vec<Operation>,
-    sweep: Vec<Migration>,
-    skipped: Vec<(String, String)>,
-}
-
-/// What the numbers count.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Unit {
-    Instructions,
-    Ticks,
-    Nanoseconds,
-}
-
-/// The cost of one repetition.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Cost {
-    total: u64,
-    bulk: u64,
-    repetitions: u64,
-}
-
-struct Operation {
-    name: String,
-    cost: Cost,
-    /// The most that may go beyond the data.
-    goal: Option<u64>,
-}
-
-struct Migration {
-    size: u64,
-    huge: bool,
-    direction: Direction,
-    cost: Cost,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Direction {
-    Device,
-    /// And every page read back through the device's table, for the program: what the field's benchmark times.
-    DeviceReadBack,
-    System,
-}
-
-impl Report {
-    pub(super) fn new(wall: bool, counted: bool) -> Self {
-        let unit = match (wall, counted) {
-            (true, _) => Unit::Nanoseconds,
-            (false, true) => Unit::Instructions,
-            (false, false) => Unit::Ticks,
-        };
-        Self { unit, machine: Vec::new(), operations: Vec::new(), sweep: Vec::new(), skipped: Vec::new() }
-    }
-
-    /// Takes a line of the console; progress comes back as rows done, of how many.
-    pub(super) fn read(&mut self, line: &str) -> Option<(u64, u64)> {
-        let record = Record::parse(line)?;
-        let text = |key| record.get(key).unwrap_or_default().into_owned();
-        match record.kind() {
-            "machine" => {
-                let facts = record.fields().map(|(key, value)| (key.to_string(), value.text().into_owned()));
-                self.machine.extend(facts);
-            }
-            "bench" => {
-                let cost = Cost::read(&record, self.unit, "n")?;
-                self.operations.push(Operation { name: text("name"), cost, goal: record.u64("goal") });
-            }
-            "sweep" => self.sweep.push(Migration {
-                size: record.u64("size")?,
-                huge: record.u64("huge")? != 0,
-                direction: Direction::read(&text("dir"))?,
-                cost: Cost::read(&record, self.unit, "rounds")?,
-            }),
-            "skip" => self.skipped.push((text("what"), text("why"))),
-            "progress" => return record.u64("done").zip(record.u64("of")),
-            _ => {}
-        }
-        None
-    }
-
+impl Results {
     /// For people.
     pub(super) fn lines(&self, frame: Frame) -> Vec<String> {
         let mut lines = Vec::new();
@@ -122,45 +38,6 @@ impl Report {
             lines.push(style(format!("skipped: {what}: {why}")).yellow().to_string());
         }
         lines
-    }
-
-    /// For programs. Numbers are per repetition.
-    pub(super) fn json(&self) -> Value {
-        let machine: Map<String, Value> =
-            self.machine.iter().map(|(key, value)| (key.clone(), json!(value))).collect();
-        let operation = |row: &Operation| {
-            let mut object = row.cost.json();
-            object["name"] = json!(row.name);
-            object["goal"] = json!(row.goal);
-            object["goal_met"] = json!(row.goal_met());
-            object
-        };
-        let migration = |row: &Migration| {
-            let mut object = row.cost.json();
-            object["size"] = json!(row.size);
-            object["page_size"] = json!(if row.huge { 2 << 20 } else { 4096 });
-            object["direction"] = json!(row.direction.name());
-            object
-        };
-        let skipped = |(what, why): &(String, String)| json!({ "what": what, "why": why });
-        json!({
-            "unit": self.unit.name(),
-            "machine": machine,
-            "operations": self.operations.iter().map(operation).collect::<Vec<_>>(),
-            "migration": self.sweep.iter().map(migration).collect::<Vec<_>>(),
-            "skipped": self.skipped.iter().map(skipped).collect::<Vec<_>>(),
-        })
-    }
-
-    /// Every row by its name, to be compared with those of other runs.
-    pub(super) fn rows(&self) -> Vec<Row> {
-        let row = |name, cost: Cost| Row { name, total: cost.total, bulk: cost.bulk };
-        let operations = self.operations.iter().map(|found| row(found.name.clone(), found.cost));
-        let sweep = self.sweep.iter().map(|found| {
-            let pages = if found.huge { "2 MiB" } else { "4 KiB" };
-            row(format!("{} to {}, {pages} pages", Size(found.size), found.direction.name()), found.cost)
-        });
-        operations.chain(sweep).collect()
     }
 
     fn operation_table(&self) -> Table {
@@ -228,40 +105,7 @@ impl Report {
     }
 }
 
-impl Operation {
-    fn goal_met(&self) -> Option<bool> {
-        self.goal.map(|goal| self.cost.beyond() <= goal)
-    }
-}
-
-impl Direction {
-    fn read(word: &str) -> Option<Self> {
-        match word {
-            "dev" => Some(Self::Device),
-            "dev+read" => Some(Self::DeviceReadBack),
-            "sys" => Some(Self::System),
-            _ => None,
-        }
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Device => "device",
-            Self::DeviceReadBack => "device, read back",
-            Self::System => "system",
-        }
-    }
-}
-
 impl Unit {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Instructions => "instructions",
-            Self::Ticks => "ticks",
-            Self::Nanoseconds => "nanoseconds",
-        }
-    }
-
     fn show(self, number: u64) -> String {
         if self == Self::Nanoseconds { nanoseconds(number) } else { grouped(number) }
     }
@@ -284,20 +128,6 @@ impl Unit {
 }
 
 impl Cost {
-    fn read(record: &Record<'_>, unit: Unit, repetitions: &str) -> Option<Self> {
-        let repetitions = record.u64(repetitions).unwrap_or(1).max(1);
-        if unit == Unit::Nanoseconds {
-            let (total, bulk) = (record.u64("ns_median")?, record.u64("ns_copy").unwrap_or(0));
-            return Some(Self { total, bulk, repetitions });
-        }
-        let each = |key| record.u64(key).map(|sum| (sum + repetitions / 2) / repetitions);
-        Some(Self { total: each("total")?, bulk: each("bulk").unwrap_or(0), repetitions })
-    }
-
-    fn beyond(self) -> u64 {
-        self.total.saturating_sub(self.bulk)
-    }
-
     /// Total, data, beyond, copy share.
     fn cells(self, unit: Unit) -> [String; 4] {
         if unit == Unit::Ticks {
@@ -305,16 +135,6 @@ impl Cost {
         }
         let share = percent(self.bulk, self.total);
         [unit.show(self.total), unit.show(self.bulk), unit.show(self.beyond()), share]
-    }
-
-    fn json(self) -> Value {
-        json!({
-            "total": self.total,
-            "data": self.bulk,
-            "beyond": self.beyond(),
-            "copy_share": if self.total == 0 { 0.0 } else { self.bulk as f64 / self.total as f64 },
-            "repetitions": self.repetitions,
-        })
     }
 }
 
@@ -326,15 +146,15 @@ fn ratio(small: u64, huge: u64) -> String {
 mod tests {
     use super::*;
 
-    fn report(wall: bool, lines: &[&str]) -> Report {
-        let mut report = Report::new(wall, !wall);
+    fn report(wall: bool, lines: &[&str]) -> Results {
+        let mut report = Results::new(wall, !wall);
         for line in lines {
             assert_eq!(report.read(line), None);
         }
         report
     }
 
-    fn plain(report: &Report) -> String {
+    fn plain(report: &Results) -> String {
         let lines = report.lines(Frame::Plain);
         lines.iter().map(|line| console::strip_ansi_codes(line).into_owned() + "\n").collect()
     }

@@ -62,12 +62,32 @@ pub struct Plot {
 pub enum Kind {
     /// Curves.
     Lines,
+    /// Curves that keep their level from each point to the next.
+    Steps,
     /// Bars side by side.
     Bars,
     /// Bars on top of each other.
     Stacked,
     /// A table.
     Table,
+}
+
+impl Kind {
+    const NAMES: [(Self, &str); 5] = [
+        (Self::Lines, "lines"),
+        (Self::Steps, "steps"),
+        (Self::Bars, "bars"),
+        (Self::Stacked, "stacked"),
+        (Self::Table, "table"),
+    ];
+
+    fn of_name(name: &str) -> Option<Self> {
+        Self::NAMES.iter().find(|known| known.1 == name).map(|known| known.0)
+    }
+
+    fn name(self) -> &'static str {
+        Self::NAMES.iter().find(|known| known.0 == self).map_or("", |known| known.1)
+    }
 }
 
 /// What an axis shows.
@@ -124,16 +144,34 @@ impl Point {
     }
 }
 
+impl Axis {
+    /// An axis with even steps, or with such that double.
+    #[must_use]
+    pub fn new(label: &str, unit: &str, log: bool) -> Self {
+        Self { label: label.into(), unit: unit.into(), log }
+    }
+}
+
 impl Plot {
+    /// A plot that has nothing yet.
+    #[must_use]
+    pub fn new(kind: Kind, title: &str, x: Axis, y: Axis) -> Self {
+        Self { id: 0, kind, title: title.into(), x, y, exact: true, series: Vec::new() }
+    }
+
+    /// Adds a number: `sum` for `n` times.
+    pub fn number(&mut self, series: &str, x: &str, sum: u64, n: u64) {
+        self.add(series.into(), Point { x: x.into(), y: Found::Number { sum, n } });
+    }
+
+    /// Adds a word of a table.
+    pub fn cell(&mut self, series: &str, x: &str, text: &str) {
+        self.add(series.into(), Point { x: x.into(), y: Found::Text(text.into()) });
+    }
+
     fn read(record: &Record<'_>, counted: bool) -> Option<Self> {
         let text = |key| record.get(key).unwrap_or_default().into_owned();
-        let kind = match &*text("kind") {
-            "lines" => Kind::Lines,
-            "bars" => Kind::Bars,
-            "stacked" => Kind::Stacked,
-            "table" => Kind::Table,
-            _ => return None,
-        };
+        let kind = Kind::of_name(&text("kind"))?;
         let cost = match (record.u64("wall")?, counted) {
             (1, _) => "ns",
             (_, true) => "instructions",
@@ -162,7 +200,7 @@ impl Plot {
         }
     }
 
-    /// Every `x`, in the order in which it first came.
+    /// Every `x`: numbers of curves by size, else in the order in which they first came.
     #[must_use]
     pub fn xs(&self) -> Vec<&str> {
         let mut all = Vec::new();
@@ -170,6 +208,9 @@ impl Plot {
             if !all.contains(&point.x.as_str()) {
                 all.push(point.x.as_str());
             }
+        }
+        if matches!(self.kind, Kind::Lines | Kind::Steps) {
+            all.sort_by_key(|x| x.parse::<u64>().unwrap_or(u64::MAX));
         }
         all
     }
@@ -184,7 +225,7 @@ impl Plot {
         };
         let series = |series: &Series| json!({ "name": series.name, "points": series.points.iter().map(point).collect::<Vec<_>>() });
         json!({
-            "title": self.title, "x": axis(&self.x), "y": axis(&self.y), "exact": self.exact,
+            "title": self.title, "kind": self.kind.name(), "x": axis(&self.x), "y": axis(&self.y), "exact": self.exact,
             "series": self.series.iter().map(series).collect::<Vec<_>>(),
         })
     }

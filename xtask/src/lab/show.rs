@@ -61,7 +61,9 @@ pub fn show_x(plot: &Plot, x: &str) -> String {
     }
 }
 
-fn show_y(point: &Point) -> String {
+/// What was found, one of it.
+#[must_use]
+pub fn show_y(point: &Point) -> String {
     match &point.y {
         Found::Text(text) => text.clone(),
         Found::Number { sum, n } if sum.is_multiple_of((*n).max(1)) => grouped(sum / (*n).max(1)),
