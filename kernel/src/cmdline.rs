@@ -4,6 +4,8 @@
 
 use core::fmt;
 
+use farpage_pmu::{Event, Events};
+
 /// What the kernel is to do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Run {
@@ -63,6 +65,8 @@ pub struct CommandLine<'a> {
     pub wall: bool,
     /// `sizes=2M,64M`: sizes for the benchmark, separated by commas; empty takes the usual ones.
     pub sizes: &'a str,
+    /// `counters=cycles,page-walks`: events for performance counters, separated by commas; none if empty.
+    pub counters: &'a str,
     /// `actions=N`: length of the tests that run lists of actions; none is the usual length.
     pub actions: Option<u64>,
     /// `seed=N`: the first seed of those lists.
@@ -97,8 +101,8 @@ impl fmt::Display for CommandLineError<'_> {
             Self::NoValue(word) => write!(f, "command line: \"{word}\" is not of the form key=value"),
             Self::UnknownKey(key) => write!(
                 f,
-                "command line: there is no \"{key}\"; known are run, log, filter, exact, icount, list, wall, sizes, actions, \
-                 seed and coherent"
+                "command line: there is no \"{key}\"; known are run, log, filter, exact, icount, list, wall, sizes, \
+                 counters, actions, seed and coherent"
             ),
             Self::BadValue { key, value, expected } => {
                 write!(f, "command line: {key} cannot be \"{value}\"; it is one of {expected}")
@@ -175,6 +179,8 @@ impl<'a> CommandLine<'a> {
             "list" => self.list = flag("list", value)?,
             "wall" => self.wall = flag("wall", value)?,
             "sizes" => self.sizes = value,
+            "counters" if Events::parse(value).is_ok() => self.counters = value,
+            "counters" => return Err(bad("counters", value, Event::NAMES)),
             "actions" => self.actions = Some(number("actions", value)?),
             "seed" => self.seed = number("seed", value)?,
             "coherent" if value.split(',').all(|n| n.parse::<u8>().is_ok()) => self.coherent = value,
@@ -248,6 +254,14 @@ mod tests {
         for wrong in ["coherent=", "coherent=all", "coherent=1,,2", "coherent=1;2"] {
             assert!(CommandLine::parse(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn events_to_count_are_named() {
+        let line = CommandLine::parse("run=bench counters=cycles,page-walks").expect("good words");
+        assert_eq!(line.counters, "cycles,page-walks");
+        let error = CommandLine::parse("counters=cycle").expect_err("a bad value").to_string();
+        assert!(error.contains("counters cannot be \"cycle\"; it is one of cycles, instructions"), "{error}");
     }
 
     #[test]

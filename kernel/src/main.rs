@@ -12,6 +12,7 @@ mod bench;
 mod bits;
 mod bootmem;
 mod console;
+mod counting;
 mod exit;
 mod fwcfg;
 mod hang;

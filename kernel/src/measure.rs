@@ -6,6 +6,7 @@
 use core::ops::AddAssign;
 
 use crate::arch::x86_64::{apic, tsc};
+use crate::counting;
 use crate::vm::bulk_words;
 
 /// The cost of something.
@@ -27,7 +28,9 @@ impl AddAssign for Cost {
 /// Runs `work` and says what it cost, the measuring itself not included.
 #[inline(always)]
 pub(crate) fn measure<R>(work: impl FnOnce() -> R) -> (R, Cost) {
+    counting::begin();
     let (result, cost) = bracket(work);
+    counting::end();
     (result, Cost { ticks: cost.ticks.saturating_sub(overhead()), ..cost })
 }
 

@@ -71,7 +71,7 @@ impl fmt::Display for NoPmu {
         f.write_str("this CPU has no performance counters (")?;
         match self {
             Self::NotAnnounced => f.write_str("CPUID.0AH: version 0)"),
-            Self::Dead => f.write_str("CPUID.0AH: version 0, and AMD's counter 0 keeps no value)"),
+            Self::Dead => f.write_str("the first does not keep what is written to it)"),
             Self::Refused(refused) => write!(f, "{refused})"),
         }
     }

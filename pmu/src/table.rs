@@ -87,66 +87,46 @@ const ARCHITECTURAL: &[Row] = &[
     architectural(Event::LlcMisses, &[code(0x2e, 0x41)], 4, None, "LLC Misses"),
 ];
 
-const SKYLAKE: &[Row] = &{
-    const MANUAL: &str = "Intel event tables: Skylake, Skylake-X, Cascade Lake-X, core";
-    [
-        row(Event::DtlbLoadMisses, &[code(0x08, 0x01)], "DTLB_LOAD_MISSES.MISS_CAUSES_A_WALK", MANUAL),
-        row(Event::DtlbStoreMisses, &[code(0x49, 0x01)], "DTLB_STORE_MISSES.MISS_CAUSES_A_WALK", MANUAL),
-        row(
-            Event::PageWalks,
-            &[code(0x08, 0x0e), code(0x49, 0x0e)],
-            "DTLB_{LOAD,STORE}_MISSES.WALK_COMPLETED",
-            MANUAL,
-        ),
-        row(
-            Event::WalkCycles,
-            &[code(0x08, 0x10), code(0x49, 0x10)],
-            "DTLB_{LOAD,STORE}_MISSES.WALK_PENDING",
-            MANUAL,
-        ),
-    ]
-};
+/// The walks of one generation of Intel's cores: the events of loads and of stores, and the unit mask of a miss of all TLBs.
+macro_rules! walks {
+    ($load:literal, $store:literal, $miss:literal, $load_miss:literal, $store_miss:literal, $manual:literal) => {
+        &[
+            row(Event::DtlbLoadMisses, &[code($load, $miss)], $load_miss, $manual),
+            row(Event::DtlbStoreMisses, &[code($store, $miss)], $store_miss, $manual),
+            row(Event::PageWalks, &[code($load, 0x0e), code($store, 0x0e)], WALK_COMPLETED, $manual),
+            row(Event::WalkCycles, &[code($load, 0x10), code($store, 0x10)], WALK_PENDING, $manual),
+        ]
+    };
+}
 
+const WALK_COMPLETED: &str = "DTLB_{LOAD,STORE}_MISSES.WALK_COMPLETED";
+const WALK_PENDING: &str = "DTLB_{LOAD,STORE}_MISSES.WALK_PENDING";
+
+const SKYLAKE: &[Row] = walks!(
+    0x08,
+    0x49,
+    0x01,
+    "DTLB_LOAD_MISSES.MISS_CAUSES_A_WALK",
+    "DTLB_STORE_MISSES.MISS_CAUSES_A_WALK",
+    "Intel event tables: Skylake, Skylake-X, Cascade Lake-X, core"
+);
 /// A miss of all TLBs has no event of its own from here on: the walks that it causes and that complete stand for it.
-const ICE_LAKE: &[Row] = &{
-    const MANUAL: &str = "Intel event tables: Ice Lake, Ice Lake-X, Tiger Lake, Rocket Lake, core";
-    [
-        row(Event::DtlbLoadMisses, &[code(0x08, 0x0e)], "DTLB_LOAD_MISSES.WALK_COMPLETED", MANUAL),
-        row(Event::DtlbStoreMisses, &[code(0x49, 0x0e)], "DTLB_STORE_MISSES.WALK_COMPLETED", MANUAL),
-        row(
-            Event::PageWalks,
-            &[code(0x08, 0x0e), code(0x49, 0x0e)],
-            "DTLB_{LOAD,STORE}_MISSES.WALK_COMPLETED",
-            MANUAL,
-        ),
-        row(
-            Event::WalkCycles,
-            &[code(0x08, 0x10), code(0x49, 0x10)],
-            "DTLB_{LOAD,STORE}_MISSES.WALK_PENDING",
-            MANUAL,
-        ),
-    ]
-};
-
-const GOLDEN_COVE: &[Row] = &{
-    const MANUAL: &str = "Intel event tables: Sapphire Rapids, Alder Lake (Golden Cove), core";
-    [
-        row(Event::DtlbLoadMisses, &[code(0x12, 0x0e)], "DTLB_LOAD_MISSES.WALK_COMPLETED", MANUAL),
-        row(Event::DtlbStoreMisses, &[code(0x13, 0x0e)], "DTLB_STORE_MISSES.WALK_COMPLETED", MANUAL),
-        row(
-            Event::PageWalks,
-            &[code(0x12, 0x0e), code(0x13, 0x0e)],
-            "DTLB_{LOAD,STORE}_MISSES.WALK_COMPLETED",
-            MANUAL,
-        ),
-        row(
-            Event::WalkCycles,
-            &[code(0x12, 0x10), code(0x13, 0x10)],
-            "DTLB_{LOAD,STORE}_MISSES.WALK_PENDING",
-            MANUAL,
-        ),
-    ]
-};
+const ICE_LAKE: &[Row] = walks!(
+    0x08,
+    0x49,
+    0x0e,
+    "DTLB_LOAD_MISSES.WALK_COMPLETED",
+    "DTLB_STORE_MISSES.WALK_COMPLETED",
+    "Intel event tables: Ice Lake, Ice Lake-X, Tiger Lake, Rocket Lake, core"
+);
+const GOLDEN_COVE: &[Row] = walks!(
+    0x12,
+    0x13,
+    0x0e,
+    "DTLB_LOAD_MISSES.WALK_COMPLETED",
+    "DTLB_STORE_MISSES.WALK_COMPLETED",
+    "Intel event tables: Sapphire Rapids, Alder Lake (Golden Cove), core"
+);
 
 /// The same on every AMD CPU since the K7.
 const AMD: &[Row] = &[

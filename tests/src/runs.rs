@@ -112,6 +112,18 @@ const RUNS: &[Run] = &[
         says: &["-device ivshmem-plain"],
     },
     Run {
+        name: "bench_without_counters",
+        arguments: &["bench", "--filter", "alloc", "--counters", "cycles,page-walks"],
+        succeeds: true,
+        says: &["alloc and free", "nothing was counted: this CPU has no performance counters"],
+    },
+    Run {
+        name: "unknown_counter",
+        arguments: &["bench", "--counters", "cycles,walks"],
+        succeeds: false,
+        says: &["there is no event \"walks\"", "page-walks"],
+    },
+    Run {
         name: "icount_needs_tcg",
         arguments: &["tour", "--accel", "kvm", "--icount"],
         succeeds: false,

@@ -16,7 +16,7 @@ use crate::{
 
 type Check = fn(&Shell) -> Result<(), String>;
 
-const RUNS: [(&str, Check); 10] = [
+const RUNS: [(&str, Check); 11] = [
     ("a_page_goes_to_the_device_and_comes_back", there_and_back),
     ("part_of_a_page_and_a_clone", part_and_clone),
     ("a_mistake_is_told_and_the_kernel_goes_on", mistakes),
@@ -26,6 +26,7 @@ const RUNS: [(&str, Check); 10] = [
     ("the_same_commands_cost_the_same", same_cost),
     ("a_kernel_that_dies_is_reported", dies),
     ("coherent_devices_and_failures_can_be_had", knobs),
+    ("a_machine_without_counters_says_so", counters),
     ("no_line_brings_the_kernel_down", any_lines),
 ];
 
@@ -236,6 +237,28 @@ fn stops(shell: &Shell) -> Result<(), String> {
         return Err(format!("it did not stop there: {}", told.done));
     }
     told.ends(1, "line 3 of -c failed: map 0x1000 3")
+}
+
+/// QEMU's translator has no performance counters, whichever CPU it plays.
+fn counters(shell: &Shell) -> Result<(), String> {
+    for cpu in ["max", "Skylake-Server"] {
+        let cpu = format!("--qemu-arg=-cpu --qemu-arg={cpu}");
+        let mut arguments: Vec<&str> = cpu.split(' ').collect();
+        arguments.extend(["-c", "counters; set counters off; set counters cycles,instructions"]);
+        let told = shell.run(&arguments)?;
+        let [(_, lines), ..] = &told.answers[..] else { return Err(format!("no answer: {}", told.done)) };
+        if lines.len() != 1 {
+            return Err(format!("it takes more than one line to say that there is nothing: {}", told.done));
+        }
+        told.says(
+            0,
+            &["this CPU has no performance counters", "counts instructions here", "counters of software"],
+        )?;
+        told.is(1, &["counters is off"])?;
+        told.says(2, &["error: this CPU has no performance counters"])?;
+        told.ends(1, "line 1 of -c failed: set counters cycles,instructions")?;
+    }
+    Ok(())
 }
 
 fn keeps_going(shell: &Shell) -> Result<(), String> {

@@ -4,6 +4,7 @@
 //! and off, both directions. Under instruction counting the figures are exact. With `wall=1` they are times: the median of
 //! the repetitions, beside the median of the raw copy of the same data, measured in the same run.
 
+mod counted;
 mod samples;
 mod single;
 mod sweep;
@@ -71,6 +72,7 @@ pub(crate) fn run(command: &CommandLine<'_>, devices: Result<usize, DeviceError>
         Err(error) => exit::fail(&error),
     };
     say_machine();
+    counted::announce();
     if command.wall {
         samples::touch_all_memory();
     }

@@ -6,8 +6,8 @@ use farpage_mm::{
 };
 use ktest::record;
 
-use super::Stop;
 use super::samples::{Raw, Samples, raw_ns};
+use super::{Stop, counted};
 use crate::console;
 use crate::measure::measure;
 use crate::vm::user::{UserFault, user_fill, user_touch_read, user_write_u64};
@@ -161,7 +161,9 @@ pub(super) fn run(row: &Row, wall: bool) -> Result<(), Stop> {
     let mut samples = Samples::default();
     let space = new_space()?;
     let active = activate(&space);
+    let counting = counted::begin();
     let result = (row.measure)(&space, &mut samples);
+    counted::end(row.name, counting);
     drop(active);
     drop(space);
     result?;

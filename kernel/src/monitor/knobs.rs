@@ -5,9 +5,11 @@ use alloc::string::{String, ToString};
 use core::fmt;
 
 use farpage_mm::{FlushReason, Site};
+use farpage_pmu::Event;
 use kernel_logic::cmdline::CommandLine;
 use ktest::monitor::{Knob, Text};
 
+use super::hardware::Chosen;
 use super::{Done, Refusal};
 use crate::vm::mm;
 use crate::vm::rig::fail_copies;
@@ -19,6 +21,9 @@ use crate::{boot, console, println};
 pub(super) struct Knobs {
     log: Option<String>,
     skipping: Option<(String, Skipping)>,
+    counting: String,
+    /// What the CPU's counters count of each command.
+    pub(super) counters: Chosen,
 }
 
 impl Knobs {
@@ -36,6 +41,10 @@ impl Knobs {
             Knob::Log => {
                 let level = format!("{:?}", boot().command.log).to_lowercase();
                 (self.log.clone().unwrap_or(level), "off, error, warn, info, debug or trace".to_string())
+            }
+            Knob::Counters => {
+                let now = if self.counting.is_empty() { "off" } else { &self.counting };
+                (now.into(), format!("off, or events whose counts follow each answer: {}", Event::NAMES))
             }
             Knob::FailAlloc => {
                 ("N".into(), "the next N allocations of the memory manager fail; 0 ends it".into())
@@ -61,6 +70,11 @@ impl Knobs {
                 console::set_log_level(line.log);
                 self.log = Some(value.into());
                 println!("log is {value}");
+            }
+            Knob::Counters => {
+                self.counting.clear();
+                self.counters.set(value)?;
+                self.counting = value.into();
             }
             Knob::FailAlloc => {
                 let n = number(value)?;

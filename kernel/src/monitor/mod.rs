@@ -7,6 +7,7 @@
 //! line: under instruction counting the same commands cost the same, to the last instruction, however fast they are typed.
 
 mod counters;
+mod hardware;
 mod knobs;
 mod line;
 mod look;
@@ -91,10 +92,15 @@ impl Lab {
     fn obey(&mut self, text: &str) -> Done {
         let command = commands::parse(text).map_err(|error| Refusal::said(&error))?;
         let Some(command) = command else { return Ok(None) };
-        if !only_looks(&command) {
+        let counting = if only_looks(&command) {
+            None
+        } else {
             self.counters.begin();
-        }
-        self.act(command)
+            self.knobs.counters.begin()
+        };
+        let done = self.act(command);
+        counting.into_iter().for_each(hardware::show);
+        done
     }
 
     fn act(&mut self, command: Command<'_>) -> Done {
@@ -128,6 +134,7 @@ impl Lab {
             Command::Dev {} => look::devices(),
             Command::Stat { diff } => self.counters.stat(diff.0),
             Command::Events {} => self.counters.events(),
+            Command::Counters {} => hardware::list(),
             Command::Audit {} => audit(),
             Command::Exp { name } => self.spaces.aside(|| experiment(name.map(|name| name.0))),
             Command::Bench { name } => self.spaces.aside(|| bench(name.0)),
@@ -150,6 +157,7 @@ fn only_looks(command: &Command<'_>) -> bool {
             | Command::Dev {}
             | Command::Stat { .. }
             | Command::Events {}
+            | Command::Counters {}
             | Command::Audit {}
             | Command::Set { .. }
             | Command::Help { .. }

@@ -51,6 +51,7 @@ fn a_cpu_without_counters_says_so() {
     // As QEMU's translator is an AMD CPU: writes are swallowed, RDPMC is refused.
     assert_eq!(detected(Cpu::amd(0xf, false, None).with(|cpu| cpu.swallows = true)), Err(NoPmu::Dead));
     // Announced, and yet not there.
+    assert!(NoPmu::Dead.to_string().ends_with("(the first does not keep what is written to it)"));
     let refuses = Cpu::intel(2).with(|cpu| cpu.refuses = Some(0x186));
     assert_eq!(detected(refuses), Err(NoPmu::Refused(Refused(Register::Read(0x186)))));
 }

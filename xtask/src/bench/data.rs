@@ -3,6 +3,7 @@
 //! [`super::report`] shows them as tables, [`super::baseline`] compares them, and the report draws them.
 
 use super::baseline::Row;
+use super::counters::Counters;
 use crate::size::Size;
 use ktest::wire::Record;
 use serde_json::{Map, Value, json};
@@ -20,6 +21,8 @@ pub(crate) struct Results {
     pub(crate) sweep: Vec<Migration>,
     /// What was not measured, and why.
     pub(crate) skipped: Vec<(String, String)>,
+    /// What the CPU's performance counters said of them.
+    pub(super) counters: Counters,
 }
 
 /// What the numbers count.
@@ -87,7 +90,14 @@ impl Results {
             (false, true) => Unit::Instructions,
             (false, false) => Unit::Ticks,
         };
-        Self { unit, machine: Vec::new(), operations: Vec::new(), sweep: Vec::new(), skipped: Vec::new() }
+        Self {
+            unit,
+            machine: Vec::new(),
+            operations: Vec::new(),
+            sweep: Vec::new(),
+            skipped: Vec::new(),
+            counters: Counters::default(),
+        }
     }
 
     /// Takes a line of the console; progress comes back as rows done, of how many.
@@ -111,7 +121,7 @@ impl Results {
             }),
             "skip" => self.skipped.push((text("what"), text("why"))),
             "progress" => return record.u64("done").zip(record.u64("of")),
-            _ => {}
+            _ => self.counters.read(&record),
         }
         None
     }
@@ -135,13 +145,17 @@ impl Results {
             object
         };
         let skipped = |(what, why): &(String, String)| json!({ "what": what, "why": why });
-        json!({
+        let mut document = json!({
             "unit": self.unit.name(),
             "machine": machine,
             "operations": self.operations.iter().map(operation).collect::<Vec<_>>(),
             "migration": self.sweep.iter().map(migration).collect::<Vec<_>>(),
             "skipped": self.skipped.iter().map(skipped).collect::<Vec<_>>(),
-        })
+        });
+        if let Some(counters) = self.counters.json() {
+            document["counters"] = counters;
+        }
+        document
     }
 
     /// Every row by its name, to be compared with those of other runs.

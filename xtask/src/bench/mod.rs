@@ -6,6 +6,7 @@
 //! the median time of one repetition and of the raw copy of the same data in the same run.
 
 mod baseline;
+mod counters;
 pub(crate) mod data;
 mod report;
 
@@ -37,6 +38,9 @@ pub struct BenchArgs {
     /// Only rows whose names contain this (a word; several with commas)
     #[arg(long, value_name = "TEXT", value_parser = one_word)]
     filter: Option<String>,
+    /// Events for the CPU's performance counters, like cycles,page-walks; a machine without any says so
+    #[arg(long, value_name = "LIST", value_parser = counters::list)]
+    counters: Option<String>,
     /// Compare the counts with those in this file: more than 2 % worse fails
     #[arg(long, value_name = "FILE", conflicts_with_all = ["wall", "filter"])]
     baseline: Option<PathBuf>,
@@ -54,6 +58,9 @@ impl BenchArgs {
         if !self.sizes.is_empty() {
             let sizes: Vec<String> = self.sizes.iter().map(Size::to_string).collect();
             command = command.with("sizes", sizes.join(","));
+        }
+        if let Some(counters) = &self.counters {
+            command = command.with("counters", counters);
         }
         match &self.filter {
             Some(filter) => command.with("filter", filter),
@@ -163,10 +170,11 @@ mod tests {
             json: false,
             sizes: vec![Size::mib(2), Size::mib(1024)],
             filter: Some("fault".into()),
+            counters: Some("cycles".into()),
             baseline: None,
             update: false,
         };
-        assert_eq!(args.command().as_str(), "run=bench wall=1 sizes=2M,1G filter=fault");
+        assert_eq!(args.command().as_str(), "run=bench wall=1 sizes=2M,1G counters=cycles filter=fault");
     }
 
     #[test]

@@ -34,6 +34,7 @@ impl Results {
         } else {
             lines.push(unit.legend().into());
         }
+        lines.extend(self.counters.lines(frame));
         for (what, why) in &self.skipped {
             lines.push(style(format!("skipped: {what}: {why}")).yellow().to_string());
         }

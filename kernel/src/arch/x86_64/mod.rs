@@ -15,6 +15,7 @@ mod memfn;
 pub(crate) mod memtype;
 pub(crate) mod paging;
 pub(crate) mod percpu;
+pub(crate) mod pmc;
 pub(crate) mod port;
 pub(crate) mod serial;
 pub(crate) mod stacks;

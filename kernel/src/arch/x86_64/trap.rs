@@ -22,7 +22,7 @@ use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use spin::Mutex;
 
-use super::{apic, fault, percpu};
+use super::{apic, fault, percpu, pmc};
 use crate::report::{self, Kind};
 
 /// The state of the interrupted code, as the stub stores it. Changing it changes what the code finds on return.
@@ -344,6 +344,10 @@ extern "C" fn dispatch(frame: &mut TrapFrame) {
         vector::COM1 => apic::end_of_8259_interrupt(),
         3 => breakpoint(frame),
         vector::SPURIOUS => {}
+        vector @ (6 | 13) => match pmc::landing(frame) {
+            Some(landing) => frame.rip = landing,
+            None => report::fatal(Kind::of_vector(vector), frame, None),
+        },
         exception @ 0..32 => report::fatal(Kind::of_vector(exception), frame, None),
         unexpected => {
             UNEXPECTED.fetch_add(1, Ordering::Relaxed);

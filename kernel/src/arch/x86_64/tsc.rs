@@ -12,6 +12,23 @@ pub(crate) fn now() -> u64 {
 }
 
 crate::ktest! {
+    fn under_instruction_counting_a_tick_is_an_instruction() {
+        if !crate::boot().command.icount {
+            crate::skip!("is for a machine that counts instructions");
+        }
+        // Two instructions a round, whatever stands around them.
+        let rounds = |n: u64| {
+            let start = now();
+            // SAFETY: counts down a register that is declared.
+            unsafe { core::arch::asm!("2: dec {0}", "jnz 2b", inout(reg) n => _, options(nostack, nomem)) };
+            now() - start
+        };
+        let (short, long) = (rounds(1000), rounds(3000));
+        crate::check_eq!(long - short, 4000);
+    }
+}
+
+crate::ktest! {
     fn the_counter_moves_forward() {
         let first = now();
         let second = now();

@@ -74,6 +74,8 @@ words! {
     Knob {
         /// How much the kernel logs.
         Log = "log",
+        /// What the CPU's performance counters count of each command.
+        Counters = "counters",
         /// How many of the next allocations fail.
         FailAlloc = "fail-alloc",
         /// How many of the next copies fail, on private devices from the second on.

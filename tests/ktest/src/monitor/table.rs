@@ -106,6 +106,8 @@ commands! { 'a;
         "Show the counters of /proc/vmstat, or what has changed since the last stat", "stat --diff";
     Events "events" ()
         "Show the counters that the last command which does something has changed", "events";
+    Counters "counters" ()
+        "Show the CPU's performance counters, and which events they can count", "counters";
     Audit "audit" ()
         "Check every invariant of the memory manager", "audit";
     Bench "bench" (name: Text<'a>)
