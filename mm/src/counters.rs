@@ -87,6 +87,10 @@ events! {
     TlbFlush = "nr_tlb_flush",
     /// TLB flush rounds for work of another thread that was still owed.
     TlbFlushOwed = "nr_tlb_flush_owed",
+    /// Flushes of all translations of a space, on one CPU.
+    TlbFlushAll = "nr_tlb_local_flush_all",
+    /// Pages flushed one by one, on one CPU.
+    TlbFlushOne = "nr_tlb_local_flush_one",
     /// Page tables allocated.
     TableAlloc = "nr_table_alloc",
     /// Page tables freed.

@@ -16,6 +16,7 @@ use crate::migrate::{Batch, PieceChunk, UnitChunk};
 use crate::mirror::{Mirror, MirrorNode};
 use crate::notifier::Notifier;
 use crate::object::{IndexLeaf, IndexMiddle, Object};
+use crate::policy::Policy;
 use crate::rmap::AnonSet;
 use crate::slab::{Pool, Slab};
 use crate::space::Space;
@@ -55,6 +56,8 @@ impl MapStorage {
 pub struct Mm<M: Machine> {
     /// Deterministic allocation failures, for tests.
     pub inject: Inject,
+    /// What it chooses where more than one way is right.
+    pub policy: Policy,
     pub(crate) ram: Zone<M>,
     pub(crate) devices: [Device<M>; MAX_DEVICES],
     pub(crate) folios: Slab<M, Folio>,
@@ -92,6 +95,7 @@ impl<M: Machine> Mm<M> {
     pub const fn new() -> Self {
         Self {
             inject: Inject::new(),
+            policy: Policy::new(),
             ram: Zone::new(Place::RAM),
             devices: [Device::new(0), Device::new(1), Device::new(2), Device::new(3)],
             folios: Slab::new(),

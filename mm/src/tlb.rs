@@ -80,12 +80,25 @@ impl<M: Machine, T: Copy> Unflushed<M, T> {
         &self.value
     }
 
-    /// Flushes now, for break-before-make.
+    /// Flushes now.
     pub(crate) fn flush(self, reason: FlushReason) -> T {
         let mut gather = TlbGather::new(reason);
         let value = gather.defer(self);
         gather.flush();
         value
+    }
+
+    /// Flushes now: break before make. Unless the policy wants it the wrong way round; then what comes back with the value does,
+    /// when it is dropped, which is after something else was mapped there and before the table's lock is free.
+    #[inline(always)]
+    pub(crate) fn flush_before_make(self, reason: FlushReason) -> (T, Option<TlbGather<M>>) {
+        if M::mm().policy.breaks_before_make() { (self.flush(reason), None) } else { self.flush_late(reason) }
+    }
+
+    #[cold]
+    fn flush_late(self, reason: FlushReason) -> (T, Option<TlbGather<M>>) {
+        let mut late = TlbGather::new(reason);
+        (late.defer(self), Some(late))
     }
 }
 
@@ -102,6 +115,7 @@ fn flush_space<M: Machine>(space: &Space<M>, scope: FlushScope, tables: bool, re
     M::count(Event::TlbFlush, 1);
     space.count_flush();
     let cpus = space.flush.cpus.load(Relaxed);
+    let scope = M::mm().policy.flush_scope(scope);
     M::flush(&FlushRequest { root: space.root_pfn(), cpus, scope, tables, reason });
 }
 

@@ -107,7 +107,7 @@ impl<M: Machine> Space<M> {
         // A copy of the same size, if that can be had. A huge mapping may reach over the border of its VMA, or advice may have
         // changed: not with a page of its own.
         let start = addr.align_down(order.bytes());
-        let fits = level == Level::Pte || vma.huge_range(addr).is_some();
+        let fits = level == Level::Pte || vma.huge_range(addr, &M::mm().policy).is_some();
         let copy = if fits { self.own_copy(vma, start, leaf, order) } else { Err(NoPage::Memory) };
         let copy = match copy {
             Ok(copy) => copy,
@@ -143,10 +143,11 @@ impl<M: Machine> Space<M> {
             _ => return Step::Again,
         }
         // Another frame: not present, flush, new entry. The old page's reference goes last.
-        let old = cursor.clear_leaf().flush(FlushReason::CopyOnWrite);
+        let (old, late) = cursor.clear_leaf().flush_before_make(FlushReason::CopyOnWrite);
         let attrs = want.of_copy((old.attrs - Attrs::EXEC) | exec_of(vma));
         copy.set_maps(1);
         cursor.install(Entry::Leaf(Leaf::ram(copy.frame(), attrs)));
+        drop(late);
         drop(cursor);
         if old.special {
             M::count(alloc_event(order), 1);

@@ -30,7 +30,7 @@ use crate::machine::Machine;
 use crate::migrate::{Extent, FaultMigration, large_extent};
 use crate::notifier::{NotifyEvent, Owner};
 use crate::space::Space;
-use crate::split::SplitError;
+use crate::split::{SplitError, split_pmd};
 use crate::table::Table;
 use crate::types::{Access, Frame, Level, Order, PMD_SIZE, Place, Prot, VaRange, Vaddr};
 use crate::vma::{Vma, VmaKind};
@@ -205,7 +205,7 @@ impl<M: Machine> Space<M> {
             // The hot path knows what it is looking for, and that there is nobody to be told: a space with notifiers has no
             // table that was used last.
             if let Some(frame) = word::device_private(word) {
-                return self.fault_device::<false>(fault, &seen, frame);
+                return self.fault_device::<false, false>(fault, &seen, frame);
             }
             return match Entry::decode(word, Level::Pte) {
                 Entry::None => self.fault_pte(vma, fault, table),
@@ -245,7 +245,7 @@ impl<M: Machine> Space<M> {
             Some(pmd) => pmd,
             None => self.pmd_table_or_alloc(fault.addr, Need::User).map_err(oom)?,
         };
-        if let Some(start) = vma.huge_range(fault.addr) {
+        if let Some(start) = vma.huge_range(fault.addr, &M::mm().policy) {
             if let Some(step) = self.fault_huge(vma, fault, pmd, start) {
                 return Ok(step);
             }
@@ -343,7 +343,7 @@ impl<M: Machine> Space<M> {
     ) -> Result<Step, FaultError> {
         match entry {
             Entry::NonPresent(soft) => match soft.kind {
-                SoftKind::DevicePrivate => self.fault_device::<true>(fault, seen, soft.frame),
+                SoftKind::DevicePrivate => self.fault_device::<true, false>(fault, seen, soft.frame),
                 SoftKind::Migration => Ok(self.fault_migration(fault, seen, soft)),
                 SoftKind::DeviceExclusive => Ok(self.fault_exclusive(vma, fault, seen, &soft)),
                 SoftKind::ProtNone => Err(FaultError::Device(fault.addr)),
@@ -385,8 +385,11 @@ impl<M: Machine> Space<M> {
 
     /// On a device: the faulting folio's entries become migration entries in the same hold of the table lock in which they
     /// were looked at again, and the owner gets a migration that is under way. With `TELL`, the notifiers are told.
+    ///
+    /// A folio larger than the policy's granule is cut first, unless `WHOLE` says that this was tried: before its entries change,
+    /// so that nothing is to be undone and the owner is asked for what is to come, no more. Pages of 4 KiB pay nothing for it.
     #[inline(always)]
-    fn fault_device<const TELL: bool>(
+    fn fault_device<const TELL: bool, const WHOLE: bool>(
         &'static self,
         fault: &FaultInfo,
         seen: &Seen<M>,
@@ -409,10 +412,19 @@ impl<M: Machine> Space<M> {
             TELL.then(|| self.invalidate(range, NotifyEvent::Migrate { owner }))
         };
         let (_change, migration) = if locked.order() == seen.level.order() {
+            if seen.level == Level::Pmd && !WHOLE && Order::PMD > mm.policy.granule() {
+                drop(cursor);
+                return self.fault_granule(fault, seen.level, locked, fault.addr.index(Level::Pte) as u32);
+            }
             let change = tell(cursor.addr(), seen.level.order());
             (change, FaultMigration::take_one(&mut cursor, seen.table, device, locked, fault.addr))
         } else {
             match large_extent(&cursor, &locked, frame, None) {
+                Extent::Whole { .. } if !WHOLE && locked.order() > mm.policy.granule() => {
+                    let page = frame.index() - locked.frame().index();
+                    drop(cursor);
+                    return self.fault_granule(fault, seen.level, locked, page);
+                }
                 Extent::Whole { start: addr, run } => {
                     let change = tell(addr, locked.order());
                     let taken = FaultMigration::take(
@@ -436,6 +448,55 @@ impl<M: Machine> Space<M> {
         device.ops().migrate_to_ram(migration)?;
         M::count_one::<{ Event::DeviceFault as usize }>();
         Ok(Step::Done(FaultOutcome::Returned))
+    }
+
+    /// A folio larger than what a touch brings back, of which page `page` was touched: a cut closer around that page's granule, then
+    /// look again at what is left. At most two cuts leave the granule; the rest of the folio stays in as few pieces as it can.
+    /// Where it cannot be cut, all of it comes.
+    #[cold]
+    #[inline(never)]
+    fn fault_granule(
+        &'static self,
+        fault: &FaultInfo,
+        level: Level,
+        folio: LockedFolio<M>,
+        page: u32,
+    ) -> Result<Step, FaultError> {
+        let folio = folio.with_reference();
+        let cut = self.cut_granule(fault.addr, level, &folio, page);
+        drop(folio.unlock());
+        if cut.is_ok() {
+            return Ok(Step::Again);
+        }
+        let (table, level, entry) = match self.peek(fault.addr) {
+            Peek::Pmd(table, entry) => (table, Level::Pmd, entry),
+            Peek::Pte(table, entry) => (table, Level::Pte, entry),
+            Peek::NoTable => return Ok(Step::Again),
+        };
+        match entry {
+            Entry::NonPresent(soft) if soft.kind == SoftKind::DevicePrivate => {
+                let seen = Seen { table, level, word: entry.encode(level) };
+                self.fault_device::<true, true>(fault, &seen, soft.frame)
+            }
+            _ => Ok(Step::Again),
+        }
+    }
+
+    /// One cut: before the granule of page `page`, or behind it when it is the folio's first.
+    fn cut_granule(
+        &'static self,
+        addr: Vaddr,
+        level: Level,
+        folio: &LockedFolio<M>,
+        page: u32,
+    ) -> Result<(), SplitError> {
+        let mm = M::mm();
+        let granule = mm.policy.granule().pages();
+        let start = page & !(granule - 1);
+        if level == Level::Pmd {
+            split_pmd(self, addr, mm.spare_pte_table(addr, Need::Reserve)?);
+        }
+        self.split_folio(folio, addr, if start != 0 { start } else { granule })
     }
 
     /// A folio that is mapped only in part: split as far as that goes, then look again at what is left.

@@ -107,6 +107,7 @@ fn fill_huge<M: Machine>(
         _ => None,
     };
     let mut cursor = hole_cursor(space, unit.addr, Order::PMD)?;
+    let _late;
     match (cursor.entry(), &unit.dest) {
         (Entry::None, _) => {}
         (Entry::Leaf(Leaf { special: true, .. }), Dest::Folio(folio)) => {
@@ -117,7 +118,7 @@ fn fill_huge<M: Machine>(
         // A table takes its place: not before the 2 MiB translation is gone.
         (Entry::Leaf(leaf @ Leaf { special: true, .. }), _) => {
             attrs = over_zero(attrs, &leaf);
-            cursor.clear_leaf().flush(FlushReason::ZeroReplaced);
+            _late = cursor.clear_leaf().flush_before_make(FlushReason::ZeroReplaced).1;
         }
         _ => return Err(Cause::Raced),
     }

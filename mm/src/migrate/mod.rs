@@ -43,7 +43,7 @@ pub(crate) use collect::{Collecting, Extent, large_extent, to_migration};
 pub(crate) use finalize::note_arrived;
 pub use options::{MigrateFlags, MigrateOptions, Sources, UnitReport, Verdict};
 pub use single::FaultMigration;
-pub(crate) use unit::{Batch, PieceChunk, UnitChunk};
+pub(crate) use unit::{Batch, MAX_UNITS, PieceChunk, UnitChunk};
 
 /// Why a unit stayed where it was.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -2,7 +2,7 @@
 //!
 //! A fault-back moves one folio that, nearly always, one entry maps. The general machinery would spend more instructions on
 //! its batch than the move itself takes, so this does each phase once, with the general one's own parts. Whatever is out of
-//! the ordinary (other mappings, no whole folio free) is handed to the general machinery ([`FaultMigration::batch`]).
+//! the ordinary (other mappings, no whole folio free or wanted) is handed to the general machinery ([`FaultMigration::batch`]).
 
 use crate::counters::Event;
 use crate::cursor::Cursor;
@@ -161,7 +161,7 @@ impl<M: Machine> FaultMigration<M> {
         let source = &self.source;
         let pages = order.pages();
         // Unmapped: nothing else maps it. No flush is owed, since no TLB can hold a device-private page.
-        if source.map_count() != 0 {
+        if source.map_count() != 0 || order != Order::BASE && order > M::mm().policy.max_order() {
             return self.batch()?.back_to_ram();
         }
         let Ok(to) = M::mm().alloc_frames(Place::RAM, order, Need::Reserve) else {

@@ -367,6 +367,8 @@ pub(crate) struct Batch<M: Machine> {
     /// Somebody wants to hear of every unit, those included that never became one.
     pub(crate) observed: bool,
     pub(crate) fault: Vaddr,
+    /// Units that it has room for.
+    pub(crate) limit: usize,
     pub(crate) pages: u32,
     /// Some folio is mapped elsewhere too.
     pub(crate) shared: bool,
@@ -409,6 +411,7 @@ impl<M: Machine> Default for Batch<M> {
             fast: Fast::Nothing,
             observed: false,
             fault: Vaddr(0),
+            limit: MAX_UNITS,
             pages: 0,
             shared: false,
             busy: (NIL, Vaddr(0)),

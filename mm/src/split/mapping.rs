@@ -52,7 +52,7 @@ fn split_at<M: Machine>(cursor: &mut Cursor<M>, mut spare: SpareTable<M>, dead: 
             let _change = leaf.special.then(|| cursor.space().invalidate(range, NotifyEvent::Clear));
             // Break before make: a 2 MiB and a 4 KiB translation of one address must never live side by side (AMD
             // erratum 383), so the entry goes, its translations go, and only then the table is hooked in.
-            let leaf = cursor.clear_leaf().flush(FlushReason::Split);
+            let (leaf, _late) = cursor.clear_leaf().flush_before_make(FlushReason::Split);
             let zero = mm.zero_page();
             fill(&mut spare, dead, |i| {
                 let frame = if leaf.special { zero } else { leaf.frame.offset(i) };

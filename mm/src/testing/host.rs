@@ -12,9 +12,10 @@ use crate::device::StillInUse;
 use crate::error::{FaultError, OutOfMemory};
 use crate::exercise::{self, Failure, Model, Rng, Step, WORDS, World, about_huge, mix};
 use crate::machine::FlushReason;
+use crate::policy::{FlushPolicy, HugePages, MAX_BATCH_UNITS, Policy};
 use crate::space::{AddressSpace, Space};
-use crate::testing::machine::{Config, Soft, State};
-use crate::types::{VaRange, Vaddr};
+use crate::testing::machine::{Config, Mood, Soft, State};
+use crate::types::{Order, VaRange, Vaddr};
 
 /// How a run is watched.
 #[derive(Clone, Debug, Default)]
@@ -76,7 +77,18 @@ pub(crate) fn shape(seed: u64) -> Config {
         chaos: rng.pick(&[0, 20, 60, 200]),
         late_copies: rng.one_in(3),
         coherent: rng.pick::<&[usize]>(&[&[], &[2], &[2], &[2], &[0], &[1], &[0, 2]]).to_vec(),
+        mood: Mood::Steady,
     }
+}
+
+/// Turns every knob that leaves right what is right.
+fn draw(policy: &Policy, rng: &mut Rng) {
+    policy.set_huge(rng.pick(&[HugePages::Always, HugePages::Madvise, HugePages::Never]));
+    policy.set_max_order(Order::new(rng.pick(&[0, 2, 4, 8, 9, 9, 9])));
+    policy.set_granule(Order::new(rng.pick(&[0, 1, 4, 4, 8, 9])));
+    policy.set_batch_units(rng.pick(&[1, 2, 7, 64, 65, MAX_BATCH_UNITS]));
+    policy.set_flush(rng.pick(&[FlushPolicy::Auto, FlushPolicy::Ranged, FlushPolicy::Full]));
+    policy.set_flush_threshold(rng.pick(&[0, 1, 32, 600]));
 }
 
 /// The space that a CPU has loaded.
@@ -124,6 +136,9 @@ impl World for Host {
 
     fn begin(&self, step: &Step) {
         self.state.mmu.borrow_mut().rng = Rng::new(u64::from(step.0));
+        if self.state.config.mood == Mood::Fickle && mix(u64::from(step.0)).is_multiple_of(16) {
+            draw(&self.state.mm.policy, &mut Rng::new(mix(u64::from(step.0) + 1)));
+        }
     }
     fn rest(&self) {
         if !self.state.at_rest() {

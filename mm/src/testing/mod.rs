@@ -42,6 +42,7 @@ mod owner;
 mod owners;
 mod partial;
 mod parts;
+mod policy;
 mod protect;
 mod random;
 mod regressions;

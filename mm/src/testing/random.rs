@@ -4,17 +4,18 @@ use crate::counters::Event;
 use crate::exercise::{Failure, Step, generate, shrink as shrink_list, situations};
 use crate::machine::FlushReason;
 use crate::testing::host::{Done, Watch, as_rust, run, shape, shrink};
+use crate::testing::machine::{Config, Mood};
 
 /// Steps of one case.
 const CASE: usize = 1000;
 
 /// Runs cases `from`, `from + by`, ... until `actions` actions are done; a failure is shrunk and printed.
-fn cases(from: u64, by: u64, actions: u64) -> Done {
+fn cases(from: u64, by: u64, actions: u64, mood: Mood) -> Done {
     let watch = Watch { skip: None, no_stale: true };
     let mut sum = Done::default();
     let mut seed = from;
     while sum.actions < actions {
-        let (config, steps) = (shape(seed), generate(seed, CASE));
+        let (config, steps) = (Config { mood, ..shape(seed) }, generate(seed, CASE));
         match run(&config, &steps, &watch) {
             Ok(done) => sum.add(&done),
             Err(failure) => {
@@ -49,8 +50,9 @@ fn random_actions_agree_with_the_model() {
     let each = wanted().div_ceil(threads);
     let first = number("FARPAGE_SEED", 0);
     let sums: Vec<Done> = std::thread::scope(|scope| {
-        let runs: Vec<_> =
-            (0..threads).map(|n| scope.spawn(move || cases(first + n, threads, each))).collect();
+        let runs: Vec<_> = (0..threads)
+            .map(|n| scope.spawn(move || cases(first + n, threads, each, Mood::Steady)))
+            .collect();
         runs.into_iter().map(|run| run.join().unwrap_or_else(|e| std::panic::resume_unwind(e))).collect()
     });
     let mut sum = Done::default();
@@ -73,6 +75,16 @@ fn random_actions_agree_with_the_model() {
     assert_eq!(missed, [""; 0], "events that did not happen");
     let missed: Vec<_> = situations().filter(|what| !sum.seen.contains_key(what)).collect();
     assert_eq!(missed, [""; 0], "situations that did not come up");
+}
+
+/// The same while somebody turns the knobs: policies change how things are done, never what programs see.
+#[test]
+fn random_actions_under_changing_policies_agree_with_the_model() {
+    let done = cases(number("FARPAGE_SEED", 0) + 5_000, 1, wanted() / 4, Mood::Fickle);
+    let happened = |event: Event| done.events[event as usize] != 0;
+    for event in [Event::TlbFlushAll, Event::TlbFlushOne, Event::MigrateSplit, Event::ThpFaultAlloc] {
+        assert!(happened(event), "{}", event.name());
+    }
 }
 
 fn failure(step: usize, what: &str) -> Option<Failure> {

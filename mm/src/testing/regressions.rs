@@ -6,7 +6,7 @@ use std::rc::Rc;
 use crate::exercise::{Action::*, Step};
 use crate::testing::host::{Watch, run};
 use crate::testing::kit::{Kit, range};
-use crate::testing::machine::Config;
+use crate::testing::machine::{Config, Mood};
 use crate::types::{Place, Prot};
 use crate::vma::HugeAdvice;
 
@@ -26,6 +26,7 @@ fn config() -> Config {
         chaos: 60,
         late_copies: false,
         coherent: Vec::new(),
+        mood: Mood::Steady,
     }
 }
 
@@ -154,6 +155,7 @@ fn a_copy_for_a_write_may_lie_under_two_vmas() {
         coherent: vec![0],
         chaos: 60,
         late_copies: false,
+        mood: Mood::Steady,
     };
     passes(&config, &steps);
 }

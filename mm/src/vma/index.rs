@@ -357,15 +357,16 @@ mod tests {
 
     #[test]
     fn a_huge_range_lies_wholly_inside_and_is_wanted() {
-        let _machine = Soft::boot(&Config::default());
+        let machine = Soft::boot(&Config::default());
+        let policy = &machine.state().mm.policy;
         let vma = vma(511, 1024);
         let inside = Vaddr(600 << PAGE_SHIFT);
-        assert_eq!(vma.huge_range(inside), None, "not advised");
+        assert_eq!(vma.huge_range(inside, policy), None, "not advised");
         vma.set_advice(HugeAdvice::Huge);
-        assert_eq!(vma.huge_range(inside), Some(Vaddr(512 << PAGE_SHIFT)));
-        assert_eq!(vma.huge_range(Vaddr(511 << PAGE_SHIFT)), None, "begins too early");
-        assert_eq!(vma.huge_range(Vaddr(1100 << PAGE_SHIFT)), None, "ends too late");
+        assert_eq!(vma.huge_range(inside, policy), Some(Vaddr(512 << PAGE_SHIFT)));
+        assert_eq!(vma.huge_range(Vaddr(511 << PAGE_SHIFT), policy), None, "begins too early");
+        assert_eq!(vma.huge_range(Vaddr(1100 << PAGE_SHIFT), policy), None, "ends too late");
         vma.set_advice(HugeAdvice::NoHuge);
-        assert_eq!(vma.huge_range(inside), None);
+        assert_eq!(vma.huge_range(inside, policy), None);
     }
 }

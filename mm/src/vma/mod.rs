@@ -9,6 +9,7 @@ mod index;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use crate::entry::Attrs;
+use crate::policy::Policy;
 use crate::slab::{NIL, Slot, SlotHeader};
 use crate::types::{PAGE_SHIFT, PMD_SIZE, Prot, VaRange, Vaddr};
 
@@ -243,10 +244,10 @@ impl Vma {
 
     /// The aligned 2 MiB around `addr`, when all of it is in the VMA and huge pages are wanted. Objects have none.
     #[inline(always)]
-    pub(crate) fn huge_range(&self, addr: Vaddr) -> Option<Vaddr> {
+    pub(crate) fn huge_range(&self, addr: Vaddr, policy: &Policy) -> Option<Vaddr> {
         let start = addr.align_down(PMD_SIZE);
         let fits = start >= self.start() && start.0 + PMD_SIZE <= self.end.load(Relaxed);
-        if fits && self.advice() == HugeAdvice::Huge && self.kind() == VmaKind::Anon {
+        if fits && self.kind() == VmaKind::Anon && policy.wants_huge(self.advice()) {
             Some(start)
         } else {
             None

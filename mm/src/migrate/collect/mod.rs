@@ -28,7 +28,7 @@ impl<M: Machine> Space<M> {
         let vmas = self.vmas.read();
         let mut at = range.start;
         let (mut change, mut told) = self.tell_of_walk(range, collecting);
-        while at < range.end && collecting.batch().pages < BATCH_PAGES {
+        while at < range.end && !collecting.is_full() {
             if at >= told {
                 (change, told) = self.tell_of_walk(VaRange::between(at, range.end), collecting);
             }
@@ -123,7 +123,7 @@ impl<M: Machine> Space<M> {
     /// A hole where there is no PTE table: one huge unit where the VMA wants huge pages and one fits, else smaller ones.
     fn collect_hole(&'static self, vma: &Vma, part: VaRange, collecting: &mut Collecting<M>) -> Vaddr {
         let addr = part.start;
-        if vma.huge_range(addr) == Some(addr) && addr.0 + PMD_SIZE <= part.end.0 {
+        if vma.huge_range(addr, &M::mm().policy) == Some(addr) && addr.0 + PMD_SIZE <= part.end.0 {
             collecting.take_hole(self, vma, addr, Order::PMD);
             return addr.add(PMD_SIZE);
         }
@@ -143,16 +143,18 @@ impl<M: Machine> Space<M> {
         let end = part.start.align_down(PMD_SIZE).add(PMD_SIZE).min(part.end);
         let mut cursor = self.cursor_in(table, Level::Pte, part.start);
         loop {
+            // Single pages are a unit each: no more of them than the batch has room for.
+            let room = cursor.addr().add(collecting.room() as u64 * PAGE_SIZE).min(end);
             let after = match vma.kind() {
                 VmaKind::Anon => match collecting.batch().fast {
                     Fast::Nothing => cursor.addr(),
-                    Fast::Private => self.collect_single_pages::<true>(&mut cursor, end, collecting),
-                    Fast::Ram => self.collect_single_pages::<false>(&mut cursor, end, collecting),
+                    Fast::Private => self.collect_single_pages::<true>(&mut cursor, room, collecting),
+                    Fast::Ram => self.collect_single_pages::<false>(&mut cursor, room, collecting),
                 },
                 _ => cursor.addr(),
             };
-            if after >= end {
-                return Some(end);
+            if after >= room {
+                return Some(room);
             }
             if !collecting.reserve() {
                 return Some(after).filter(|&at| at > part.start);
@@ -166,7 +168,7 @@ impl<M: Machine> Space<M> {
                 }
             };
             // A folio that goes on in the table beside has been taken with what lies there.
-            if after >= end || !cursor.seek(after) {
+            if after >= end || collecting.room() == 0 || !cursor.seek(after) {
                 return Some(after);
             }
         }

@@ -7,7 +7,7 @@ use crate::error::OutOfMemory;
 use crate::folio::{Folio, LockedFolio, put_many};
 use crate::machine::{FlushReason, Machine};
 use crate::migrate::options::{Fast, MigrateOptions};
-use crate::migrate::unit::{Batch, MAX_UNITS, Source, State, Unit};
+use crate::migrate::unit::{Batch, Source, State, Unit};
 use crate::migrate::{BATCH_PAGES, Cause, Collected, Migration, Work};
 use crate::notifier::Owner;
 use crate::slab::NIL;
@@ -53,6 +53,7 @@ impl<M: Machine> Collecting<M> {
         batch.from = options.sources(to);
         batch.fast = Fast::of(options, to);
         batch.observed = false;
+        batch.limit = M::mm().policy.batch_units();
         batch.pages = 0;
         batch.shared = false;
         batch.busy = (NIL, Vaddr(0));
@@ -164,7 +165,13 @@ impl<M: Machine> Collecting<M> {
     /// True when no more belongs in this batch: pages enough, or as many units as it has room for. Not a want of memory.
     pub(crate) fn is_full(&mut self) -> bool {
         let batch = self.batch();
-        batch.pages >= BATCH_PAGES || batch.units.len() >= MAX_UNITS
+        batch.pages >= BATCH_PAGES || batch.units.len() >= batch.limit
+    }
+
+    /// Units that it has room for still.
+    pub(super) fn room(&mut self) -> usize {
+        let batch = self.batch();
+        batch.limit.saturating_sub(batch.units.len())
     }
 
     /// Makes a unit of a folio that was found by its frames: the next phase finds its mappings.

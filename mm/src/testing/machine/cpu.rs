@@ -3,7 +3,7 @@
 use core::cell::Cell;
 
 use crate::counters::Event;
-use crate::machine::{FlushRequest, FreshFrame, Machine, TableWords, WaitKey};
+use crate::machine::{FlushRequest, FlushScope, FreshFrame, Machine, TableWords, WaitKey};
 use crate::mm::Mm;
 use crate::testing::machine::{Soft, state};
 use crate::types::{Frame, Order, PAGE_SIZE};
@@ -98,6 +98,10 @@ impl Machine for Soft {
         state.flushes.borrow_mut()[request.reason as usize] += 1;
         if state.skip.get() != Some(request.reason) {
             state.mmu.borrow_mut().flush(request);
+            match request.scope {
+                FlushScope::All => Self::count(Event::TlbFlushAll, 1),
+                FlushScope::Range { range, stride } => Self::count(Event::TlbFlushOne, range.len() / stride),
+            }
         }
         state.disturb();
     }

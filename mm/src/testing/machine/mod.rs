@@ -18,6 +18,7 @@ use crate::device::{CopyOp, DeviceKind};
 use crate::exercise::{Model, WORDS};
 use crate::machine::{FlushReason, TableWords};
 use crate::mm::{MapStorage, Mm};
+use crate::policy::FlushPolicy;
 use crate::testing::machine::device::DEVICES;
 pub(crate) use crate::testing::machine::device::{KEPT, SoftDevice};
 use crate::testing::mmu::Mmu;
@@ -27,6 +28,17 @@ use crate::types::{Frame, Order, Place};
 pub(crate) type Page = [Cell<u64>; WORDS];
 /// What a freed device page is filled with.
 const POISON: u64 = 0xdead_beef_dead_beef;
+
+/// What is done with the policies of a machine.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Mood {
+    /// Nothing.
+    Steady,
+    /// They are drawn anew again and again while a list runs.
+    Fickle,
+    /// The new is mapped before the old is flushed: a mutation.
+    MakeFirst,
+}
 
 /// What machine to build.
 #[derive(Clone, Debug)]
@@ -43,6 +55,8 @@ pub(crate) struct Config {
     pub(crate) chaos: u64,
     /// Copies finish when they are waited for, not when they are submitted.
     pub(crate) late_copies: bool,
+    /// What is done with the policies.
+    pub(crate) mood: Mood,
 }
 
 /// A list of one range.
@@ -59,6 +73,7 @@ impl Default for Config {
             coherent: Vec::new(),
             chaos: 0,
             late_copies: false,
+            mood: Mood::Steady,
         }
     }
 }
@@ -219,6 +234,9 @@ impl Soft {
             failure: RefCell::new(None),
         }));
         CURRENT.with(|current| current.set(Some(state)));
+        // A range that is too small is to be seen, however large the range.
+        state.mm.policy.set_flush(FlushPolicy::Ranged);
+        state.mm.policy.set_break_before_make(config.mood != Mood::MakeFirst);
         state.mm.register_ram(first, MapStorage::new(leak_words(MapStorage::words_for(frames))));
         for range in &config.ram {
             state.mm.add_ram(range.clone());
