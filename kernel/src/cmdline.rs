@@ -28,6 +28,23 @@ pub enum Run {
     Exp,
 }
 
+impl Run {
+    /// The word for it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tour => "tour",
+            Self::Bench => "bench",
+            Self::Test => "test",
+            Self::List => "list",
+            Self::Gdb => "gdb",
+            Self::Shell => "shell",
+            Self::Exp => "exp",
+            Self::Hang => "hang",
+        }
+    }
+}
+
 /// How much is logged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum LogLevel {
@@ -73,6 +90,8 @@ pub struct CommandLine<'a> {
     pub seed: u64,
     /// `coherent=2,3`: numbers of the devices whose memory CPUs map where it lies; none if empty.
     pub coherent: &'a str,
+    /// The whole line, if there is a `set=KNOB=VALUE` in it.
+    settings: &'a str,
 }
 
 /// What is wrong with a word.
@@ -102,7 +121,7 @@ impl fmt::Display for CommandLineError<'_> {
             Self::UnknownKey(key) => write!(
                 f,
                 "command line: there is no \"{key}\"; known are run, log, filter, exact, icount, list, wall, sizes, \
-                 counters, actions, seed and coherent"
+                 counters, actions, seed, coherent and set"
             ),
             Self::BadValue { key, value, expected } => {
                 write!(f, "command line: {key} cannot be \"{value}\"; it is one of {expected}")
@@ -122,6 +141,9 @@ impl<'a> CommandLine<'a> {
         for word in line.split_ascii_whitespace() {
             let (key, value) = word.split_once('=').ok_or(CommandLineError::NoValue(word))?;
             parsed.set(key, value)?;
+            if key == "set" {
+                parsed.settings = line;
+            }
         }
         parsed.exact = match parsed.exact {
             Some("0") => None,
@@ -139,6 +161,11 @@ impl<'a> CommandLine<'a> {
             Some(exact) => name == exact,
             None => self.filter.is_empty() || self.filter.split(',').any(|part| name.contains(part)),
         }
+    }
+
+    /// What knobs are set to, as `KNOB=VALUE`, in the order in which they stand.
+    pub fn settings(&self) -> impl Iterator<Item = &'a str> {
+        self.settings.split_ascii_whitespace().filter_map(|word| word.strip_prefix("set="))
     }
 
     /// Is the device of this number to be coherent?
@@ -184,6 +211,9 @@ impl<'a> CommandLine<'a> {
             "actions" => self.actions = Some(number("actions", value)?),
             "seed" => self.seed = number("seed", value)?,
             "coherent" if value.split(',').all(|n| n.parse::<u8>().is_ok()) => self.coherent = value,
+            // What knobs there are and what they can be is not known here.
+            "set" if value.contains('=') => {}
+            "set" => return Err(bad("set", value, "KNOB=VALUE")),
             "coherent" => return Err(bad("coherent", value, "device numbers, separated by commas")),
             _ => return Err(CommandLineError::UnknownKey(key)),
         }
@@ -262,6 +292,24 @@ mod tests {
         assert_eq!(line.counters, "cycles,page-walks");
         let error = CommandLine::parse("counters=cycle").expect_err("a bad value").to_string();
         assert!(error.contains("counters cannot be \"cycle\"; it is one of cycles, instructions"), "{error}");
+    }
+
+    #[test]
+    fn knobs_are_set_as_often_as_one_likes() {
+        let line = CommandLine::parse("run=exp set=granule=64K filter=x set=fail-plan=table:0:1")
+            .expect("good words");
+        assert!(line.settings().eq(["granule=64K", "fail-plan=table:0:1"]));
+        assert_eq!(CommandLine::parse("run=exp").map(|line| line.settings().count()), Ok(0));
+        let error = CommandLine::parse("set=granule").expect_err("no value");
+        assert_eq!(error.to_string(), "command line: set cannot be \"granule\"; it is one of KNOB=VALUE");
+    }
+
+    #[test]
+    fn a_run_is_called_what_it_is_asked_for_by() {
+        for name in ["tour", "bench", "test", "list", "gdb", "shell", "exp", "hang"] {
+            let line = std::format!("run={name}");
+            assert_eq!(CommandLine::parse(&line).map(|line| line.run.name()), Ok(name));
+        }
     }
 
     #[test]

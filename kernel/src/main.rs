@@ -16,6 +16,7 @@ mod counting;
 mod exit;
 mod fwcfg;
 mod hang;
+mod knobs;
 mod lab;
 mod measure;
 mod memory;
@@ -112,6 +113,7 @@ extern "C" fn on_own_tables() -> ! {
         log::warn!("{error}");
     }
     log::info!("on the kernel's own page tables, root {:?}", x86_64::tlb::root());
+    knobs::init(&boot.command);
     match boot.command.run {
         Run::List => testing::list(),
         Run::Test => testing::run(&boot.command),

@@ -63,6 +63,43 @@ const RUNS: &[Run] = &[
         says: &["Cargo.toml", "a port"],
     },
     Run {
+        name: "knob_that_cannot_be",
+        arguments: &["--set", "granule=5K"],
+        succeeds: false,
+        says: &["granule cannot be \"5K\": it is 4K, 64K or 2M"],
+    },
+    Run {
+        name: "unsafe_knob_in_the_tour",
+        arguments: &["tour", "--set", "break-before-make=off"],
+        succeeds: false,
+        says: &["for experiments only", "tour does not"],
+    },
+    Run {
+        name: "unsafe_knob_in_a_bench",
+        arguments: &["bench", "--set", "skip-flush=unmap"],
+        succeeds: false,
+        says: &["for experiments only", "bench does not"],
+    },
+    Run {
+        // By the kernel itself: the runner passes these words on.
+        name: "unsafe_knob_in_the_kernels_tests",
+        arguments: &["boot", "run=test", "filter=heap", "set=skip-flush=unmap"],
+        succeeds: false,
+        says: &["for experiments only", "test does not"],
+    },
+    Run {
+        name: "knob_and_baseline",
+        arguments: &["bench", "--baseline", "tests/baseline/bench.json", "--set", "batch=1"],
+        succeeds: false,
+        says: &["leave out --set"],
+    },
+    Run {
+        name: "tour_with_a_knob",
+        arguments: &["tour", "--set", "flush-policy=full", "--set", "copy=sse"],
+        succeeds: true,
+        says: &["flush-policy is full", "copy is sse", "audit ok"],
+    },
+    Run {
         name: "device_too_small",
         arguments: &["tour", "--device-size", "1M"],
         succeeds: false,

@@ -16,7 +16,7 @@ use crate::{
 
 type Check = fn(&Shell) -> Result<(), String>;
 
-const RUNS: [(&str, Check); 11] = [
+const RUNS: [(&str, Check); 13] = [
     ("a_page_goes_to_the_device_and_comes_back", there_and_back),
     ("part_of_a_page_and_a_clone", part_and_clone),
     ("a_mistake_is_told_and_the_kernel_goes_on", mistakes),
@@ -25,8 +25,10 @@ const RUNS: [(&str, Check); 11] = [
     ("a_file_and_a_pipe_are_scripts", file_and_pipe),
     ("the_same_commands_cost_the_same", same_cost),
     ("a_kernel_that_dies_is_reported", dies),
-    ("coherent_devices_and_failures_can_be_had", knobs),
     ("a_machine_without_counters_says_so", counters),
+    ("coherent_devices_and_failures_can_be_had", failures),
+    ("knobs_change_what_is_done", knobs),
+    ("unsafe_knobs_are_named_and_spoil_a_bench", unsafe_knobs),
     ("no_line_brings_the_kernel_down", any_lines),
 ];
 
@@ -220,7 +222,8 @@ fn mistakes(shell: &Shell) -> Result<(), String> {
         "no folio owns frame ram:0xffffffff: it is free, a table, or not there",
         "the line has 513 bytes and 512 fit; it was not obeyed: send it in parts",
         "user address 0x1000 cannot be accessed: no mapping at 0x1000; spaces lists what is mapped, map makes more",
-        "the knob cannot be \"nothing\": set skip-flush lists the names",
+        "skip-flush cannot be \"nothing\": it is off, split, migrate, zero-replaced, copy-on-write, protect, unmap, \
+         free-tables, remap, exclusive or owed",
         "dev0 has no page 0x4000: its last is 0x3fff",
     ];
     for (n, error) in expected.iter().enumerate() {
@@ -313,6 +316,49 @@ fn dies(shell: &Shell) -> Result<(), String> {
 }
 
 fn knobs(shell: &Shell) -> Result<(), String> {
+    let options = ["--set", "granule=64K", "--set", "group-limit=4M"];
+    let commands = "map 1000000000 2M rw huge; fill 1000000000 2M 7; migrate 1000000000 2M dev0; touch 1000012345 r; stat --diff; \
+                    set granule 4K; touch 1000100000 r; pt; check 1000000000 2M 7 --where; \
+                    map 1000200000 4M; touch 1000200000 4M w; set group-limit off; set huge always; map 2000000000 2M; \
+                    touch 2000000000 w; set fail-copies 1; migrate 2000000000 2M dev0; set granule; audit";
+    let told = shell.run(&[&options[..], &["--keep-going", "-c", commands]].concat())?;
+    if !["granule is 64K", "group-limit is 4M"].iter().all(|said| told.done.stdout.contains(said)) {
+        return Err(format!("the command line's knobs are not told: {}", told.done));
+    }
+    told.says(3, &["touched 1 page: 1 page fault, 1 on device memory that brought 16 pages back"])?;
+    told.says(4, &["devmem_pages_out", "+16"])?;
+    told.is(5, &["granule is 4K"])?;
+    told.says(6, &["touched 1 page: 1 page fault, 1 on device memory that brought 1 page back"])?;
+    for run in ["16 x 4 KiB  present", "224 x 4 KiB  device-private", "1 x 4 KiB  present"] {
+        told.says(7, &[run])?;
+    }
+    told.is(
+        8,
+        &["262,144 words are right where they lie: 8,704 in RAM, 253,440 on devices; nothing was touched"],
+    )?;
+    told.says(10, &["error: ", "its group has all of its 1024 pages"])?;
+    told.says(14, &["touched 1 page: 1 page fault"])?;
+    told.says(16, &["512 pages stayed: the copy failed"])?;
+    told.says(17, &["granule ", " 4K ", "4K, 64K or 2M"])?;
+    told.is(18, &["audit ok: every invariant holds"])?;
+    told.ends(1, "a command of the script failed: see above")
+}
+
+fn unsafe_knobs(shell: &Shell) -> Result<(), String> {
+    let commands = "bench fault-back; set break-before-make on; set skip-flush unmap; bench x; set skip-flush off; audit";
+    let told = shell.run(&["--set", "break-before-make=off", "--keep-going", "-c", commands])?;
+    if !told.done.stdout.contains("break-before-make is off: unsafe, what comes from now on may be wrong") {
+        return Err(format!("it is not said that it is unsafe: {}", told.done));
+    }
+    told.says(0, &["error: ", "set break-before-make on"])?;
+    told.is(1, &["break-before-make is on"])?;
+    told.is(2, &["skip-flush is unmap: unsafe, what comes from now on may be wrong"])?;
+    told.says(3, &["error: ", "set skip-flush off"])?;
+    told.is(5, &["audit ok: every invariant holds"])?;
+    told.ends(1, "2 commands of the script failed: see above")
+}
+
+fn failures(shell: &Shell) -> Result<(), String> {
     let commands = "map 1000000000 16p; fill 1000000000 16p 3; set fail-copies 1; migrate 1000000000 16p dev1; \
                     migrate 1000000000 16p dev1; migrate 1000000000 16p dev2; pt; check 1000000000 16p 3 --where; \
                     check 1000000000 16p 3; map 1000010000 4K; set fail-alloc 1; touch 1000010000 w; touch 1000010000 w; \
@@ -326,7 +372,7 @@ fn knobs(shell: &Shell) -> Result<(), String> {
     told.is(8, &["8,192 words are right: 0 page faults"])?;
     told.is(11, &["error: user address 0x1000010000 cannot be accessed: out of memory at 0x1000010000; unmap something first"])?;
     told.is(12, &["touched 1 page: 1 page fault"])?;
-    told.says(14, &["log          info "])?;
+    told.says(14, &["log ", " info ", "How much the kernel logs"])?;
     told.is(15, &["audit ok: every invariant holds"])?;
     told.ends(1, "a command of the script failed: see above")
 }

@@ -6,6 +6,7 @@ use crate::qemu::{Accel, Device, GuestCommand, Qemu, QmpPlace};
 use crate::size::Size;
 use crate::{bench, boot, gdb, install, lab, shell, tour};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use ktest::monitor::Setting;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -118,12 +119,20 @@ pub struct MachineArgs {
     /// Open QEMU's monitor (QMP) at this Unix socket or loopback port
     #[arg(long, global = true, value_name = "PATH|PORT")]
     qmp: Option<QmpPlace>,
+    /// Turn a knob, like granule=64K (repeatable; set in the shell lists them)
+    #[arg(long, global = true, value_name = "KNOB=VALUE", value_parser = setting)]
+    set: Vec<String>,
     /// A further argument for QEMU (repeatable)
     #[arg(long, global = true, value_name = "ARG", allow_hyphen_values = true)]
     qemu_arg: Vec<String>,
     /// Show QEMU's command line before it runs
     #[arg(long, global = true)]
     print_qemu: bool,
+}
+
+/// What `--set` takes.
+fn setting(text: &str) -> Result<String, String> {
+    Setting::read(text).map(|_| text.to_string()).map_err(|error| error.to_string())
 }
 
 /// What a command wants where the user has not said.
@@ -140,6 +149,21 @@ impl Defaults {
 }
 
 impl MachineArgs {
+    /// Some knob is turned: what is measured is not what it is otherwise.
+    pub(crate) fn is_set(&self) -> bool {
+        !self.set.is_empty()
+    }
+
+    /// Adds what the knobs are set to. What is unsafe is refused where results are to be believed.
+    fn with_settings(&self, mut command: GuestCommand) -> Result<GuestCommand, Error> {
+        for text in &self.set {
+            let checked = Setting::read(text).and_then(|setting| setting.check_for(command.what()));
+            checked.map_err(|error| Error::Setting(error.to_string()))?;
+            command = command.with("set", text);
+        }
+        Ok(command)
+    }
+
     /// The machine that was asked for, to run this command.
     pub(crate) fn qemu(&self, defaults: &Defaults, command: GuestCommand) -> Result<Qemu, Error> {
         let count = if self.no_device { 0 } else { self.device_count };
@@ -159,8 +183,8 @@ impl MachineArgs {
             accel: self.accel,
             icount,
             devices: vec![device; count as usize],
-            command: command.with("log", log).with("icount", u8::from(icount)),
             qmp: self.qmp.clone(),
+            command: self.with_settings(command.with("log", log).with("icount", u8::from(icount)))?,
             extra: self.qemu_arg.clone(),
             timeout: self.timeout.or(defaults.timeout_secs).map(Duration::from_secs),
             ..Qemu::default()
@@ -194,6 +218,7 @@ pub fn run(cli: Cli) -> Result<(), Error> {
         Task::Bench(args) => bench::run(&args, machine),
         Task::Exp(args) => lab::run(&args, machine),
         Task::Shell(args) => shell::run(&args, machine),
+        Task::Test(_) if machine.is_set() => Err(Error::TestsSet),
         Task::Test(args) => test(&args),
         Task::Gdb(args) => gdb::run(&args, machine),
         Task::Boot(args) => boot::run(&args, machine),
@@ -256,6 +281,29 @@ mod tests {
         assert!(!machine("x --no-icount").unwrap().icount);
         assert!(matches!(machine("x --accel kvm --icount"), Err(Error::IcountNeedsTcg)));
         assert!(parse("x --icount --no-icount").is_err());
+    }
+
+    #[test]
+    fn knobs_become_words_for_the_guest() {
+        let qemu = machine("x --set granule=64K --set fail-plan=table:0:1").unwrap();
+        let words = "run=tour log=warn icount=1 set=granule=64K set=fail-plan=table:0:1";
+        assert_eq!((qemu.command.as_str(), qemu.command.what()), (words, "tour"));
+        assert!(parse("x --set granule=5K").unwrap_err().contains("it is 4K, 64K or 2M"));
+        assert!(parse("x --set granul=4K").unwrap_err().contains("did you mean granule?"));
+    }
+
+    #[test]
+    fn unsafe_knobs_are_for_experiments() {
+        let unsafe_one = parse("x --set break-before-make=off").unwrap().machine;
+        let on = |command| unsafe_one.qemu(&Defaults::TOUR, command);
+        for what in ["tour", "bench", "gdb", "test"] {
+            let refused = on(GuestCommand::run(what)).expect_err(what).to_string();
+            assert!(refused.contains("for experiments only") && refused.contains(what), "{refused}");
+        }
+        assert!(on(GuestCommand::words(&["log=info".into()])).is_err(), "the kernel's default is the tour");
+        assert!(on(GuestCommand::run("shell")).is_ok() && on(GuestCommand::run("exp")).is_ok());
+        let cli = parse("x test --set granule=4K").unwrap();
+        assert!(matches!(run(cli), Err(Error::TestsSet)));
     }
 
     #[test]

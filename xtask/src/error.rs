@@ -86,6 +86,15 @@ pub enum Error {
     /// One file cannot back several devices.
     #[error("--device-file backs one device, not {0}")]
     DeviceFile(u32),
+    /// A knob cannot be set so here.
+    #[error("{0}")]
+    Setting(String),
+    /// The tests know what they need.
+    #[error("the tests turn knobs by themselves, where they need to: leave out --set")]
+    TestsSet,
+    /// Counts are compared as they are by default.
+    #[error("--baseline compares what the machine does with its knobs as they are: leave out --set")]
+    BaselineSet,
     /// Counts cannot be compared without counting.
     #[error("--baseline compares instruction counts: leave out --no-icount and --accel kvm")]
     BaselineNeedsIcount,

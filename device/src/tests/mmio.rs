@@ -6,7 +6,7 @@ use crate::{
     mmio::{AccessError, CopyRoutine, store_fence},
 };
 
-const ROUTINES: [CopyRoutine; 3] = [CopyRoutine::RepMovsq, CopyRoutine::Words, CopyRoutine::Sse];
+const ROUTINES: [CopyRoutine; 5] = CopyRoutine::ALL;
 
 fn pattern(words: usize, seed: u64) -> Vec<u64> {
     (0..words as u64).map(|n| (n + seed).wrapping_mul(0x9E37_79B9_7F4A_7C15)).collect()
@@ -31,25 +31,26 @@ fn registers_are_checked_for_bounds_and_alignment() {
 fn every_routine_moves_every_word_and_no_other() {
     for routine in ROUTINES {
         for count in [0, 1, 2, 7, 8, 9, 15, 16, 17, 63, 64, 65, 512] {
-            let memory = memory(600).with_routine(routine);
+            let memory = memory(600);
+            let mover = memory.by(routine);
             let (around, data) = (pattern(600, 5), pattern(count, 77));
-            memory.copy_in(DeviceAddr(0), &around).unwrap();
-            memory.copy_in(DeviceAddr(24), &data).unwrap();
+            mover.copy_in(DeviceAddr(0), &around).unwrap();
+            mover.copy_in(DeviceAddr(24), &data).unwrap();
             store_fence();
             let mut all = vec![0; 600];
-            memory.copy_out(DeviceAddr(0), &mut all).unwrap();
+            mover.copy_out(DeviceAddr(0), &mut all).unwrap();
             let mut expected = around.clone();
             expected[3..3 + count].copy_from_slice(&data);
             assert_eq!(all, expected, "{routine:?} {count}");
 
             let mut back = vec![!0; count + 2];
-            memory.copy_out(DeviceAddr(24), &mut back[1..=count]).unwrap();
+            mover.copy_out(DeviceAddr(24), &mut back[1..=count]).unwrap();
             assert_eq!((back[0], back[count + 1]), (!0, !0), "{routine:?} {count}");
             assert_eq!(back[1..=count], data, "{routine:?} {count}");
 
-            memory.zero(DeviceAddr(24), count as u64 * 8).unwrap();
+            mover.zero(DeviceAddr(24), count as u64 * 8).unwrap();
             expected[3..3 + count].fill(0);
-            memory.copy_out(DeviceAddr(0), &mut all).unwrap();
+            mover.copy_out(DeviceAddr(0), &mut all).unwrap();
             assert_eq!(all, expected, "{routine:?} {count}");
         }
     }
@@ -58,17 +59,18 @@ fn every_routine_moves_every_word_and_no_other() {
 #[test]
 fn a_copy_inside_the_device_may_touch_but_not_overlap() {
     for routine in ROUTINES {
-        let memory = memory(64).with_routine(routine);
-        memory.copy_in(DeviceAddr(0), &pattern(64, 1)).unwrap();
+        let memory = memory(64);
+        let mover = memory.by(routine);
+        mover.copy_in(DeviceAddr(0), &pattern(64, 1)).unwrap();
         let (from, to, len_bytes) = (DeviceAddr(64), DeviceAddr(160), 96);
-        memory.copy_within(from, to, len_bytes).unwrap();
+        mover.copy_within(from, to, len_bytes).unwrap();
         let mut all = vec![0; 64];
-        memory.copy_out(DeviceAddr(0), &mut all).unwrap();
+        mover.copy_out(DeviceAddr(0), &mut all).unwrap();
         let mut expected = pattern(64, 1);
         expected.copy_within(8..20, 20);
         assert_eq!(all, expected, "{routine:?}");
         for (from, to) in [(64, 152), (152, 64), (64, 64)] {
-            let refused = memory.copy_within(DeviceAddr(from), DeviceAddr(to), 96);
+            let refused = mover.copy_within(DeviceAddr(from), DeviceAddr(to), 96);
             assert_eq!(refused, Err(AccessError::Overlap { from, to, len_bytes: 96 }));
         }
     }
@@ -82,12 +84,18 @@ fn what_does_not_fit_is_refused_and_changes_nothing() {
     assert_eq!(memory.copy_in(DeviceAddr(120), &[0; 2]), past(120, 16));
     assert_eq!(memory.copy_out(DeviceAddr(128), &mut [0]), past(128, 8));
     assert_eq!(memory.copy_out(DeviceAddr(u64::MAX - 7), &mut [0; 2]), past(u64::MAX - 7, 16));
-    assert_eq!(memory.zero(DeviceAddr(64), 72), past(64, 72));
-    assert_eq!(memory.copy_within(DeviceAddr(0), DeviceAddr(72), 64), past(72, 64));
-    assert_eq!(memory.zero(DeviceAddr(0), 12), Err(AccessError::Length { len_bytes: 12 }));
+    assert_eq!(memory.by(CopyRoutine::default()).zero(DeviceAddr(64), 72), past(64, 72));
+    assert_eq!(
+        memory.by(CopyRoutine::default()).copy_within(DeviceAddr(0), DeviceAddr(72), 64),
+        past(72, 64)
+    );
+    assert_eq!(
+        memory.by(CopyRoutine::default()).zero(DeviceAddr(0), 12),
+        Err(AccessError::Length { len_bytes: 12 })
+    );
     let crooked = Err(AccessError::Unaligned { offset: 4, align: 8 });
     assert_eq!(memory.copy_in(DeviceAddr(4), &[0]), crooked);
-    assert_eq!(memory.zero(DeviceAddr(4), 8), crooked);
+    assert_eq!(memory.by(CopyRoutine::default()).zero(DeviceAddr(4), 8), crooked);
     let mut all = vec![0; 16];
     memory.copy_out(DeviceAddr(0), &mut all).unwrap();
     assert_eq!(all, pattern(16, 9));

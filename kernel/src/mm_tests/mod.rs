@@ -12,6 +12,7 @@ mod evict;
 mod faults;
 mod hmm;
 mod injected;
+mod knobs;
 mod migration;
 mod mirror;
 mod objects;

@@ -2,9 +2,9 @@
 
 use alloc::format;
 
-use farpage_pmu::{Event, Events};
+use farpage_pmu::Event;
 
-use super::{Done, Refusal};
+use super::Done;
 use crate::counting::{self, Counting, NotCounted};
 use crate::println;
 
@@ -34,30 +34,6 @@ pub(super) fn list() -> Done {
     }
     println!("this has not run on hardware yet: hold the counts against those of another tool");
     Ok(None)
-}
-
-/// The events that `set counters` has chosen.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Chosen(Option<Events>);
-
-impl Chosen {
-    /// Chooses events by their names, or none by `off`.
-    pub(super) fn set(&mut self, list: &str) -> Result<(), Refusal> {
-        *self = Self(None);
-        if list != "off" {
-            let events = Events::parse(list).map_err(|bad| Refusal::said(&bad))?;
-            // Told now, and not behind each command.
-            drop(counting::count_measured(events.as_slice()).map_err(|why| Refusal::said(&why))?);
-            *self = Self(Some(events));
-        }
-        println!("counters is {list}");
-        Ok(())
-    }
-
-    /// A command begins.
-    pub(super) fn begin(&self) -> Option<Result<Counting, NotCounted>> {
-        self.0.map(|events| counting::count_measured(events.as_slice()))
-    }
 }
 
 /// A command has ended: what its operation counted, if it measured one.

@@ -18,16 +18,15 @@ mod spaces;
 
 use farpage_mm::{USER_END, VaRange, Vaddr};
 use ktest::exit::Exit;
-use ktest::monitor::{self as commands, Address, COMMANDS, Command, READY, Size, Spec};
+use ktest::monitor::{self as commands, Address, COMMANDS, Command, Knob, READY, Size, Spec, Value};
 use ktest::record;
 
 use crate::arch::x86_64::serial;
 use crate::measure::{Cost, measure};
 use crate::vm::devmem;
-use crate::{bits, boot, console, exit, lab, memory as all_memory, println};
+use crate::{bits, boot, console, counting, exit, lab, memory as all_memory, println};
 
 use counters::{Counters, Plural};
-use knobs::Knobs;
 use line::Line;
 use refusal::Refusal;
 use spaces::Spaces;
@@ -68,12 +67,11 @@ fn greet() {
 struct Lab {
     spaces: Spaces,
     counters: Counters,
-    knobs: Knobs,
 }
 
 impl Lab {
     fn new() -> Result<Self, Refusal> {
-        Ok(Self { spaces: Spaces::new()?, counters: Counters::new(), knobs: Knobs::default() })
+        Ok(Self { spaces: Spaces::new()?, counters: Counters::new() })
     }
 
     /// The record that ends an answer.
@@ -96,11 +94,20 @@ impl Lab {
             None
         } else {
             self.counters.begin();
-            self.knobs.counters.begin()
+            crate::knobs::events().map(|events| counting::count_measured(events.as_slice()))
         };
         let done = self.act(command);
         counting.into_iter().for_each(hardware::show);
         done
+    }
+
+    /// Turns a knob. A limit is for the spaces that there are, too.
+    fn set(&self, knob: Option<Knob>, value: Option<Value<'_>>) -> Done {
+        let done = knobs::set(knob, value)?;
+        if knob == Some(Knob::GroupLimit) {
+            self.spaces.iter().for_each(|(_, space)| crate::knobs::join_group(space));
+        }
+        Ok(done)
     }
 
     fn act(&mut self, command: Command<'_>) -> Done {
@@ -138,7 +145,7 @@ impl Lab {
             Command::Audit {} => audit(),
             Command::Exp { name } => self.spaces.aside(|| experiment(name.map(|name| name.0))),
             Command::Bench { name } => self.spaces.aside(|| bench(name.0)),
-            Command::Set { knob, value } => self.knobs.set(knob, value),
+            Command::Set { knob, value } => self.set(knob.0, value),
             Command::Help { cmd } => help(cmd.map(|topic| topic.0)),
             Command::Panic {} => panic!("a command asked for it"),
             Command::Exit {} => exit::exit(Exit::Success),
@@ -175,6 +182,7 @@ fn user(addr: Address) -> Result<Vaddr, Refusal> {
 }
 
 fn bench(part: &str) -> Done {
+    knobs::must_be_safe("bench")?;
     if devmem::device(0).is_none() {
         return Err(Refusal::NoDevice { number: 0, there_are: 0 });
     }

@@ -5,7 +5,7 @@ use core::fmt;
 use core::ptr::NonNull;
 
 use farpage_device::ivshmem::{self, Ivshmem, IvshmemError};
-use farpage_device::mmio::{DeviceMemory, Window, store_fence};
+use farpage_device::mmio::{CopyRoutine, DeviceMemory, Window, store_fence};
 use farpage_device::pci::{ConfigAccess, Ecam, EcamRegion, LegacyPorts, PortIo};
 use farpage_device::{DeviceAddr, PhysAddr};
 use farpage_mm::{
@@ -16,8 +16,8 @@ use kernel_logic::ranges::OutOfFrames;
 use spin::Once;
 
 use super::coherent::NoPlace;
-use super::rig::Rigged;
-use super::{Machine, coherent, count_bulk, map_storage, mm, ram, words_of};
+use super::rig::{Rigged, is_to_fail};
+use super::{Machine, coherent, count_bulk, map_storage, mm, ram, way, words_of};
 use crate::arch::x86_64::device_map::{MapDeviceError, map_device};
 use crate::arch::x86_64::memtype::MemoryType;
 use crate::arch::x86_64::port;
@@ -244,6 +244,21 @@ impl Device {
 
     #[inline(always)]
     fn copy(&self, op: &CopyOp) -> bool {
+        if way::is_usual() { self.copy_by(op, CopyRoutine::RepMovsq) } else { self.copy_unusually(op) }
+    }
+
+    /// By another routine, or not at all.
+    #[cold]
+    #[inline(never)]
+    fn copy_unusually(&self, op: &CopyOp) -> bool {
+        // Other devices ask for themselves.
+        let fails = way::first_fails() && self.place == Place::device(0) && is_to_fail();
+        !fails && self.copy_by(op, way::routine())
+    }
+
+    #[inline(always)]
+    fn copy_by(&self, op: &CopyOp, routine: CopyRoutine) -> bool {
+        let memory = self.memory.by(routine);
         let (CopyOp::Copy { order, .. } | CopyOp::Zero { order, .. }) = *op;
         let words = words_of(order);
         count_bulk(words as u64);
@@ -252,20 +267,20 @@ impl Device {
                 // SAFETY: the source folio is unmapped and flushed everywhere (`Migration<Unmapped>`): nobody writes it
                 // now. It is a whole folio in the direct map.
                 let from = unsafe { core::slice::from_raw_parts(ram::<u64>(src.index()), words) };
-                self.memory.copy_in(device_addr(dst), from)
+                memory.copy_in(device_addr(dst), from)
             }
             CopyOp::Copy { src, dst, .. } if dst.place() == Place::RAM => {
                 // SAFETY: the destination was just allocated and is not mapped: it is the caller's alone.
                 let to = unsafe { core::slice::from_raw_parts_mut(ram::<u64>(dst.index()), words) };
-                self.memory.copy_out(device_addr(src), to)
+                memory.copy_out(device_addr(src), to)
             }
             CopyOp::Copy { src, dst, .. } if src.place() != dst.place() => {
                 return self.copy_between(src, dst, words);
             }
             CopyOp::Copy { src, dst, .. } => {
-                self.memory.copy_within(device_addr(src), device_addr(dst), order.bytes())
+                memory.copy_within(device_addr(src), device_addr(dst), order.bytes())
             }
-            CopyOp::Zero { dst, .. } => self.memory.zero(device_addr(dst), order.bytes()),
+            CopyOp::Zero { dst, .. } => memory.zero(device_addr(dst), order.bytes()),
         };
         done.is_ok()
     }

@@ -10,13 +10,14 @@ pub(crate) mod rig;
 pub(crate) mod shared;
 pub(crate) mod skip;
 pub(crate) mod user;
+pub(crate) mod way;
 
 use core::marker::PhantomData;
 use core::mem::size_of;
 use core::ptr;
 use core::sync::atomic::AtomicU64;
 
-use farpage_device::mmio::{CopyRoutine, copy_words, zero_words};
+use farpage_device::mmio::{CopyRoutine, copy_words, store_fence, zero_words};
 use farpage_mm::{
     Access, AddressSpace, Event, FaultBits, FaultError, FaultInfo, FaultOutcome, FlushRequest, FlushScope,
     Frame, FreshFrame, MapStorage, Mm, Order, PAGE_SIZE, Space, TableWords, Vaddr, WaitKey,
@@ -38,9 +39,6 @@ static MM: Mm<Machine> = Mm::new();
 /// The per-CPU counter of words moved or cleared by `rep` string instructions: the bulk of every measurement.
 const BULK: usize = Event::COUNT;
 const _: () = assert!(BULK < 120, "the last counters are the tests'");
-
-/// More pages than this are flushed by a reload of CR3.
-const FLUSH_CEILING: u64 = 32;
 
 /// The words that were moved or cleared so far.
 #[inline(always)]
@@ -130,9 +128,13 @@ impl farpage_mm::Machine for Machine {
     fn copy(src: Frame, dst: Frame, order: Order) {
         debug_assert!(src.place().is_mappable() && dst.place().is_mappable());
         count_bulk(words_of(order) as u64);
+        let routine = way::routine();
         // SAFETY: both are whole folios, mapped for the kernel for ever; the destination is not mapped for users yet and is
         // another one.
-        unsafe { copy_words(CopyRoutine::RepMovsq, mem(dst), mem(src), words_of(order)) };
+        unsafe { copy_words(routine, mem(dst), mem(src), words_of(order)) };
+        if routine == CopyRoutine::Streaming {
+            store_fence();
+        }
     }
 
     fn read_frame(frame: Frame, word: usize, to: &mut [u64]) {
@@ -181,14 +183,18 @@ impl farpage_mm::Machine for Machine {
             return;
         }
         match request.scope {
-            FlushScope::Range { range, stride } if range.len() <= FLUSH_CEILING * stride => {
+            FlushScope::Range { range, stride } => {
                 let mut at = range.start.0;
                 while at < range.end.0 {
                     tlb::invlpg(VirtAddr::new_truncate(at));
                     at += stride;
                 }
+                percpu::count(Event::TlbFlushOne as usize, range.len() / stride);
             }
-            FlushScope::Range { .. } | FlushScope::All => tlb::flush(),
+            FlushScope::All => {
+                tlb::flush();
+                percpu::count_one::<{ Event::TlbFlushAll as usize }>();
+            }
         }
     }
 
@@ -317,7 +323,9 @@ fn frame_of(pfn: u32) -> x86_64::structures::paging::PhysFrame {
 /// # Errors
 /// Out of memory.
 pub(crate) fn new_space() -> Result<AddressSpace<Machine>, farpage_mm::OutOfMemory> {
-    AddressSpace::new(paging::fill_kernel_half)
+    let space = AddressSpace::new(paging::fill_kernel_half)?;
+    crate::knobs::join_group(space.space());
+    Ok(space)
 }
 
 /// A clone of an address space, with the kernel's half.

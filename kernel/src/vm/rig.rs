@@ -1,5 +1,5 @@
 //! A device whose copies can be made to fail or to be late, for tests. Devices from the second on are behind it; the first is as it is,
-//! so that what is measured there pays nothing for this.
+//! so that what is measured there pays nothing for this. The knob `fail-copies` reaches that one too ([`super::way`]).
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
@@ -108,7 +108,8 @@ fn take(fence: u64, whatever: bool) -> Option<u32> {
 #[derive(Debug)]
 pub(super) struct Rigged(pub(super) &'static Device);
 
-fn is_to_fail() -> bool {
+/// Whether this copy is one of those that fail.
+pub(super) fn is_to_fail() -> bool {
     let count = |n: &AtomicU64| n.fetch_update(Relaxed, Relaxed, |n| n.checked_sub(1)).is_ok();
     !count(&SKIP) && count(&TIMES)
 }

@@ -71,6 +71,9 @@ impl BenchArgs {
 
 /// Runs the benchmarks.
 pub(crate) fn run(args: &BenchArgs, machine: &MachineArgs) -> Result<(), Error> {
+    if args.baseline.is_some() && machine.is_set() {
+        return Err(Error::BaselineSet);
+    }
     let qemu = machine_for(machine, args.command(), args.wall)?;
     let baseline = args.baseline.as_deref().map(|path| old_counts(path, args, &qemu)).transpose()?;
     let built = machine.prepare(&qemu)?;

@@ -119,6 +119,12 @@ impl GuestCommand {
         self
     }
 
+    /// What is to be run: the last `run=WHAT`, or what the kernel does without one.
+    #[must_use]
+    pub fn what(&self) -> &str {
+        self.0.split(' ').filter_map(|word| word.strip_prefix("run=")).next_back().unwrap_or("tour")
+    }
+
     /// The words.
     #[must_use]
     pub fn as_str(&self) -> &str {

@@ -3,7 +3,7 @@
 use core::fmt;
 
 use super::words::{Arg, Shape, Take, Words};
-use super::{Error, Spec};
+use super::{Error, Knob, Spec};
 
 /// Declares a type whose values are words.
 macro_rules! words {
@@ -70,20 +70,9 @@ words! {
         /// Not to be used soon, and to be written out.
         PageOut = "pageout",
     }
-    /// What can be set.
-    Knob {
-        /// How much the kernel logs.
-        Log = "log",
-        /// What the CPU's performance counters count of each command.
-        Counters = "counters",
-        /// How many of the next allocations fail.
-        FailAlloc = "fail-alloc",
-        /// How many of the next copies fail, on private devices from the second on.
-        FailCopies = "fail-copies",
-        /// Flushes of this kind are left out.
-        SkipFlush = "skip-flush",
-    }
 }
+
+pub(super) use words;
 
 /// An address of the address space that is loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,6 +115,14 @@ pub struct Name<'a>(pub &'a str);
 /// A value of anything.
 pub type Text<'a> = Name<'a>;
 
+/// The knob that `set` is about, or all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Which(pub Option<Knob>);
+
+/// What a knob is to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Value<'a>(pub &'a str);
+
 /// The command that `help` is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Topic(pub &'static Spec);
@@ -141,14 +138,14 @@ fn digits(text: &str, radix: u32) -> Option<u64> {
 }
 
 /// Decimal, or hexadecimal behind `0x`.
-fn number(text: &str) -> Option<u64> {
+pub(super) fn number(text: &str) -> Option<u64> {
     match text.strip_prefix("0x") {
         Some(hex) => digits(hex, 16),
         None => digits(text, 10),
     }
 }
 
-fn size(text: &str) -> Option<u64> {
+pub(super) fn size(text: &str) -> Option<u64> {
     let (count, shift) = match text.as_bytes().last()? {
         b'K' => (&text[..text.len() - 1], 10),
         b'M' => (&text[..text.len() - 1], 20),
@@ -235,6 +232,23 @@ impl Arg<'_> for Target {
 
 impl<'a> Arg<'a> for Name<'a> {
     const SHAPE: Shape = Shape::Text;
+    fn parse(word: &'a str) -> Option<Self> {
+        Some(Self(word))
+    }
+}
+
+impl<'a> Take<'a> for Which {
+    const SHAPE: Shape = Shape::Knob;
+    const OPTIONAL: bool = true;
+    fn take(words: &mut Words<'a>, name: &'static str) -> Result<Self, Error<'a>> {
+        let Some(word) = words.next() else { return Ok(Self(None)) };
+        let bad = Error::Bad { spec: words.spec, name, word, shape: Shape::Knob };
+        Knob::find(word).map(|knob| Self(Some(knob))).ok_or(bad)
+    }
+}
+
+impl<'a> Arg<'a> for Value<'a> {
+    const SHAPE: Shape = Shape::OfKnob;
     fn parse(word: &'a str) -> Option<Self> {
         Some(Self(word))
     }

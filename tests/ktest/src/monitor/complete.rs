@@ -1,5 +1,6 @@
 //! Words that could stand where the line ends, and what is still missing there.
 
+use super::knobs::Knob;
 use super::table::{COMMANDS, Spec, Usage};
 use super::words::Shape;
 
@@ -23,14 +24,24 @@ pub fn complete(line: &str, f: &mut dyn FnMut(&'static str)) -> usize {
     match words.next() {
         None => names().for_each(&mut offer),
         Some(name) => {
+            let knob = words.next().and_then(Knob::find);
             for param in Spec::find(name).map_or(&[][..], |spec| spec.params) {
                 match param.shape {
-                    Shape::Words(words) => words.iter().copied().for_each(&mut offer),
+                    Shape::Knob if knob.is_none() => Knob::ALL.iter().for_each(|knob| offer(knob.word())),
+                    Shape::OfKnob => knob.map_or(&[][..], Knob::words).iter().copied().for_each(&mut offer),
+                    Shape::Words(words) | Shape::Value(words, _) => {
+                        words.iter().copied().for_each(&mut offer);
+                    }
                     Shape::Flag(flag) | Shape::FlagAddress(flag) => offer(flag),
                     Shape::Place => ["ram", "dev0", "dev1", "dev2", "dev3"].into_iter().for_each(&mut offer),
                     Shape::Device => ["dev0", "dev1", "dev2", "dev3"].into_iter().for_each(&mut offer),
                     Shape::Command => names().for_each(&mut offer),
-                    Shape::Address | Shape::Size | Shape::Number | Shape::Target | Shape::Text => {}
+                    Shape::Address
+                    | Shape::Size
+                    | Shape::Number
+                    | Shape::Target
+                    | Shape::Knob
+                    | Shape::Text => {}
                 }
             }
         }

@@ -82,10 +82,10 @@ impl fmt::Display for Capitals {
 }
 
 /// Names are short; what is longer is like nothing.
-const NAME_MAX: usize = 16;
+const NAME_MAX: usize = 20;
 
 /// How many letters must be changed, added, left out or exchanged with the next to make `b` of `a`.
-fn distance(a: &str, b: &str) -> usize {
+pub(super) fn distance(a: &str, b: &str) -> usize {
     let (a, b) = (a.as_bytes(), b.as_bytes());
     if a.len() > NAME_MAX || b.len() > NAME_MAX {
         return NAME_MAX;

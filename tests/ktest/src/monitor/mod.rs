@@ -10,15 +10,21 @@
 mod args;
 mod complete;
 mod error;
+mod knobs;
 mod table;
 mod words;
 
 pub use args::{
-    Access, Address, Advice, Device, Huge, Keep, Knob, Name, Number, Origin, Place, Prot, Since, Size,
-    Target, Text, Topic, Where,
+    Access, Address, Advice, Device, Huge, Keep, Name, Number, Origin, Place, Prot, Since, Size, Target,
+    Text, Topic, Value, Where, Which,
 };
 pub use complete::{complete, hint};
 pub use error::Error;
+pub use knobs::{
+    Batch, BreakBeforeMake, Copy, Counters, FailAlloc, FailCopies, FailPlan, FailSite, FlushPolicy,
+    FlushThreshold, Granule, GroupLimit, HugePages, Knob, KnobSpec, Log, MaxOrder, Setting, SettingError,
+    SkipFlush, Values,
+};
 pub use table::{COMMANDS, Command, Spec};
 pub use words::{Param, Shape};
 

@@ -4,8 +4,8 @@ use core::fmt;
 
 use super::Error;
 use super::args::{
-    Access, Address, Advice, Device, Huge, Keep, Knob, Number, Origin, Place, Prot, Since, Size, Target,
-    Text, Topic, Where,
+    Access, Address, Advice, Device, Huge, Keep, Number, Origin, Place, Prot, Since, Size, Target, Text,
+    Topic, Value, Where, Which,
 };
 use super::error::Capitals;
 use super::words::{Param, Shape, Take, Words};
@@ -114,8 +114,8 @@ commands! { 'a;
         "Measure the single operations with NAME in their names, in a space of their own", "bench fault-back";
     Exp "exp" (name: Option<Text<'a>>)
         "Do an experiment in a space of its own; alone: list them", "exp example";
-    Set "set" (knob: Option<Knob>, value: Option<Text<'a>>)
-        "Turn a knob; alone: list them", "set fail-alloc 1";
+    Set "set" (knob: Which, value: Option<Value<'a>>)
+        "Turn a knob; alone: list them", "set granule 64K";
     Help "help" (cmd: Option<Topic>)
         "List the commands, or explain one", "help migrate";
     Panic "panic" ()
@@ -171,9 +171,16 @@ impl fmt::Display for Param {
             Shape::Place => f.write_str("ram|dev0")?,
             Shape::Device => f.write_str("dev0")?,
             Shape::Target => f.write_str("ADDR|FRAME")?,
+            Shape::Value(_, form) => f.write_str(form)?,
             Shape::Flag(flag) => f.write_str(flag)?,
             Shape::FlagAddress(flag) => write!(f, "{flag} {}", Capitals(self.name))?,
-            Shape::Address | Shape::Size | Shape::Number | Shape::Command | Shape::Text => {
+            Shape::Address
+            | Shape::Size
+            | Shape::Number
+            | Shape::Command
+            | Shape::Knob
+            | Shape::OfKnob
+            | Shape::Text => {
                 write!(f, "{}", Capitals(self.name))?;
             }
         }

@@ -24,8 +24,14 @@ pub enum Shape {
     Command,
     /// Any word.
     Text,
+    /// The name of a knob.
+    Knob,
+    /// What the knob before it can be.
+    OfKnob,
     /// One of these words.
     Words(&'static [&'static str]),
+    /// One of these words, or something of this form.
+    Value(&'static [&'static str], &'static str),
     /// An option.
     Flag(&'static str),
     /// An option and an address.
@@ -45,7 +51,9 @@ impl Shape {
             Self::Device => "a device is dev0, dev1, dev2 or dev3",
             Self::Target => "a folio is named by an address, or by a frame like ram:0xfc00 or dev0:0x3e00",
             Self::Command => "help alone lists the commands",
-            Self::Text | Self::Words(_) | Self::Flag(_) => "its words are in the usage",
+            Self::Knob => "set alone lists the knobs",
+            Self::Value(_, form) => form,
+            Self::Text | Self::OfKnob | Self::Words(_) | Self::Flag(_) => "its words are in the usage",
         }
     }
 }
@@ -131,7 +139,7 @@ impl<'a> Words<'a> {
         self.position().map(|at| self.list[at])
     }
 
-    fn next(&mut self) -> Option<&'a str> {
+    pub(super) fn next(&mut self) -> Option<&'a str> {
         let at = self.position()?;
         Some(core::mem::take(&mut self.list[at]))
     }

@@ -1,5 +1,6 @@
 //! Unit tests, one file for each module.
 
+mod knobs;
 mod monitor;
 mod stream;
 mod wire;

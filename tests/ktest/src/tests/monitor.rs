@@ -8,7 +8,7 @@ use proptest::prelude::{Just, Strategy, any, prop, prop_oneof, proptest};
 
 use crate::monitor::{
     Access, Address, Advice, COMMANDS, Command, Device, Error, Huge, Keep, Knob, Name, Number, Origin, Place,
-    Prot, Since, Size, Spec, Target, Topic, Where, complete, hint, parse, without_comment,
+    Prot, Since, Size, Spec, Target, Topic, Value, Where, Which, complete, hint, parse, without_comment,
 };
 
 fn command(line: &str) -> Command<'_> {
@@ -83,12 +83,16 @@ fn every_command_reads_its_arguments() {
         ("stat --diff", Command::Stat { diff: Since(true) }),
         ("events", Command::Events {}),
         ("counters", Command::Counters {}),
-        ("set counters cycles", Command::Set { knob: Some(Knob::Counters), value: Some(Name("cycles")) }),
+        (
+            "set counters cycles",
+            Command::Set { knob: Which(Some(Knob::Counters)), value: Some(Value("cycles")) },
+        ),
         ("audit", Command::Audit {}),
         ("exp", Command::Exp { name: None }),
         ("bench fault-back", Command::Bench { name: Name("fault-back") }),
-        ("set", Command::Set { knob: None, value: None }),
-        ("set fail-alloc 3", Command::Set { knob: Some(Knob::FailAlloc), value: Some(Name("3")) }),
+        ("exp residency", Command::Exp { name: Some(Name("residency")) }),
+        ("set", Command::Set { knob: Which(None), value: None }),
+        ("set fail-alloc 3", Command::Set { knob: Which(Some(Knob::FailAlloc)), value: Some(Value("3")) }),
         ("help", Command::Help { cmd: None }),
         ("help map", Command::Help { cmd: Some(topic) }),
         ("panic", Command::Panic {}),
@@ -227,6 +231,7 @@ fn every_mistake_names_the_word_and_the_way_out() {
             "check has no use for \"--where\"; usage: check ADDR SIZE [SEED] [--where] [--as ORIGIN]",
         ),
         ("use two", "SPACE cannot be \"two\": a number is like 16 or 0x10; usage: use SPACE"),
+        ("set granul 4K", "KNOB cannot be \"granul\": set alone lists the knobs; usage: set [KNOB] [VALUE]"),
         ("help hlep", "help has no use for \"hlep\"; usage: help [CMD]"),
         ("audit a b c d e f g h i j k l m n", "audit has no use for \"m\"; usage: audit"),
     ];
@@ -250,6 +255,9 @@ fn words_are_completed_from_the_table() {
     assert_eq!(completed("check 0 8 --w"), (10, std::vec!["--where"]));
     assert_eq!(completed("help exit"), (5, std::vec!["exit-space", "exit"]));
     assert_eq!(completed("set sk"), (4, std::vec!["skip-flush"]));
+    assert_eq!(completed("set granule "), (12, std::vec!["4K", "64K", "2M"]));
+    assert_eq!(completed("set fail-plan o"), (14, std::vec!["off"]));
+    assert_eq!(completed("set ").1.len(), Knob::ALL.len());
     assert_eq!(completed("nonsense m"), (9, std::vec![]));
 }
 

@@ -11,12 +11,16 @@
 
 #![allow(unsafe_code)] // This module is the place for it; everywhere else in the crate it is denied.
 
+mod copy;
+
 use core::{fmt, ptr::NonNull};
 
 use pci_types::{ConfigRegionAccess, PciAddress};
 use volatile::VolatilePtr;
 
 use crate::{DeviceAddr, pci::ConfigAccess};
+
+pub use copy::{CopyRoutine, copy_words, store_fence, zero_words};
 
 const WORD: u64 = 8;
 
@@ -168,23 +172,10 @@ impl Window {
     }
 }
 
-/// How bulk data is moved. A knob for measurements: all give the same bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum CopyRoutine {
-    /// `rep movsq` and `rep stosq`: one count per word.
-    #[default]
-    RepMovsq,
-    /// A loop of 8-byte loads and stores.
-    Words,
-    /// A loop of 16-byte SSE loads and stores, 64 bytes a round.
-    Sse,
-}
-
 /// A device's memory: plain memory behind a BAR, reached in whole words.
 #[derive(Debug)]
 pub struct DeviceMemory {
     window: Window,
-    routine: CopyRoutine,
 }
 
 impl DeviceMemory {
@@ -197,13 +188,14 @@ impl DeviceMemory {
     pub const unsafe fn new(base: NonNull<u8>, len_bytes: u64) -> Self {
         // SAFETY: the caller's promise is the one that `Window::new` asks for.
         let window = unsafe { Window::new(base, len_bytes) };
-        Self { window, routine: CopyRoutine::RepMovsq }
+        Self { window }
     }
 
-    /// The same memory, moved by another routine.
+    /// The same memory, moved by this routine.
     #[must_use]
-    pub const fn with_routine(self, routine: CopyRoutine) -> Self {
-        Self { routine, ..self }
+    #[inline(always)]
+    pub const fn by(&self, routine: CopyRoutine) -> Mover<'_> {
+        Mover { memory: self, routine }
     }
 
     /// Its length.
@@ -228,13 +220,47 @@ impl DeviceMemory {
         self.window.write_u64(at.0, value)
     }
 
+    /// [`Mover::copy_in`] by the usual routine.
+    ///
+    /// # Errors
+    /// As there.
+    #[inline]
+    pub fn copy_in(&self, to: DeviceAddr, from: &[u64]) -> Result<(), AccessError> {
+        self.by(CopyRoutine::RepMovsq).copy_in(to, from)
+    }
+
+    /// [`Mover::copy_out`] by the usual routine.
+    ///
+    /// # Errors
+    /// As there.
+    #[inline]
+    pub fn copy_out(&self, from: DeviceAddr, to: &mut [u64]) -> Result<(), AccessError> {
+        self.by(CopyRoutine::RepMovsq).copy_out(from, to)
+    }
+
+    fn check_words(&self, at: DeviceAddr, len_bytes: u64) -> Result<NonNull<u64>, AccessError> {
+        if !len_bytes.is_multiple_of(WORD) {
+            return Err(AccessError::Length { len_bytes });
+        }
+        Ok(self.window.check(at.0, len_bytes, WORD)?.cast())
+    }
+}
+
+/// Device memory and the routine that moves its data.
+#[derive(Clone, Copy, Debug)]
+pub struct Mover<'a> {
+    memory: &'a DeviceMemory,
+    routine: CopyRoutine,
+}
+
+impl Mover<'_> {
     /// Copies words from RAM to the device.
     ///
     /// # Errors
     /// Outside the memory, or unaligned; nothing was copied then.
     #[inline]
     pub fn copy_in(&self, to: DeviceAddr, from: &[u64]) -> Result<(), AccessError> {
-        let target = self.window.check(to.0, size_of_val(from) as u64, WORD)?;
+        let target = self.memory.window.check(to.0, size_of_val(from) as u64, WORD)?;
         // SAFETY: `check` has placed the whole target inside the mapped window and aligned it to a word; the
         // source is a slice; they do not overlap, since no reference to device memory exists.
         unsafe { copy_words(self.routine, target.cast().as_ptr(), from.as_ptr(), from.len()) };
@@ -247,7 +273,7 @@ impl DeviceMemory {
     /// Outside the memory, or unaligned; nothing was copied then.
     #[inline]
     pub fn copy_out(&self, from: DeviceAddr, to: &mut [u64]) -> Result<(), AccessError> {
-        let source = self.window.check(from.0, size_of_val(to) as u64, WORD)?;
+        let source = self.memory.window.check(from.0, size_of_val(to) as u64, WORD)?;
         // SAFETY: as in `copy_in`, with the parts exchanged; the target is an exclusive slice.
         unsafe { copy_words(self.routine, to.as_mut_ptr(), source.cast().as_ptr(), to.len()) };
         Ok(())
@@ -259,8 +285,8 @@ impl DeviceMemory {
     /// Outside the memory, unaligned, overlapping, or no whole number of words; nothing was copied then.
     #[inline]
     pub fn copy_within(&self, from: DeviceAddr, to: DeviceAddr, len_bytes: u64) -> Result<(), AccessError> {
-        let source = self.check_words(from, len_bytes)?;
-        let target = self.check_words(to, len_bytes)?;
+        let source = self.memory.check_words(from, len_bytes)?;
+        let target = self.memory.check_words(to, len_bytes)?;
         if from.0.abs_diff(to.0) < len_bytes {
             return Err(AccessError::Overlap { from: from.0, to: to.0, len_bytes });
         }
@@ -276,172 +302,10 @@ impl DeviceMemory {
     /// Outside the memory, unaligned, or no whole number of words; nothing was written then.
     #[inline]
     pub fn zero(&self, at: DeviceAddr, len_bytes: u64) -> Result<(), AccessError> {
-        let target = self.check_words(at, len_bytes)?;
+        let target = self.memory.check_words(at, len_bytes)?;
         // SAFETY: the range lies inside the mapped window and is aligned to words.
         unsafe { zero_words(self.routine, target.as_ptr(), (len_bytes / WORD) as usize) };
         Ok(())
-    }
-
-    fn check_words(&self, at: DeviceAddr, len_bytes: u64) -> Result<NonNull<u64>, AccessError> {
-        if !len_bytes.is_multiple_of(WORD) {
-            return Err(AccessError::Length { len_bytes });
-        }
-        Ok(self.window.check(at.0, len_bytes, WORD)?.cast())
-    }
-}
-
-/// Makes all earlier stores visible before any later one, also those to write-combining memory.
-///
-/// Needed after a copy to a BAR that is mapped write-combining and before an entry is published that leads
-/// to it.
-#[inline]
-pub fn store_fence() {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: SFENCE is part of SSE, which every x86-64 CPU has.
-    unsafe {
-        core::arch::x86_64::_mm_sfence();
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    core::sync::atomic::fence(core::sync::atomic::Ordering::SeqCst);
-}
-
-/// Moves `count` words.
-///
-/// # Safety
-/// Both ranges are mapped, aligned to 8 bytes, do not overlap, and the target may be written.
-#[inline]
-pub unsafe fn copy_words(routine: CopyRoutine, to: *mut u64, from: *const u64, count: usize) {
-    #[cfg(all(target_arch = "x86_64", not(miri)))]
-    match routine {
-        // SAFETY: the caller's promise.
-        CopyRoutine::RepMovsq => return unsafe { x86::rep_movsq(to, from, count) },
-        // SAFETY: the caller's promise.
-        CopyRoutine::Sse => return unsafe { x86::sse_copy(to, from, count) },
-        CopyRoutine::Words => {}
-    }
-    let _ = routine;
-    for n in 0..count {
-        // SAFETY: `n` is below `count`, so the word lies in the source.
-        let source = unsafe { from.add(n) };
-        // SAFETY: the source is mapped and aligned.
-        let word = unsafe { source.read_volatile() };
-        // SAFETY: `n` is below `count`, so the word lies in the target.
-        let target = unsafe { to.add(n) };
-        // SAFETY: the target is mapped, aligned and may be written.
-        unsafe { target.write_volatile(word) };
-    }
-}
-
-/// Writes `count` words of zero.
-///
-/// # Safety
-/// The range is mapped, aligned to 8 bytes, and may be written.
-#[inline]
-pub unsafe fn zero_words(routine: CopyRoutine, to: *mut u64, count: usize) {
-    #[cfg(all(target_arch = "x86_64", not(miri)))]
-    match routine {
-        // SAFETY: the caller's promise.
-        CopyRoutine::RepMovsq => return unsafe { x86::rep_stosq(to, count) },
-        // SAFETY: the caller's promise.
-        CopyRoutine::Sse => return unsafe { x86::sse_zero(to, count) },
-        CopyRoutine::Words => {}
-    }
-    let _ = routine;
-    for n in 0..count {
-        // SAFETY: `n` is below `count`, so the word lies in the range.
-        let target = unsafe { to.add(n) };
-        // SAFETY: the range is mapped, aligned and may be written.
-        unsafe { target.write_volatile(0) };
-    }
-}
-
-/// The routines in instructions. The direction flag is clear, as the ABI has it.
-#[cfg(all(target_arch = "x86_64", not(miri)))]
-mod x86 {
-    use core::arch::asm;
-
-    /// # Safety
-    /// As for [`super::copy_words`].
-    #[inline]
-    pub(super) unsafe fn rep_movsq(to: *mut u64, from: *const u64, count: usize) {
-        // SAFETY: reads and writes exactly the two ranges that the caller vouches for.
-        unsafe {
-            asm!("rep movsq", inout("rcx") count => _, inout("rdi") to => _, inout("rsi") from => _,
-                options(nostack, preserves_flags));
-        }
-    }
-
-    /// # Safety
-    /// As for [`super::zero_words`].
-    #[inline]
-    pub(super) unsafe fn rep_stosq(to: *mut u64, count: usize) {
-        // SAFETY: writes exactly the range that the caller vouches for.
-        unsafe {
-            asm!("rep stosq", inout("rcx") count => _, inout("rdi") to => _, in("rax") 0u64,
-                options(nostack, preserves_flags));
-        }
-    }
-
-    /// # Safety
-    /// As for [`super::copy_words`].
-    #[inline]
-    pub(super) unsafe fn sse_copy(to: *mut u64, from: *const u64, count: usize) {
-        // SAFETY: `rcx` rounds of 64 bytes, then `tail` words: `count` words in all, within both ranges.
-        unsafe {
-            asm!(
-                "test rcx, rcx",
-                "jz 3f",
-                "2:",
-                "movups {a}, [rsi]",
-                "movups {b}, [rsi + 16]",
-                "movups {c}, [rsi + 32]",
-                "movups {d}, [rsi + 48]",
-                "movups [rdi], {a}",
-                "movups [rdi + 16], {b}",
-                "movups [rdi + 32], {c}",
-                "movups [rdi + 48], {d}",
-                "add rsi, 64",
-                "add rdi, 64",
-                "dec rcx",
-                "jnz 2b",
-                "3:",
-                "mov rcx, {tail}",
-                "rep movsq",
-                a = out(xmm_reg) _, b = out(xmm_reg) _, c = out(xmm_reg) _, d = out(xmm_reg) _,
-                tail = in(reg) count % 8,
-                inout("rcx") count / 8 => _, inout("rdi") to => _, inout("rsi") from => _,
-                options(nostack),
-            );
-        }
-    }
-
-    /// # Safety
-    /// As for [`super::zero_words`].
-    #[inline]
-    pub(super) unsafe fn sse_zero(to: *mut u64, count: usize) {
-        // SAFETY: `rcx` rounds of 64 bytes, then `tail` words: `count` words in all, within the range.
-        unsafe {
-            asm!(
-                "xorps {z}, {z}",
-                "test rcx, rcx",
-                "jz 3f",
-                "2:",
-                "movups [rdi], {z}",
-                "movups [rdi + 16], {z}",
-                "movups [rdi + 32], {z}",
-                "movups [rdi + 48], {z}",
-                "add rdi, 64",
-                "dec rcx",
-                "jnz 2b",
-                "3:",
-                "mov rcx, {tail}",
-                "rep stosq",
-                z = out(xmm_reg) _,
-                tail = in(reg) count % 8,
-                inout("rcx") count / 8 => _, inout("rdi") to => _, in("rax") 0u64,
-                options(nostack),
-            );
-        }
     }
 }
 
