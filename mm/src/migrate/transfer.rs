@@ -279,9 +279,10 @@ fn copy_large<M: Machine>(
     report: &mut Report,
 ) {
     let refused = unit.order == Order::PMD && core::mem::take(&mut list.refuse_huge);
+    let largest = if refused { Order::BASE } else { M::mm().policy.max_order() };
     let alloc = || {
-        if refused {
-            alloc_pieces(to, unit.order, Order::BASE, need, &unit.source)
+        if unit.order > largest {
+            alloc_pieces(to, unit.order, largest, need, &unit.source)
         } else {
             alloc_dest(to, unit.order, need, &unit.source)
         }
@@ -352,8 +353,8 @@ fn piece_op<M: Machine>(unit: &Unit<M>, at: &mut u32) -> Option<CopyOp> {
     }
 }
 
-/// Memory of `order` (as a folio, for a hole or a copy); or, where there is none free or the policy wants none as large, smaller
-/// folios that fill it, and the tables that its PMD entries become.
+/// Memory of `order` (as a folio, for a hole or a copy); or, where there is none free, smaller folios that fill it, and the tables that
+/// its PMD entries become.
 #[inline(always)]
 fn alloc_dest<M: Machine>(
     to: Place,
@@ -362,10 +363,6 @@ fn alloc_dest<M: Machine>(
     source: &Source<M>,
 ) -> Result<Dest<M>, OutOfMemory> {
     let mm = M::mm();
-    let largest = mm.policy.max_order();
-    if order > largest {
-        return alloc_pieces(to, order, largest, need, source);
-    }
     let whole = if !matches!(source, Source::Folio(_)) {
         mm.alloc_locked_folio(to, order, need).map(Dest::Folio)
     } else {
