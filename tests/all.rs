@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, process::ExitCode, sync::Arc};
 
 use harness::{
+    gdb,
     guest::{Guests, QemuMachine},
     host, oracle, runs, summary,
 };
@@ -19,6 +20,7 @@ fn main() -> ExitCode {
     }
     if let Ok(machine) = &machine {
         trials.extend(oracle::trials(machine));
+        trials.extend(gdb::trials(machine));
     }
     trials.extend(runs::trials());
 

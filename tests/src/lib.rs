@@ -8,6 +8,7 @@
 //! - [`guest`]: in-kernel tests. As many as can share a boot do, and each result is reported as it comes; a
 //!   destructive test has a boot of its own and must end in the report it names.
 //! - [`oracle`]: what QEMU and a host program see of a guest that is stopped in its work.
+//! - [`gdb`]: a debugger at such a guest.
 //! - [`runs`]: whole runs, as a user types them, those of the shell with their transcripts.
 //!
 //! The last line of the output is the sum of all: `N passed, N failed, N skipped` ([`summary`]).
@@ -15,6 +16,7 @@
 #![forbid(unsafe_code)]
 
 mod baseline;
+pub mod gdb;
 pub mod guest;
 pub mod host;
 pub mod oracle;

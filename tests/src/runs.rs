@@ -9,7 +9,7 @@ use std::{
 use libtest_mimic::{Failed, Trial};
 
 use crate::{
-    baseline, host,
+    baseline, gdb, host,
     process::{self, Finished},
     shell, stuck,
 };
@@ -174,7 +174,12 @@ pub fn trials() -> Vec<Trial> {
     match runner() {
         Ok(runner) => {
             let runs = RUNS.iter().map(|run| run.trial(&runner));
-            let more = [shell::trials(&runner), baseline::trials(&runner), stuck::trials(&runner)];
+            let more = [
+                shell::trials(&runner),
+                baseline::trials(&runner),
+                stuck::trials(&runner),
+                gdb::run_trials(&runner),
+            ];
             runs.chain(more.into_iter().flatten()).collect()
         }
         Err(why) => vec![Trial::test("run::build", move || Err(Failed::from(why)))],

@@ -57,6 +57,9 @@ pub enum Error {
     /// QEMU could not be started.
     #[error("could not start QEMU ({0}): {1}")]
     Spawn(String, #[source] io::Error),
+    /// The debugger could not be started.
+    #[error("could not start gdb: {0}; without --run the line to type is printed")]
+    Gdb(#[source] io::Error),
     /// KVM was asked for on a machine without.
     #[error("KVM was asked for, but {0}; use --accel tcg")]
     NoKvm(String),

@@ -94,7 +94,8 @@ fn words<'a>(sudo: &[&'a str], program: &'a str, args: &[&'a str]) -> Vec<&'a st
     [sudo, &[program], args].concat()
 }
 
-fn is_in_path(program: &str) -> bool {
+/// Is there such a program?
+pub(crate) fn is_in_path(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
 }

@@ -290,7 +290,7 @@ pub(super) fn quoted(value: &str) -> String {
     value.replace(',', ",,")
 }
 
-fn shell_quoted(word: &str) -> String {
+pub(crate) fn shell_quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_=+,./:@%".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
         word.to_string()

@@ -13,6 +13,7 @@ mod stuck;
 mod tests;
 
 pub use ktest::stream::Ending;
+pub(crate) use machine::shell_quoted;
 pub use machine::{Accel, Device, GuestCommand, Qemu, QmpPlace};
 pub use run::{Line, Run, ending_of_status};
 

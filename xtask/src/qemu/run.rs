@@ -42,6 +42,13 @@ pub struct Run {
 }
 
 impl Qemu {
+    /// QEMU with its arguments. It will end with the thread that starts it.
+    pub(crate) fn command_line(&self, built: &Built) -> Command {
+        let mut command = program();
+        command.args(self.args(built));
+        command
+    }
+
     /// Starts the machine. It ends with the thread that started it, however that ends.
     ///
     /// # Errors
@@ -51,9 +58,9 @@ impl Qemu {
         let started = Instant::now();
         // Without one a stuck run ends as others do, only with less to say.
         let watch = self.timeout.and_then(|_| Watch::new().ok());
-        let mut child = program()
+        let mut child = self
+            .command_line(built)
             .args(watch.iter().flat_map(Watch::args))
-            .args(self.args(built))
             .stdin(if self.input { Stdio::piped() } else { Stdio::null() })
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
