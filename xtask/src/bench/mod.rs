@@ -42,7 +42,7 @@ pub struct BenchArgs {
     #[arg(long, value_name = "LIST", value_parser = counters::list)]
     counters: Option<String>,
     /// Compare the counts with those in this file: more than 2 % worse fails
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["wall", "filter"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["wall", "filter", "counters"])]
     baseline: Option<PathBuf>,
     /// Show how the counts differ from the baseline, and write them there
     #[arg(long, requires = "baseline")]
