@@ -122,6 +122,12 @@ impl Policy {
         self.settle_flush();
     }
 
+    /// Pages of a range that are flushed one by one as things stand; of more, all translations of the space go.
+    #[must_use]
+    pub fn flush_pages(&self) -> u32 {
+        self.flush_pages.load(Relaxed)
+    }
+
     fn settle_flush(&self) {
         let flush = self.flush.load(Relaxed);
         let pages = if flush == FlushPolicy::Full as u8 {

@@ -8,12 +8,12 @@
 //! kernel does in between can push one out.
 
 use alloc::sync::Arc;
+use core::sync::atomic::AtomicUsize;
 use core::sync::atomic::Ordering::Relaxed;
-use core::sync::atomic::{AtomicU64, AtomicUsize};
 
 use farpage_mm::{
-    Access, Advice, Entry, FaultInfo, FlushReason, HugeAdvice, Level, Machine as _, PAGE_SIZE, PMD_SIZE,
-    Prot, RemapFlags, RemapTarget, VaRange, Vaddr,
+    Access, Advice, FaultInfo, FlushReason, HugeAdvice, Machine as _, PAGE_SIZE, PMD_SIZE, Prot, RemapFlags,
+    RemapTarget, VaRange, Vaddr,
 };
 use x86_64::VirtAddr;
 
@@ -21,6 +21,7 @@ use super::support::{DEV0, Space, check, check_zero, fill, frame_at, in_space, m
 use crate::arch::x86_64::tlb;
 use crate::task::{spawn, yield_now};
 use crate::testing::Unmet;
+use crate::vm::raw::pte_word;
 use crate::vm::skip::skip_flushes;
 use crate::vm::user::{user_read_u64, user_write_u64};
 use crate::vm::{Machine, activate, new_space};
@@ -31,18 +32,6 @@ const PROBES: u64 = 16;
 /// its own: it resizes its table by the host's clock.
 const CHANCES: u32 = 5;
 
-/// The PTE of `addr`, as it stands in memory.
-fn pte(space: &Space, addr: u64) -> Option<&'static AtomicU64> {
-    let mut table = Machine::table_words(space.root_pfn());
-    for level in [Level::Pgd, Level::Pud, Level::Pmd] {
-        match Entry::try_decode(table[Vaddr(addr).index(level)].load(Relaxed), level) {
-            Ok(Entry::Table(pfn)) => table = Machine::table_words(pfn),
-            _ => return None,
-        }
-    }
-    Some(&table[Vaddr(addr).index(Level::Pte)])
-}
-
 crate::ktest! {
     fn an_entry_changed_without_invlpg_is_not_seen() {
         in_space(|space| {
@@ -50,7 +39,7 @@ crate::ktest! {
             let (here, there) = (range.start.0, range.start.0 + PAGE_SIZE);
             user_write_u64(here, 1)?;
             user_write_u64(there, 2)?;
-            let (Some(entry), Some(other)) = (pte(space, here), pte(space, there)) else { crate::fail!("no PTEs") };
+            let (Some(entry), Some(other)) = (pte_word(space.space(), here), pte_word(space.space(), there)) else { crate::fail!("no PTEs") };
             let own = entry.load(Relaxed);
             crate::check_eq!(user_read_u64(here), Ok(1));
             entry.store(other.load(Relaxed), Relaxed);

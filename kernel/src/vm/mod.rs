@@ -6,6 +6,7 @@
 
 mod coherent;
 pub(crate) mod devmem;
+pub(crate) mod raw;
 pub(crate) mod rig;
 pub(crate) mod shared;
 pub(crate) mod skip;

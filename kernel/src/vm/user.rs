@@ -7,7 +7,8 @@ use crate::arch::x86_64::percpu;
 use crate::arch::x86_64::stacks::MAX_THREADS;
 
 pub(crate) use crate::arch::x86_64::uaccess::{
-    UserFault, user_fill, user_find_other, user_read_u64, user_touch_read, user_touch_write, user_write_u64,
+    UserFault, user_chase, user_fill, user_find_other, user_read_u64, user_touch_read, user_touch_write,
+    user_write_u64,
 };
 
 /// The last of each thread.

@@ -140,6 +140,15 @@ uaccess_landing:
     movzx   eax, al
     add     rax, rcx
     UACCESS_END uaccess_scan_words
+
+    # (rdi = address, rsi = steps, not 0, rdx = the bits that a user address may have) -> the last word
+    UACCESS_BEGIN uaccess_chase
+81: mov     rdi, [rdi]
+    and     rdi, rdx
+    dec     rsi
+    jnz     81b
+    mov     rax, rdi
+    UACCESS_END uaccess_chase
     "#,
     smap = sym SMAP_ON,
 );
@@ -159,6 +168,7 @@ unsafe extern "C" {
     fn uaccess_copy_bytes(to: u64, from: u64, bytes: u64) -> Answer;
     fn uaccess_fill_words(to: u64, words: u64, value: u64) -> Answer;
     fn uaccess_scan_words(address: u64, words: u64, value: u64) -> Answer;
+    fn uaccess_chase(address: u64, steps: u64, mask: u64) -> Answer;
 }
 
 /// A line of the exception table: instructions from `start` to `end` that may fault, and where to go on.
@@ -287,6 +297,18 @@ pub(crate) fn user_find_other(addr: u64, words: u64, value: u64) -> Result<Optio
     // SAFETY: user addresses, read by a routine in the exception table.
     let left = unsafe { uaccess_scan_words(addr, words, value) }.result()?;
     Ok((left != 0).then(|| words - left))
+}
+
+/// Reads the word at `addr`, then the word at the address that was read, and so on, `steps` times: the last word. Four instructions
+/// a step. Of each word only the bits of an address in the user half count, so no chain leads into the kernel.
+pub(crate) fn user_chase(addr: u64, steps: u64) -> Result<u64, UserFault> {
+    check(addr, 8)?;
+    if steps == 0 {
+        return Ok(addr);
+    }
+    let user_half = (1 << 47) - 1;
+    // SAFETY: a user address, read by a routine in the exception table; it cuts every further address to the user half.
+    unsafe { uaccess_chase(addr, steps, user_half) }.result()
 }
 
 /// Words first, then the odd bytes: a word costs as much as a byte.

@@ -11,9 +11,9 @@ use x86_64::structures::paging::PhysFrame;
 use super::paging::{self, DIRECT_MAP, SCRATCH_FRAMES, Table, bits, scratch};
 use super::tlb;
 use super::uaccess::{
-    USER_END, UserFault, copy_from_user, copy_to_user, copy_words_from_user, copy_words_to_user, user_fill,
-    user_find_other, user_read_u8, user_read_u64, user_touch_read, user_touch_write, user_write_u8,
-    user_write_u64,
+    USER_END, UserFault, copy_from_user, copy_to_user, copy_words_from_user, copy_words_to_user, user_chase,
+    user_fill, user_find_other, user_read_u8, user_read_u64, user_touch_read, user_touch_write,
+    user_write_u8, user_write_u64,
 };
 use crate::testing::Outcome;
 
@@ -42,6 +42,24 @@ fn on_user_pages(body: fn() -> Outcome) -> Outcome {
     // SAFETY: the table that was loaded before.
     unsafe { tlb::load_root(old) };
     outcome
+}
+
+crate::ktest! {
+    fn a_chain_is_followed_and_does_not_lead_into_the_kernel() {
+        on_user_pages(|| {
+            let at = |n: u64| WRITABLE + 64 * n;
+            for n in 0..4 {
+                user_write_u64(at(n), at((n + 1) % 4))?;
+            }
+            crate::check_eq!([0, 1, 3, 4, 4001].map(|steps| user_chase(at(0), steps)), [0, 1, 3, 0, 1].map(|n| Ok(at(n))));
+            // What is cut off leaves an address that nobody has.
+            user_write_u64(at(2), DIRECT_MAP)?;
+            crate::check_eq!(user_chase(at(0), 3), Ok(DIRECT_MAP & ((1 << 47) - 1)));
+            crate::check_eq!(user_chase(at(0), 4), Err(UserFault { addr: DIRECT_MAP & ((1 << 47) - 1) }));
+            crate::check_eq!(user_chase(USER_END, 1).is_err(), true);
+            Ok(())
+        })?;
+    }
 }
 
 crate::ktest! {
