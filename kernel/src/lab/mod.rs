@@ -14,12 +14,22 @@
 //!  xtask/src/lab: tables (exp, shell), SVG, CSV, JSON (report)
 //! ```
 
+mod batching;
+mod chase;
 mod example;
 mod fault_latency;
+mod flush;
 mod granularity;
-#[allow(dead_code, reason = "what the experiments to come need")]
+mod model;
+mod reach;
+mod residency;
+mod scratch;
 mod sheet;
+mod stale;
 
+use core::fmt;
+
+use farpage_mm::{HugeAdvice, Level, Place, VaRange};
 use kernel_logic::cmdline::CommandLine;
 use ktest::exit::Exit;
 use ktest::record;
@@ -27,9 +37,10 @@ use linkme::distributed_slice;
 
 use crate::bench::Stop;
 use crate::vm::devmem::DeviceError;
+use crate::vm::mm;
 use crate::{console, exit, memory};
 
-pub(crate) use sheet::{Axis, Kind, Sheet};
+pub(crate) use sheet::{Axis, Kind, Plot, Sheet};
 
 /// A question, and how it is asked.
 pub(crate) struct Experiment {
@@ -93,8 +104,11 @@ pub(crate) fn run(command: &CommandLine<'_>, devices: Result<usize, DeviceError>
 
 /// Says which experiments there are.
 pub(crate) fn list() -> ! {
-    for experiment in all() {
+    let all = all();
+    for (done, experiment) in all.iter().enumerate() {
         console::with(|out| {
+            // What was named before is complete.
+            let _ = record!(out, "progress", done = done as u64, of = all.len() as u64);
             let (name, question, measures) = (experiment.name, experiment.question, experiment.measures);
             let _ = record!(out, "exp", name = name, question = question, measures = measures);
         });
@@ -120,6 +134,29 @@ pub(crate) fn one(experiment: &Experiment, wall: bool) -> bool {
     !matches!(end, Err(ref stop) if !matches!(stop, Stop::DoesNotFit(_)))
 }
 
+/// A quotient with two digits after the point.
+struct Ratio(u64, u64);
+
+impl fmt::Display for Ratio {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let hundredths = (self.0 * 100 + self.1 / 2) / self.1.max(1);
+        write!(f, "{}.{:02}", hundredths / 100, hundredths % 100)
+    }
+}
+
+/// Makes sure that memory is mapped by the pages that were asked for.
+///
+/// # Errors
+/// It is not: there were no free 2 MiB in one piece.
+fn huge_or_not(sheet: &Sheet<'_>, range: VaRange, advice: HugeAdvice) -> Result<(), Stop> {
+    let is_huge = sheet.space().entry_at(range.start).0 == Level::Pmd;
+    if is_huge == (advice == HugeAdvice::Huge) {
+        Ok(())
+    } else {
+        Err(Stop::DoesNotFit("no 2 MiB pages are to be had (--memory, --set huge=always)"))
+    }
+}
+
 crate::ktest! {
     fn experiments_have_names_of_their_own_that_can_be_typed() {
         let all = all();
@@ -131,6 +168,31 @@ crate::ktest! {
             let typed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
             crate::check!(experiment.name.bytes().all(typed), "{}", experiment.name);
             crate::check!(experiment.question.ends_with('?'), "{} asks nothing", experiment.name);
+        }
+    }
+}
+
+crate::ktest! {
+    fn every_experiment_ends_and_gives_all_memory_back() {
+        let free = || {
+            mm().zone(Place::RAM).drain();
+            mm().zone(Place::RAM).stat().free
+        };
+        let resident = || mm().device(0).stat().resident;
+        if mm().device(0).memory().managed == 0 {
+            crate::skip!("is for a machine with a device");
+        }
+        for experiment in all() {
+            let (before, on_device) = (free(), resident());
+            crate::check!(one(experiment, false), "{} did not come to its end", experiment.name);
+            crate::check_eq!(memory::mm_audit().map_err(|error| alloc::format!("{error}")), Ok(()), "after {}", experiment.name);
+            crate::check_eq!(resident(), on_device, "{} has left pages on the device", experiment.name);
+            if free() != before {
+                // Descriptors are kept for the next time; then there is none that could be kept again.
+                let before = free();
+                crate::check!(one(experiment, false), "{} did not come to its end", experiment.name);
+                crate::check_eq!(free(), before, "{} has kept memory", experiment.name);
+            }
         }
     }
 }

@@ -69,7 +69,7 @@ pub(crate) struct Sheet<'a> {
     wall: bool,
 }
 
-impl Sheet<'_> {
+impl<'a> Sheet<'a> {
     /// The first device.
     pub(crate) const DEV: Place = Place::device(0);
     /// Where memory that is mapped here begins.
@@ -92,7 +92,7 @@ impl Sheet<'_> {
     }
 
     /// The same, to clone it or to load it again.
-    pub(crate) fn address_space(&self) -> &AddressSpace<Machine> {
+    pub(crate) fn address_space(&self) -> &'a AddressSpace<Machine> {
         self.space
     }
 
@@ -141,6 +141,20 @@ impl Sheet<'_> {
     #[inline(always)]
     pub(crate) fn measure<R>(&self, work: impl FnOnce() -> R) -> (R, Cost) {
         measure(work)
+    }
+
+    /// What `work` says that it cost, in ticks: of one time where instructions are counted, else the median of many.
+    ///
+    /// # Errors
+    /// The first of `work`.
+    pub(crate) fn typical<E>(&self, mut work: impl FnMut() -> Result<u64, E>) -> Result<u64, E> {
+        let mut costs = [0; 15];
+        let costs = if self.wall { &mut costs[..] } else { &mut costs[..1] };
+        for cost in &mut *costs {
+            *cost = work()?;
+        }
+        costs.sort_unstable();
+        Ok(costs[costs.len() / 2])
     }
 
     /// Opens a plot.

@@ -1,0 +1,108 @@
+//! What a load costs when its page is one of many.
+
+use core::fmt;
+
+use farpage_mm::{HugeAdvice, PAGE_SIZE};
+
+use super::chase::Chain;
+use super::{Axis, Kind, Plot, Ratio, Sheet, huge_or_not};
+use crate::bench::Stop;
+use crate::units::Size;
+
+/// Working sets: from and to, each step twice the one before.
+pub(super) const SMALLEST: u64 = 64 << 10;
+pub(super) const LARGEST: u64 = 256 << 20;
+
+/// Loads of a measurement: more where single ones are measured by the clock.
+const STEPS: u64 = 1 << 14;
+const STEPS_BY_CLOCK: u64 = 1 << 18;
+
+/// A working set, and what a load there costs in ticks.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Cost {
+    len: u64,
+    ticks: u64,
+    loads: u64,
+}
+
+impl Cost {
+    fn is_above(self, other: Self, percent: u64) -> bool {
+        self.ticks * other.loads * 100 > other.ticks * self.loads * percent
+    }
+}
+
+/// The costs of one size of pages, as a sentence.
+struct Curve<'a> {
+    of: &'a str,
+    wall: bool,
+    least: Cost,
+    most: Cost,
+    /// The first that costs half more than the least.
+    knee: Option<Cost>,
+}
+
+impl fmt::Display for Curve<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let each = |cost: Cost| {
+            let ticks = if self.wall { crate::measure::nanoseconds(cost.ticks) } else { cost.ticks };
+            Ratio(ticks, cost.loads)
+        };
+        let (least, most) = (each(self.least), each(self.most));
+        if !self.wall {
+            return write!(
+                f,
+                "{}: {least} to {most} instructions a load up to {}: instructions do not see the TLB; --wall does",
+                self.of,
+                Size(self.most.len.max(self.least.len))
+            );
+        }
+        write!(f, "{}: {least} ns a load at best, {most} ns at worst ({})", self.of, Size(self.most.len))?;
+        match self.knee {
+            Some(knee) => write!(f, "; the knee (half more than the best) is at {}", Size(knee.len)),
+            None => f.write_str("; no knee"),
+        }
+    }
+}
+
+fn curve(sheet: &mut Sheet<'_>, plot: Plot, series: &str, advice: HugeAdvice) -> Result<(), Stop> {
+    let mut largest = LARGEST;
+    while sheet.needs(largest, 0).is_err() && largest > SMALLEST {
+        largest /= 2;
+    }
+    let range = sheet.map(largest, advice)?;
+    let steps = if sheet.is_wall() { STEPS_BY_CLOCK } else { STEPS };
+    let mut costs = alloc::vec::Vec::new();
+    let mut len = SMALLEST;
+    while len <= largest {
+        let chain = Chain::lay(range.start, len / PAGE_SIZE)?;
+        chain.follow(chain.nodes)?;
+        let ticks = sheet.typical(|| {
+            let (done, cost) = sheet.measure(|| chain.follow(steps));
+            done.map(|_| cost.ticks)
+        })?;
+        sheet.cost(plot, series, len, ticks, steps);
+        costs.push(Cost { len, ticks, loads: steps });
+        len *= 2;
+    }
+    huge_or_not(sheet, range, advice)?;
+    let Some(&least) = costs.iter().min_by_key(|cost| cost.ticks) else { return Ok(()) };
+    let most = costs.iter().copied().max_by_key(|cost| cost.ticks).unwrap_or(least);
+    // From the best on: smaller sets may cost more for other reasons.
+    let knee = costs.iter().copied().find(|cost| cost.len > least.len && cost.is_above(least, 150));
+    sheet.finding(Curve { of: series, wall: sheet.is_wall(), least, most, knee });
+    sheet.space().unmap(range)?;
+    Ok(())
+}
+
+crate::experiment! {
+    name: "tlb-reach",
+    question: "What does a load cost when its page is one of more and more?",
+    measures: "a chain of pointers, one in each 4 KiB, in random order: a load, a mask, a count and a jump each; the TLB is QEMU's own \
+               under TCG, the CPU's under KVM, and only the clock (--wall) sees either",
+    fn reach(sheet: &mut Sheet<'_>) -> Result<(), Stop> {
+        let (x, y) = (Axis::bytes("working set"), Axis::cost("each load"));
+        let plot = sheet.plot(Kind::Lines, "Following pointers", x, y);
+        curve(sheet, plot, "4 KiB pages", HugeAdvice::NoHuge)?;
+        curve(sheet, plot, "2 MiB pages", HugeAdvice::Huge)
+    }
+}
