@@ -16,6 +16,7 @@
 #![forbid(unsafe_code)]
 
 mod baseline;
+mod exp;
 pub mod gdb;
 pub mod guest;
 pub mod host;

@@ -9,7 +9,7 @@ use std::{
 use libtest_mimic::{Failed, Trial};
 
 use crate::{
-    baseline, gdb, host,
+    baseline, exp, gdb, host,
     process::{self, Finished},
     shell, stuck,
 };
@@ -176,6 +176,7 @@ pub fn trials() -> Vec<Trial> {
             let runs = RUNS.iter().map(|run| run.trial(&runner));
             let more = [
                 shell::trials(&runner),
+                exp::trials(&runner),
                 baseline::trials(&runner),
                 stuck::trials(&runner),
                 gdb::run_trials(&runner),
