@@ -4,7 +4,7 @@ use crate::build::{self, Built};
 use crate::error::Error;
 use crate::qemu::{Accel, Device, GuestCommand, Qemu, QmpPlace};
 use crate::size::Size;
-use crate::{bench, boot, gdb, install, lab, shell, tour};
+use crate::{bench, boot, gdb, install, lab, report, shell, tour};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use ktest::monitor::Setting;
 use std::path::PathBuf;
@@ -34,6 +34,8 @@ enum Task {
     Bench(bench::BenchArgs),
     /// Do experiments: all of them, or some by name
     Exp(lab::ExpArgs),
+    /// Do everything that measures, and write it as one page with plots
+    Report(report::ReportArgs),
     /// Type commands to the kernel: map, migrate, touch, look
     #[command(after_help = shell::commands())]
     Shell(shell::ShellArgs),
@@ -217,6 +219,7 @@ pub fn run(cli: Cli) -> Result<(), Error> {
         Task::Tour => tour::run(machine),
         Task::Bench(args) => bench::run(&args, machine),
         Task::Exp(args) => lab::run(&args, machine),
+        Task::Report(args) => report::run(&args, machine),
         Task::Shell(args) => shell::run(&args, machine),
         Task::Test(_) if machine.is_set() => Err(Error::TestsSet),
         Task::Test(args) => test(&args),

@@ -101,6 +101,20 @@ pub enum Error {
     /// Counts cannot be compared without counting.
     #[error("--baseline compares instruction counts: leave out --no-icount and --accel kvm")]
     BaselineNeedsIcount,
+    /// A report is of counts.
+    #[error("report counts instructions: leave out --no-icount and --accel kvm; --wall adds time")]
+    ReportNeedsIcount,
+    /// A plot that cannot be drawn.
+    #[error("the plot \"{title}\" could not be drawn: {why}")]
+    Plot {
+        /// Its title.
+        title: String,
+        /// Why.
+        why: String,
+    },
+    /// The figures of Linux.
+    #[error("docs/peer-linux.toml: {0}")]
+    Peer(String),
     /// A file that holds no baseline.
     #[error("{}: no baseline: {why}; where there is no file, --update writes one", path.display())]
     Baseline {

@@ -17,6 +17,7 @@ pub mod gdb;
 pub mod install;
 pub mod lab;
 pub mod qemu;
+pub mod report;
 pub mod shell;
 pub mod size;
 pub mod symbolize;

@@ -100,6 +100,19 @@ impl Results {
         }
     }
 
+    /// Adds the rows of another run of the same kind. What both were skipped for, or run on, is told once.
+    pub(crate) fn extend(&mut self, other: Self) {
+        self.operations.extend(other.operations);
+        self.sweep.extend(other.sweep);
+        for (ours, theirs) in [(&mut self.machine, other.machine), (&mut self.skipped, other.skipped)] {
+            theirs.into_iter().for_each(|fact| {
+                if !ours.contains(&fact) {
+                    ours.push(fact)
+                }
+            });
+        }
+    }
+
     /// Takes a line of the console; progress comes back as rows done, of how many.
     pub(crate) fn read(&mut self, line: &str) -> Option<(u64, u64)> {
         let record = Record::parse(line)?;

@@ -236,6 +236,13 @@ fn x_value(x: &str) -> Value {
 }
 
 impl Experiment {
+    /// With `wall`, none of its numbers repeats.
+    #[must_use]
+    pub fn varying(mut self, wall: bool) -> Self {
+        self.plots.iter_mut().for_each(|plot| plot.exact &= !wall);
+        self
+    }
+
     /// For programs.
     #[must_use]
     pub fn json(&self) -> Value {
@@ -325,7 +332,11 @@ impl Reader {
         match (record.kind(), &mut self.current) {
             ("exp", current) => {
                 let (name, question, measures) = (text("name"), text("question"), text("measures"));
-                *current = Some(Experiment { name, question, measures, ..Experiment::default() });
+                let next = Experiment { name, question, measures, ..Experiment::default() };
+                // Of a list, each is only named.
+                if let Some(open) = current.replace(next) {
+                    return Step::Whole(open);
+                }
             }
             ("plot", Some(experiment)) => experiment.plots.extend(Plot::read(&record, self.counted)),
             (kind @ ("point" | "cell"), Some(experiment)) => {

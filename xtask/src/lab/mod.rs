@@ -8,6 +8,7 @@ pub mod show;
 
 use crate::bench::{one_word, progress_bar};
 use crate::boot;
+use crate::build::Built;
 use crate::cli::{Defaults, MachineArgs};
 use crate::error::Error;
 use crate::qemu::{GuestCommand, Qemu};
@@ -100,21 +101,27 @@ pub(crate) fn experiments(
     let qemu = machine_for(machine, command, wall)?;
     let built = machine.prepare(&qemu)?;
     let bar = progress_bar("experiments");
-    let mut reader = Reader::new(qemu.icount);
-    let mut found = Vec::new();
-    let ending = boot::watch(&qemu, &built, |line| {
-        match reader.read(line) {
-            Step::Whole(experiment) => found.push(experiment),
-            Step::Progress(done, of) => {
-                // Of a list, each is only named.
-                found.extend(reader.take_open());
-                bar.set_length(of);
-                bar.set_position(done);
-            }
-            Step::Part | Step::Other => {}
-        }
+    let found = watch(&qemu, &built, |done, of| {
+        bar.set_length(of);
+        bar.set_position(done);
     });
     bar.finish_and_clear();
+    found
+}
+
+/// As [`experiments`], on a machine that is ready; says before each how many are done, of how many.
+pub(crate) fn watch(
+    qemu: &Qemu,
+    built: &Built,
+    mut progress: impl FnMut(u64, u64),
+) -> Result<Vec<Experiment>, Error> {
+    let mut reader = Reader::new(qemu.icount);
+    let mut found = Vec::new();
+    let ending = boot::watch(qemu, built, |line| match reader.read(line) {
+        Step::Whole(experiment) => found.push(experiment),
+        Step::Progress(done, of) => progress(done, of),
+        Step::Part | Step::Other => {}
+    });
     found.extend(reader.take_open());
     match ending {
         Ok(()) => Ok(found),

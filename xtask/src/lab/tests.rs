@@ -41,6 +41,16 @@ fn an_experiment_is_put_together_from_its_records() {
 }
 
 #[test]
+fn of_a_list_each_is_named() {
+    let mut reader = Reader::new(true);
+    let names = ["@exp name=a question=\"A?\" measures=x", "@exp name=b question=\"B?\" measures=y"];
+    let steps = names.map(|line| reader.read(line));
+    let name = |step: &Step| if let Step::Whole(found) = step { found.name.clone() } else { String::new() };
+    assert_eq!((&steps[0], name(&steps[1]).as_str()), (&Step::Part, "a"));
+    assert_eq!(reader.take_open().map(|found| found.name), Some("b".into()));
+}
+
+#[test]
 fn what_is_no_record_is_passed_on() {
     let mut reader = Reader::new(true);
     let steps = LINES.map(|line| reader.read(line));
