@@ -23,6 +23,7 @@ use crate::space::Space;
 use crate::stats::merged;
 use crate::table::Table;
 use crate::tlb::TlbGather;
+use crate::trace::{Kind, Step};
 use crate::types::{Frame, Level, Order, PAGE_SIZE, PMD_SIZE, PTRS, Place, Prot, VaRange, Vaddr};
 use crate::vma::{HugeAdvice, Vma, VmaKind};
 use crate::zone::Need;
@@ -83,7 +84,11 @@ impl<M: Machine> Space<M> {
     /// # Errors
     /// [`RangeError::Invalid`]. That some 2 MiB stayed as they were is in the report.
     pub fn collapse(&'static self, range: VaRange) -> Result<MergeReport, RangeError> {
-        self.for_each_huge(range, |vma, base| self.collapse_one(vma, base), &mut |_, _| {})
+        self.for_each_huge(
+            range,
+            |vma, base| self.merging(Kind::Collapse, base, || self.collapse_one(vma, base)),
+            &mut |_, _| {},
+        )
     }
 
     /// As [`Space::collapse`], for who asks for all or nothing and hears of the first 2 MiB that stayed; those after it are tried
@@ -95,7 +100,11 @@ impl<M: Machine> Space<M> {
     pub(crate) fn collapse_all(&'static self, range: VaRange) -> Result<(), RangeError> {
         let mut first = None;
         let mut note = |base, cause| first = first.or(Some((base, cause)));
-        self.for_each_huge(range, |vma, base| self.collapse_one(vma, base), &mut note)?;
+        self.for_each_huge(
+            range,
+            |vma, base| self.merging(Kind::Collapse, base, || self.collapse_one(vma, base)),
+            &mut note,
+        )?;
         match first {
             None => Ok(()),
             Some((base, MergeCause::NoMemory)) => Err(RangeError::Oom(base)),
@@ -140,6 +149,22 @@ impl<M: Machine> Space<M> {
             base = base.add(PMD_SIZE);
         }
         Ok(report)
+    }
+
+    /// Does `work`, which makes one page of 2 MiB at `base`, as a step of a trace.
+    pub(crate) fn merging(
+        &self,
+        kind: Kind,
+        base: Vaddr,
+        work: impl FnOnce() -> Result<Merged, MergeCause>,
+    ) -> Result<Merged, MergeCause> {
+        let step = Step::begin::<M>();
+        let result = work();
+        if step.is_taken() {
+            let frame = named(self.entry_at(base).1).map_or(Frame::ram(0), |(frame, _)| frame);
+            step.end::<M>(kind, result.is_ok(), base, Order::PMD, frame.place(), frame);
+        }
+        result
     }
 
     fn collapse_one(&'static self, vma: &Vma, base: Vaddr) -> Result<Merged, MergeCause> {

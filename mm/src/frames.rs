@@ -10,7 +10,8 @@ use crate::error::OutOfMemory;
 use crate::inject::Site;
 use crate::machine::Machine;
 use crate::mm::Mm;
-use crate::types::{Frame, Order, Place};
+use crate::trace::{Kind, Step};
+use crate::types::{Frame, Order, Place, Vaddr};
 use crate::zone::{Need, Zone};
 
 const ORDER_SHIFT: u32 = 48;
@@ -118,7 +119,11 @@ impl<M: Machine> FrameSource<M> {
 
     #[cold]
     fn refill(&mut self, wanted: u32) -> Result<(), OutOfMemory> {
+        let step = Step::begin::<M>();
         let range = self.zone.alloc_run(wanted, self.need)?;
+        let (order, first) =
+            (Order::largest(0, range.end - range.start), Frame::new(self.place, range.start));
+        step.end::<M>(Kind::Frames, true, Vaddr(0), order, self.place, first);
         if let Some(device) = self.place.device_number() {
             M::mm().device(device).allocated(Order::BASE, u64::from(range.end - range.start));
         }

@@ -35,6 +35,9 @@ pub struct Inject {
     seen: AtomicU64,
 }
 
+/// Allocations are recorded ([`crate::trace`]); beside the sites, so that an allocation asks for both at once.
+const WATCHED: u32 = 1 << 31;
+
 impl Inject {
     pub(crate) const fn new() -> Self {
         Self {
@@ -52,18 +55,33 @@ impl Inject {
         self.times.store(times, Relaxed);
         self.min_order.store(u32::from(min_order), Relaxed);
         self.seen.store(0, Relaxed);
-        self.armed.store(sites, Relaxed);
+        self.armed.store(sites & !WATCHED | self.armed.load(Relaxed) & WATCHED, Relaxed);
     }
 
     /// Ends the plan. Returns how many matching allocations were asked for while it was in force.
     pub fn disarm(&self) -> u64 {
-        self.armed.store(0, Relaxed);
+        self.armed.fetch_and(WATCHED, Relaxed);
         self.seen.load(Relaxed)
     }
 
     /// A plan is in force. Then nobody tries again what has failed: a failure that was asked for must be one, and count once.
     pub(crate) fn is_armed(&self) -> bool {
-        self.armed.load(Relaxed) != 0
+        self.armed.load(Relaxed) & !WATCHED != 0
+    }
+
+    /// Whether allocations are to be recorded.
+    pub(crate) fn watch(&self, on: bool) {
+        if on {
+            self.armed.fetch_or(WATCHED, Relaxed)
+        } else {
+            self.armed.fetch_and(!WATCHED, Relaxed)
+        };
+    }
+
+    /// An allocation at `site` may fail by plan, or is to be recorded.
+    #[inline(always)]
+    pub(crate) fn is_watched(&self, site: Site) -> bool {
+        self.armed.load(Relaxed) & (site as u32 | WATCHED) != 0
     }
 
     #[inline(always)]

@@ -59,6 +59,7 @@ mod table;
 #[cfg(test)]
 mod testing;
 mod tlb;
+pub mod trace;
 mod track;
 mod types;
 mod vma;

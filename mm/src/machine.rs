@@ -12,6 +12,7 @@ use core::sync::atomic::AtomicU64;
 
 use crate::counters::Event;
 use crate::mm::Mm;
+use crate::trace::{Open, Phase, Record, Tracing};
 use crate::types::{Frame, Order, PTRS, VaRange};
 
 /// CPUs that per-CPU caches are kept for.
@@ -179,4 +180,30 @@ pub trait Machine: Sized + Send + Sync + 'static {
 
     /// Reads a system-wide counter, summed over the CPUs.
     fn counted(event: Event) -> u64;
+
+    /// How much is recorded ([`crate::trace`]). One load: it is asked at every fault.
+    fn tracing() -> Tracing;
+
+    /// The time, in ticks that never run backwards; not 0. Asked only while something is recorded.
+    fn now() -> u64;
+
+    /// The record that the running thread fills. Another thread's is another one.
+    fn open() -> &'static Open;
+
+    /// A phase of what the running thread does ends now: notes that in its open record.
+    #[inline(always)]
+    fn mark(phase: Phase) {
+        Self::open().mark(phase as usize, Self::now());
+    }
+
+    /// What the running thread does ends now, and its open record is taken.
+    #[inline(always)]
+    fn record_open() {
+        Self::mark(Phase::Finalize);
+        Self::record(Self::open().get());
+    }
+
+    /// Takes a record, whole, in the order of their ends on this CPU. It may come while spin locks are held, and neither
+    /// sleeps nor calls back.
+    fn record(record: Record);
 }

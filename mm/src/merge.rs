@@ -18,6 +18,7 @@ use crate::migrate::note_arrived;
 use crate::notifier::NotifyEvent;
 use crate::space::Space;
 use crate::stats::merged;
+use crate::trace::Kind;
 use crate::types::{Frame, Level, Order, PMD_SIZE, PTRS, VaRange, Vaddr};
 use crate::vma::Vma;
 use crate::zone::Need;
@@ -43,7 +44,11 @@ impl<M: Machine> Space<M> {
     /// # Errors
     /// [`RangeError::Invalid`]. That some 2 MiB stayed as they were is in the report.
     pub fn merge_device(&'static self, range: VaRange) -> Result<MergeReport, RangeError> {
-        self.for_each_huge(range, |vma, base| self.merge_one(vma, base), &mut |_, _| {})
+        self.for_each_huge(
+            range,
+            |vma, base| self.merging(Kind::Merge, base, || self.merge_one(vma, base)),
+            &mut |_, _| {},
+        )
     }
 
     fn merge_one(&'static self, vma: &Vma, base: Vaddr) -> Result<Merged, MergeCause> {

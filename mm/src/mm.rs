@@ -121,6 +121,12 @@ impl<M: Machine> Mm<M> {
         }
     }
 
+    /// Whether allocations are recorded, while [`Machine::tracing`] says that steps are ([`crate::trace`]). Off at first: so an
+    /// allocation that nobody watches asks once for this and for [`Mm::inject`]'s plan.
+    pub fn watch_allocations(&self, on: bool) {
+        self.inject.watch(on);
+    }
+
     /// Registers RAM: `map` covers page frame numbers from `base` (a multiple of 512); nothing is free yet.
     pub fn register_ram(&self, base: u32, map: MapStorage) {
         self.ram.set_map(base, map.into_map());

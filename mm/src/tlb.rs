@@ -22,7 +22,8 @@ use crate::mm::Mm;
 use crate::slab::{Pool, PoolBox, Pooled};
 use crate::space::Space;
 use crate::table::SpareTable;
-use crate::types::{Level, VaRange, Vaddr};
+use crate::trace::{Kind, Step};
+use crate::types::{Frame, Level, Order, Place, VaRange, Vaddr};
 
 /// A space's side of flushing: who may hold its translations and what is still owed.
 #[derive(Debug, Default)]
@@ -116,7 +117,19 @@ fn flush_space<M: Machine>(space: &Space<M>, scope: FlushScope, tables: bool, re
     space.count_flush();
     let cpus = space.flush.cpus.load(Relaxed);
     let scope = M::mm().policy.flush_scope(scope);
+    let step = Step::begin::<M>();
     M::flush(&FlushRequest { root: space.root_pfn(), cpus, scope, tables, reason });
+    if step.is_taken() {
+        let (addr, pages, order) = match scope {
+            FlushScope::Range { range, stride } => (
+                range.start,
+                range.len() / stride,
+                if stride == Level::Pmd.size() { Order::PMD } else { Order::BASE },
+            ),
+            FlushScope::All => (Vaddr(0), 0, Order::BASE),
+        };
+        step.end::<M>(Kind::Flush, true, addr, order, Place::RAM, Frame::ram(pages as u32));
+    }
 }
 
 /// Obligations for pages of one size that lie one after the other, near enough: what a loop over a table owes.

@@ -1,5 +1,6 @@
 //! Single operations: each row is one operation, measured a few times from the outside, touch or call included.
 
+use farpage_mm::trace::Tracing;
 use farpage_mm::{
     AddressSpace, Entry, HugeAdvice, Need, Order, PAGE_SIZE, PMD_SIZE, Place, Prot, RemapFlags, RemapTarget,
     VaRange, Vaddr,
@@ -11,7 +12,7 @@ use super::{Stop, counted};
 use crate::console;
 use crate::measure::measure;
 use crate::vm::user::{UserFault, user_fill, user_touch_read, user_write_u64};
-use crate::vm::{Machine, activate, clone_space, mm, new_space};
+use crate::vm::{Machine, activate, clone_space, mm, new_space, trace};
 
 /// One operation.
 pub(super) struct Row {
@@ -73,6 +74,18 @@ pub(super) static ROWS: &[Row] = &[
         measure: fault_back_small,
     },
     Row {
+        name: "fault-back, 4 KiB, recorded",
+        goal: Some(760),
+        raw: Raw::Out { order: Order::BASE, count: 1 },
+        measure: |s, m| recorded(Tracing::Units, || fault_back_small(s, m)),
+    },
+    Row {
+        name: "fault-back, 4 KiB, every step recorded",
+        goal: None,
+        raw: Raw::Out { order: Order::BASE, count: 1 },
+        measure: |s, m| recorded(Tracing::Steps, || fault_back_small(s, m)),
+    },
+    Row {
         name: "fault-back, 1 MiB left of 2 MiB",
         goal: Some(5000),
         raw: Raw::Out { order: Order::new(8), count: 1 },
@@ -89,6 +102,12 @@ pub(super) static ROWS: &[Row] = &[
         goal: Some(512 * 400),
         raw: Raw::In { order: Order::BASE, count: 512 },
         measure: |s, m| migrate(s, m, HugeAdvice::NoHuge, 1, true),
+    },
+    Row {
+        name: "to device, 512 x 4 KiB, recorded",
+        goal: None,
+        raw: Raw::In { order: Order::BASE, count: 512 },
+        measure: |s, m| recorded(Tracing::Units, || migrate(s, m, HugeAdvice::NoHuge, 1, true)),
     },
     Row { name: "to device, hole of 2 MiB", goal: None, raw: HUGE_CLEAR, measure: hole },
     Row {
@@ -289,6 +308,15 @@ fn fault_back_small(space: &AddressSpace<Machine>, samples: &mut Samples) -> Res
         samples.push(cost);
     }
     Ok(())
+}
+
+/// What it costs while it is recorded, in a ring that is too small for it.
+fn recorded(level: Tracing, work: impl FnOnce() -> Result<(), Stop>) -> Result<(), Stop> {
+    let recorded = trace::record(level, 256, work).map_err(|_| Stop::DoesNotFit("no memory for a trace"))?;
+    if recorded.records.len() < 256 {
+        return Err(Stop::Wrong("not everything was recorded"));
+    }
+    recorded.result
 }
 
 fn fault_back_half(space: &AddressSpace<Machine>, samples: &mut Samples) -> Result<(), Stop> {

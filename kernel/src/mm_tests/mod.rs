@@ -29,4 +29,5 @@ mod stats;
 mod stress;
 mod support;
 mod teardown;
+mod trace;
 mod track;

@@ -27,7 +27,7 @@ use kernel_logic::fifo::Fifo;
 use spin::Mutex;
 use x86_64::instructions::interrupts;
 
-use crate::arch::x86_64::percpu::{self, MAX_CPUS, Spurious};
+use crate::arch::x86_64::percpu::{self, MAX_CPUS, OpenRecord, Spurious};
 use crate::arch::x86_64::stacks::MAX_THREADS;
 use crate::arch::x86_64::switch;
 use crate::vm::{self, Loaded};
@@ -50,6 +50,7 @@ struct Thread {
     /// The address space to be loaded when it runs.
     space: Mutex<Loaded>,
     spurious: Mutex<Spurious>,
+    recorded: Mutex<OpenRecord>,
 }
 
 impl Thread {
@@ -62,6 +63,7 @@ impl Thread {
             sleeps_on: AtomicUsize::new(0),
             space: Mutex::new(Loaded::NONE),
             spurious: Mutex::new(Spurious::NONE),
+            recorded: Mutex::new(OpenRecord::NONE),
         }
     }
 }
@@ -184,6 +186,9 @@ fn schedule() {
     *THREADS[from].space.lock() = Loaded::now();
     *THREADS[from].spurious.lock() = Spurious::take();
     THREADS[to].spurious.lock().put();
+    *THREADS[from].recorded.lock() = OpenRecord::take();
+    THREADS[to].recorded.lock().put();
+    vm::trace::thread_runs(to);
     vm::load(*THREADS[to].space.lock());
     percpu::set_current_thread(to);
     switch::switch(from, to);

@@ -10,6 +10,7 @@ pub(crate) mod raw;
 pub(crate) mod rig;
 pub(crate) mod shared;
 pub(crate) mod skip;
+pub(crate) mod trace;
 pub(crate) mod user;
 pub(crate) mod way;
 
@@ -19,6 +20,7 @@ use core::ptr;
 use core::sync::atomic::AtomicU64;
 
 use farpage_device::mmio::{CopyRoutine, copy_words, store_fence, zero_words};
+use farpage_mm::trace::{Open, Phase, Record, Tracing};
 use farpage_mm::{
     Access, AddressSpace, Event, FaultBits, FaultError, FaultInfo, FaultOutcome, FlushRequest, FlushScope,
     Frame, FreshFrame, MapStorage, Mm, Order, PAGE_SIZE, Space, TableWords, Vaddr, WaitKey,
@@ -28,7 +30,7 @@ use x86_64::instructions::interrupts;
 use x86_64::{PhysAddr, VirtAddr};
 
 use crate::arch::x86_64::fault::{self, FaultRegs};
-use crate::arch::x86_64::{paging, percpu, tlb};
+use crate::arch::x86_64::{paging, percpu, tlb, tsc};
 use crate::{bootmem, task};
 
 /// This machine.
@@ -227,6 +229,36 @@ impl farpage_mm::Machine for Machine {
     fn counted(event: Event) -> u64 {
         percpu::counter(event as usize)
     }
+
+    #[inline(always)]
+    fn tracing() -> Tracing {
+        trace::level()
+    }
+
+    #[inline(always)]
+    fn now() -> u64 {
+        tsc::now()
+    }
+
+    #[inline(always)]
+    fn open() -> &'static Open {
+        trace::open()
+    }
+
+    #[inline(always)]
+    fn mark(phase: Phase) {
+        trace::mark(phase);
+    }
+
+    #[inline(always)]
+    fn record_open() {
+        trace::mark(Phase::Finalize);
+        trace::put_open();
+    }
+
+    fn record(record: Record) {
+        trace::put(record);
+    }
 }
 
 /// Zeroed memory for the map of `frames` frames, for ever. While [`bootmem`] still gives.
@@ -350,9 +382,9 @@ pub(crate) fn mm() -> &'static Mm<Machine> {
 /// # Errors
 /// Nothing can be done about it: the access fails.
 #[inline(always)]
-pub(crate) fn user_fault(regs: FaultRegs) -> Result<(), ()> {
+pub(crate) fn user_fault<const TRACED: bool>(regs: FaultRegs) -> Result<(), ()> {
     let Some(space) = Loaded::now().space() else { return Err(()) };
-    match space.handle_fault(&fault_info(&regs)) {
+    match space.handle_fault_as::<TRACED>(&fault_info(&regs)) {
         Ok(FaultOutcome::Spurious) => {
             fault::spurious(&regs);
             Ok(())

@@ -19,6 +19,7 @@ use crate::notifier::NotifyEvent;
 use crate::space::Space;
 use crate::split::split_pmd_at;
 use crate::table::Table;
+use crate::trace::copied_if_traced;
 use crate::types::{Access, Level, Order, Place, VaRange, Vaddr};
 use crate::vma::{Vma, VmaKind};
 use crate::zone::Need;
@@ -114,6 +115,7 @@ impl<M: Machine> Space<M> {
             Err(_) if level == Level::Pmd => return self.split_for_copy(addr, table),
             Err(no_page) => return Err(no_page.at(addr)),
         };
+        copied_if_traced::<M>(leaf.frame.place(), &copy);
         let step = self.replace_shared(vma, start, seen, leaf, &copy, want);
         drop(source);
         if matches!(step, Step::Done(_)) {
@@ -172,7 +174,7 @@ impl<M: Machine> Space<M> {
         order: Order,
     ) -> Result<FolioRef<M>, NoPage> {
         if leaf.special {
-            return self.fresh_folio(vma, start, order);
+            return self.fresh_folio::<false>(vma, start, order);
         }
         let folio = self.charge(M::mm().alloc_folio(Place::RAM, order, Need::User)?)?;
         M::copy(leaf.frame, folio.frame(), order);

@@ -13,8 +13,12 @@
 //! ```
 //!
 //! It never looks at the current CR3 or task: a device, or one day a guest's #NPF, calls it for another space.
+//!
+//! The hot paths have two bodies: with `TRACED` they mark the ends of their phases ([`crate::trace`]).
 
+mod again;
 mod cow;
+mod cut;
 mod object;
 
 use core::sync::atomic::Ordering::Relaxed;
@@ -30,8 +34,9 @@ use crate::machine::Machine;
 use crate::migrate::{Extent, FaultMigration, large_extent};
 use crate::notifier::{NotifyEvent, Owner};
 use crate::space::Space;
-use crate::split::{SplitError, split_pmd};
+
 use crate::table::Table;
+use crate::trace::{Open, Outcome, Phase, Tracing, mark};
 use crate::types::{Access, Frame, Level, Order, PMD_SIZE, Place, Prot, VaRange, Vaddr};
 use crate::vma::{Vma, VmaKind};
 use crate::zone::Need;
@@ -89,9 +94,6 @@ pub enum FaultOutcome {
     TakenBack,
 }
 
-/// How often a fault looks again at a page that somebody holds.
-const HELD_LOOKS: u32 = 256;
-
 /// Where an entry stands, and the word that was read there without a lock.
 struct Seen<M: Machine> {
     table: &'static Table<M>,
@@ -113,120 +115,97 @@ impl<M: Machine> Space<M> {
     ///
     /// # Errors
     /// [`FaultError`], with the address.
-    #[inline(always)]
     pub fn handle_fault(&'static self, fault: &FaultInfo) -> Result<FaultOutcome, FaultError> {
+        if M::tracing() == Tracing::Off {
+            self.handle_fault_as::<false>(fault)
+        } else {
+            self.handle_fault_as::<true>(fault)
+        }
+    }
+
+    /// As [`Space::handle_fault`], for a caller that knows whether faults are recorded: a CPU's handler of page faults, of which
+    /// there may be two.
+    ///
+    /// # Errors
+    /// As [`Space::handle_fault`].
+    #[inline(always)]
+    pub fn handle_fault_as<const TRACED: bool>(
+        &'static self,
+        fault: &FaultInfo,
+    ) -> Result<FaultOutcome, FaultError> {
+        if TRACED {
+            M::open().begin(fault.addr, M::now());
+        }
         M::count_one::<{ Event::PgFault as usize }>();
         self.faults.fetch_add(1, Relaxed);
         if fault.bits.contains(FaultBits::RSVD) {
-            return Err(refused::<M>(FaultError::Reserved(fault.addr)));
+            return self.fault_again::<TRACED>(fault, FaultError::Reserved(fault.addr));
         }
         // Nearly every fault is done at the first look. That one stands outside of any loop, so that the compiler prepares nothing
         // for others.
-        match self.resolve(fault) {
-            Ok(Step::Done(outcome)) => Ok(outcome),
-            Ok(step) => self.fault_later(fault, step),
-            Err(error) => self.fault_again(fault, error),
-        }
-    }
-
-    /// After a first look that resolved nothing yet.
-    #[cold]
-    #[inline(never)]
-    fn fault_later(&'static self, fault: &FaultInfo, mut step: Step) -> Result<FaultOutcome, FaultError> {
-        loop {
-            match step {
-                Step::Done(outcome) => return Ok(outcome),
-                Step::Again => {}
-                Step::Sleep(folio) => {
-                    M::count(Event::FaultWait, 1);
-                    folio.wait_unlocked::<M>();
+        match self.resolve::<TRACED>(fault) {
+            Ok(Step::Done(outcome)) => {
+                if TRACED {
+                    Open::end_resolved::<M>(outcome);
                 }
+                Ok(outcome)
             }
-            step = match self.resolve_later(fault) {
-                Ok(step) => step,
-                Err(error) => return self.fault_again(fault, error),
-            };
-        }
-    }
-
-    /// [`Space::resolve`], out of line.
-    #[cold]
-    #[inline(never)]
-    fn resolve_later(&'static self, fault: &FaultInfo) -> Result<Step, FaultError> {
-        self.resolve(fault)
-    }
-
-    /// An error, unless it is only that somebody holds the page for a moment: a look-up without locks, say. Nobody tells when
-    /// a reference goes, so this looks again, with no lock held in between. Without memory it looks again for as long as some
-    /// is found that nobody uses. A look that only says to look again is no error, whatever the one before said.
-    #[cold]
-    #[inline(never)]
-    fn fault_again(&'static self, fault: &FaultInfo, first: FaultError) -> Result<FaultOutcome, FaultError> {
-        let (mut looks, mut error) = (0, Some(first));
-        loop {
-            match error {
-                None => {}
-                Some(FaultError::Held(_)) if looks < HELD_LOOKS => {
-                    looks += 1;
-                    M::relax();
-                }
-                Some(FaultError::Oom(_)) if M::mm().relieve(Place::RAM) => {}
-                Some(error) => return Err(refused::<M>(error)),
-            }
-            error = match self.resolve_later(fault) {
-                Ok(Step::Done(outcome)) => return Ok(outcome),
-                Ok(Step::Again) => None,
-                Ok(Step::Sleep(folio)) => {
-                    M::count(Event::FaultWait, 1);
-                    folio.wait_unlocked::<M>();
-                    None
-                }
-                Err(next) => Some(next),
-            };
+            Ok(step) => self.fault_later::<TRACED>(fault, step),
+            Err(error) => self.fault_again::<TRACED>(fault, error),
         }
     }
 
     /// One attempt, with the VMA lock held shared.
     #[inline(always)]
-    fn resolve(&'static self, fault: &FaultInfo) -> Result<Step, FaultError> {
+    fn resolve<const TRACED: bool>(&'static self, fault: &FaultInfo) -> Result<Step, FaultError> {
         let vmas = self.vmas.read();
         let vma = self.find_vma(&vmas, fault.addr).ok_or(FaultError::NoVma(fault.addr))?;
         if !vma.prot().allows(fault.access) {
             return Err(FaultError::Access(fault.addr, fault.access));
         }
-        self.attempt(vma, fault)
+        self.attempt::<TRACED>(vma, fault)
     }
 
     #[inline(always)]
-    fn attempt(&'static self, vma: &'static Vma, fault: &FaultInfo) -> Result<Step, FaultError> {
+    fn attempt<const TRACED: bool>(
+        &'static self,
+        vma: &'static Vma,
+        fault: &FaultInfo,
+    ) -> Result<Step, FaultError> {
         if let Some(table) = self.last_pte_table(fault.addr) {
             let word = table.words()[fault.addr.index(Level::Pte)].load(Relaxed);
             let seen = Seen { table, level: Level::Pte, word };
             // The hot path knows what it is looking for, and that there is nobody to be told: a space with notifiers has no
             // table that was used last.
             if let Some(frame) = word::device_private(word) {
-                return self.fault_device::<false, false>(fault, &seen, frame);
+                return self.fault_device::<false, false, TRACED>(fault, &seen, frame);
             }
             return match Entry::decode(word, Level::Pte) {
-                Entry::None => self.fault_pte(vma, fault, table),
-                entry => self.fault_entry(vma, fault, &seen, entry),
+                Entry::None => self.fault_pte::<TRACED>(vma, fault, table),
+                entry => self.fault_entry::<TRACED>(vma, fault, &seen, entry),
             };
         }
-        self.attempt_from_the_top(vma, fault)
+        self.attempt_from_the_top::<TRACED>(vma, fault)
     }
 
     #[inline(never)]
-    fn attempt_from_the_top(&'static self, vma: &'static Vma, fault: &FaultInfo) -> Result<Step, FaultError> {
+    fn attempt_from_the_top<const TRACED: bool>(
+        &'static self,
+        vma: &'static Vma,
+        fault: &FaultInfo,
+    ) -> Result<Step, FaultError> {
         let seen = |table, level, entry: Entry| Seen { table, level, word: entry.encode(level) };
         match self.peek(fault.addr) {
-            Peek::NoTable => self.fault_none(vma, fault, None),
-            Peek::Pmd(table, Entry::None) => self.fault_none(vma, fault, Some(table)),
-            Peek::Pmd(table, entry) => self.fault_entry(vma, fault, &seen(table, Level::Pmd, entry), entry),
+            Peek::NoTable => self.fault_none::<TRACED>(vma, fault, None),
+            Peek::Pmd(table, Entry::None) => self.fault_none::<TRACED>(vma, fault, Some(table)),
+            Peek::Pmd(table, entry) => {
+                self.fault_entry::<TRACED>(vma, fault, &seen(table, Level::Pmd, entry), entry)
+            }
             Peek::Pte(table, entry) => {
                 self.set_last_pte_table(table);
                 match entry {
-                    Entry::None => self.fault_pte(vma, fault, table),
-                    entry => self.fault_entry(vma, fault, &seen(table, Level::Pte, entry), entry),
+                    Entry::None => self.fault_pte::<TRACED>(vma, fault, table),
+                    entry => self.fault_entry::<TRACED>(vma, fault, &seen(table, Level::Pte, entry), entry),
                 }
             }
         }
@@ -234,7 +213,7 @@ impl<M: Machine> Space<M> {
 
     /// Nothing is there, not even a PTE table.
     #[inline(never)]
-    fn fault_none(
+    fn fault_none<const TRACED: bool>(
         &'static self,
         vma: &'static Vma,
         fault: &FaultInfo,
@@ -246,7 +225,7 @@ impl<M: Machine> Space<M> {
             None => self.pmd_table_or_alloc(fault.addr, Need::User).map_err(oom)?,
         };
         if let Some(start) = vma.huge_range(fault.addr, &M::mm().policy) {
-            if let Some(step) = self.fault_huge(vma, fault, pmd, start) {
+            if let Some(step) = self.fault_huge::<TRACED>(vma, fault, pmd, start) {
                 return Ok(step);
             }
             M::count(Event::ThpFaultFallback, 1);
@@ -258,13 +237,13 @@ impl<M: Machine> Space<M> {
             cursor.hook(spare);
             drop(cursor);
             self.set_last_pte_table(table);
-            return self.fault_pte(vma, fault, table);
+            return self.fault_pte::<TRACED>(vma, fault, table);
         }
         Ok(Step::Again)
     }
 
     /// A 2 MiB page, or the zero folio, into an empty PMD entry. `None` when there is no memory for it.
-    fn fault_huge(
+    fn fault_huge<const TRACED: bool>(
         &'static self,
         vma: &'static Vma,
         fault: &FaultInfo,
@@ -282,7 +261,7 @@ impl<M: Machine> Space<M> {
             M::count(Event::ThpZeroPageMapped, 1);
             return Some(Step::Done(FaultOutcome::ZeroPage(Order::PMD)));
         }
-        let folio = self.fresh_folio(vma, start, Order::PMD).ok()?;
+        let folio = self.fresh_folio::<TRACED>(vma, start, Order::PMD).ok()?;
         let mut cursor = self.cursor_in(pmd, Level::Pmd, start);
         if !cursor.is_still(0) {
             return Some(Step::Again);
@@ -294,7 +273,7 @@ impl<M: Machine> Space<M> {
 
     /// A 4 KiB page, or the zero page, into an empty PTE.
     #[inline(never)]
-    fn fault_pte(
+    fn fault_pte<const TRACED: bool>(
         &'static self,
         vma: &'static Vma,
         fault: &FaultInfo,
@@ -313,7 +292,8 @@ impl<M: Machine> Space<M> {
             M::count(Event::ZeroPageMapped, 1);
             return Ok(Step::Done(FaultOutcome::ZeroPage(Order::BASE)));
         }
-        let folio = self.fresh_folio(vma, fault.addr, Order::BASE).map_err(|no| no.at(fault.addr))?;
+        let folio =
+            self.fresh_folio::<TRACED>(vma, fault.addr, Order::BASE).map_err(|no| no.at(fault.addr))?;
         let mut cursor = self.cursor_in(pte, Level::Pte, fault.addr);
         if !cursor.is_still(0) {
             return Ok(Step::Again);
@@ -325,16 +305,26 @@ impl<M: Machine> Space<M> {
 
     /// A zeroed folio for `addr` of `vma`, not mapped yet.
     #[inline(always)]
-    fn fresh_folio(&self, vma: &'static Vma, addr: Vaddr, order: Order) -> Result<FolioRef<M>, NoPage> {
+    fn fresh_folio<const TRACED: bool>(
+        &self,
+        vma: &'static Vma,
+        addr: Vaddr,
+        order: Order,
+    ) -> Result<FolioRef<M>, NoPage> {
         let folio = self.charge(M::mm().alloc_folio(Place::RAM, order, Need::User)?)?;
+        mark::<M, TRACED>(Phase::Alloc);
         M::zero(folio.frame(), order);
+        if TRACED {
+            mark::<M, TRACED>(Phase::Copy);
+            M::open().about(Outcome::Allocated, order, Place::RAM, folio.frame());
+        }
         folio.set_link(RmapLink { anon: vma.anon(), index: vma.page_index(addr.align_down(order.bytes())) });
         Ok(folio)
     }
 
     /// Something is there.
     #[inline(always)]
-    fn fault_entry(
+    fn fault_entry<const TRACED: bool>(
         &'static self,
         vma: &'static Vma,
         fault: &FaultInfo,
@@ -343,7 +333,7 @@ impl<M: Machine> Space<M> {
     ) -> Result<Step, FaultError> {
         match entry {
             Entry::NonPresent(soft) => match soft.kind {
-                SoftKind::DevicePrivate => self.fault_device::<true, false>(fault, seen, soft.frame),
+                SoftKind::DevicePrivate => self.fault_device::<true, false, TRACED>(fault, seen, soft.frame),
                 SoftKind::Migration => Ok(self.fault_migration(fault, seen, soft)),
                 SoftKind::DeviceExclusive => Ok(self.fault_exclusive(vma, fault, seen, &soft)),
                 SoftKind::ProtNone => Err(FaultError::Device(fault.addr)),
@@ -389,7 +379,7 @@ impl<M: Machine> Space<M> {
     /// A folio larger than the policy's granule is cut first, unless `WHOLE` says that this was tried: before its entries change,
     /// so that nothing is to be undone and the owner is asked for what is to come, no more. Pages of 4 KiB pay nothing for it.
     #[inline(always)]
-    fn fault_device<const TELL: bool, const WHOLE: bool>(
+    fn fault_device<const TELL: bool, const WHOLE: bool, const TRACED: bool>(
         &'static self,
         fault: &FaultInfo,
         seen: &Seen<M>,
@@ -414,20 +404,25 @@ impl<M: Machine> Space<M> {
         let (_change, migration) = if locked.order() == seen.level.order() {
             if seen.level == Level::Pmd && !WHOLE && Order::PMD > mm.policy.granule() {
                 drop(cursor);
-                return self.fault_granule(fault, seen.level, locked, fault.addr.index(Level::Pte) as u32);
+                return self.fault_granule::<TRACED>(
+                    fault,
+                    seen.level,
+                    locked,
+                    fault.addr.index(Level::Pte) as u32,
+                );
             }
             let change = tell(cursor.addr(), seen.level.order());
-            (change, FaultMigration::take_one(&mut cursor, seen.table, device, locked, fault.addr))
+            (change, FaultMigration::take_one::<TRACED>(&mut cursor, seen.table, device, locked, fault.addr))
         } else {
             match large_extent(&cursor, &locked, frame, None) {
                 Extent::Whole { .. } if !WHOLE && locked.order() > mm.policy.granule() => {
                     let page = frame.index() - locked.frame().index();
                     drop(cursor);
-                    return self.fault_granule(fault, seen.level, locked, page);
+                    return self.fault_granule::<TRACED>(fault, seen.level, locked, page);
                 }
                 Extent::Whole { start: addr, run } => {
                     let change = tell(addr, locked.order());
-                    let taken = FaultMigration::take(
+                    let taken = FaultMigration::take::<TRACED>(
                         &mut cursor,
                         seen.table,
                         device,
@@ -445,73 +440,10 @@ impl<M: Machine> Space<M> {
             }
         };
         drop(cursor);
+        mark::<M, TRACED>(Phase::Collect);
         device.ops().migrate_to_ram(migration)?;
         M::count_one::<{ Event::DeviceFault as usize }>();
         Ok(Step::Done(FaultOutcome::Returned))
-    }
-
-    /// A folio larger than what a touch brings back, of which page `page` was touched: a cut closer around that page's granule, then
-    /// look again at what is left. At most two cuts leave the granule; the rest of the folio stays in as few pieces as it can.
-    /// Where it cannot be cut, all of it comes.
-    #[cold]
-    #[inline(never)]
-    fn fault_granule(
-        &'static self,
-        fault: &FaultInfo,
-        level: Level,
-        folio: LockedFolio<M>,
-        page: u32,
-    ) -> Result<Step, FaultError> {
-        let folio = folio.with_reference();
-        let cut = self.cut_granule(fault.addr, level, &folio, page);
-        drop(folio.unlock());
-        if cut.is_ok() {
-            return Ok(Step::Again);
-        }
-        let (table, level, entry) = match self.peek(fault.addr) {
-            Peek::Pmd(table, entry) => (table, Level::Pmd, entry),
-            Peek::Pte(table, entry) => (table, Level::Pte, entry),
-            Peek::NoTable => return Ok(Step::Again),
-        };
-        match entry {
-            Entry::NonPresent(soft) if soft.kind == SoftKind::DevicePrivate => {
-                let seen = Seen { table, level, word: entry.encode(level) };
-                self.fault_device::<true, true>(fault, &seen, soft.frame)
-            }
-            _ => Ok(Step::Again),
-        }
-    }
-
-    /// One cut: before the granule of page `page`, or behind it when it is the folio's first.
-    fn cut_granule(
-        &'static self,
-        addr: Vaddr,
-        level: Level,
-        folio: &LockedFolio<M>,
-        page: u32,
-    ) -> Result<(), SplitError> {
-        let mm = M::mm();
-        let granule = mm.policy.granule().pages();
-        let start = page & !(granule - 1);
-        if level == Level::Pmd {
-            split_pmd(self, addr, mm.spare_pte_table(addr, Need::Reserve)?);
-        }
-        self.split_folio(folio, addr, if start != 0 { start } else { granule })
-    }
-
-    /// A folio that is mapped only in part: split as far as that goes, then look again at what is left.
-    #[cold]
-    fn fault_cut(
-        &'static self,
-        fault: &FaultInfo,
-        folio: &LockedFolio<M>,
-        at: u32,
-    ) -> Result<Step, FaultError> {
-        match self.split_folio(folio, fault.addr, at) {
-            Ok(()) => Ok(Step::Again),
-            Err(SplitError::Busy) => Err(FaultError::Held(fault.addr)),
-            Err(SplitError::Oom) => Err(FaultError::Oom(fault.addr)),
-        }
     }
 }
 

@@ -10,6 +10,7 @@ use crate::machine::Machine;
 use crate::object::Object;
 use crate::space::Space;
 use crate::table::Table;
+use crate::trace::copied_if_traced;
 use crate::types::{Access, Level, Order, Place, Prot};
 use crate::vma::{Vma, VmaKind};
 use crate::zone::Need;
@@ -34,6 +35,7 @@ impl<M: Machine> Space<M> {
         }
         let page = object.page_or_alloc_for(index, |page| self.charge(page));
         let page = page.map_err(|no_page| no_page.at(fault.addr))?;
+        copied_if_traced::<M>(Place::RAM, &page);
         let mut attrs = Attrs::YOUNG | exec_of(vma);
         if vma.kind() == VmaKind::Shared && vma.prot().contains(Prot::WRITE) {
             // Nothing would be learnt from another fault.
@@ -63,6 +65,7 @@ impl<M: Machine> Space<M> {
         let page = object.page(index);
         let copy = self.private_copy(page.as_ref()).map_err(|no_page| no_page.at(fault.addr))?;
         copy.set_link(RmapLink { anon: vma.anon(), index });
+        copied_if_traced::<M>(Place::RAM, &copy);
         let mut cursor = self.cursor_in(pte, Level::Pte, fault.addr);
         if !cursor.is_still(0) {
             return Ok(Step::Again);

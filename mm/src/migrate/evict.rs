@@ -10,6 +10,7 @@ use crate::machine::Machine;
 use crate::migrate::{Cause, Collecting, Migration, Report};
 use crate::mm::Mm;
 use crate::notifier::Owner;
+use crate::trace::{Kind, Step};
 use crate::types::{Frame, FrameRange, Order, Place, Vaddr};
 use crate::zone::Need;
 
@@ -52,7 +53,7 @@ impl<M: Machine> Mm<M> {
         seen: &dyn Fn(usize, &Folio) -> bool,
         need: Need,
     ) -> Report {
-        let mut report = Report::default();
+        let (mut report, step) = (Report::default(), Step::begin::<M>());
         for _ in 0..TRIES {
             // What failed counts once: as it failed last.
             report.failed = [0; Cause::COUNT];
@@ -62,6 +63,9 @@ impl<M: Machine> Mm<M> {
             }
         }
         M::count(Event::DeviceEvict, report.pages);
+        let from = frames().next().map_or(Place::RAM, |(_, frame)| frame.place());
+        let done = report.failed_pages() == 0;
+        step.end::<M>(Kind::Evict, done, Vaddr(0), Order::BASE, from, Frame::ram(report.pages as u32));
         report
     }
 }

@@ -12,7 +12,8 @@ use crate::migrate::{Cause, Report};
 use crate::space::Space;
 use crate::stats::{batch_fault, batch_moved, batch_stayed, stayed_on};
 use crate::table::TableStash;
-use crate::types::{Frame, Level, Order, PAGE_SIZE, PMD_SIZE, Place};
+use crate::trace::{BatchFacts, Marks, Outcome, UnitFacts, unit_stayed};
+use crate::types::{Frame, Level, Order, PAGE_SIZE, PMD_SIZE, Place, Vaddr};
 
 /// Gives every migration entry of the unit's source a name: at the place where it was found, then wherever the reverse map
 /// leads. Afterwards no migration entry names the source.
@@ -47,8 +48,41 @@ pub(crate) fn fail<M: Machine>(unit: &mut Unit<M>, cause: Cause, report: &mut Re
     M::count(Event::MigrateFail, 1);
     unit.dest.release();
     replace_all(unit);
+    unit_stayed::<M>(&facts(unit), Outcome::of_unit(Verdict::Stayed(cause)));
+    unit.note = 0;
     release_source(unit);
     unit.state = State::Ended(Verdict::Stayed(cause));
+}
+
+/// What a record says of a unit.
+#[cold]
+fn facts<M: Machine>(unit: &Unit<M>) -> UnitFacts {
+    let lay = |folio: &LockedFolio<M>| folio.frame();
+    let (from, to) = match (&unit.source, &unit.dest) {
+        (Source::Folio(folio), Dest::Frames(old)) if unit.is_committed() => (old.first(), lay(folio)),
+        (source, dest) => {
+            let mut to = None;
+            dest.for_each_folio(|folio, page| to = if page == 0 { Some(lay(folio)) } else { to });
+            let from = match source {
+                Source::Folio(folio) | Source::Shared(folio) => Some(lay(folio)),
+                Source::Hole { .. } | Source::Gone => None,
+            };
+            let to = to.or(from).unwrap_or(Frame::ram(0));
+            (from.unwrap_or(Frame::ram(0)), to)
+        }
+    };
+    UnitFacts { taken: unit.note, addr: unit.addr, order: unit.order, from: from.place(), to }
+}
+
+/// What a record says of a batch, but for how many units moved.
+#[cold]
+fn batch_facts<M: Machine>(batch: &mut Batch<M>) -> BatchFacts {
+    let (to, fault) = (batch.to, batch.fault);
+    let none =
+        UnitFacts { taken: 0, addr: Vaddr(0), order: Order::BASE, from: Place::RAM, to: Frame::new(to, 0) };
+    let first = if batch.units.len() == 0 { none } else { facts(batch.units.get_mut(0)) };
+    let UnitFacts { addr, order, from, to: first, .. } = first;
+    BatchFacts { fault, addr, order, from, to, first, units: 0 }
 }
 
 /// Unlocks the folio of a unit that is done with.
@@ -64,10 +98,15 @@ fn release_source<M: Machine>(unit: &mut Unit<M>) {
 pub(crate) fn put_back<M: Machine>(batch: &mut Batch<M>) {
     batch.gather.flush();
     let space = batch.space();
+    if batch.marks.is_traced() {
+        let facts = batch_facts(batch);
+        batch.marks.end::<M>(Outcome::PutBack, &facts);
+    }
     let Batch { units, to, report, options, .. } = batch;
     let mut unused = Report::default();
     let mut ending = Ending::new(*to, options.driver_word);
     units.for_each(|unit| {
+        unit.note = 0;
         if matches!(unit.source, Source::Gone) {
             return;
         }
@@ -78,7 +117,7 @@ pub(crate) fn put_back<M: Machine>(batch: &mut Batch<M>) {
         replace_all(unit);
         if unit.is_committed() {
             ending.mark(unit);
-            finish(unit, &mut unused, &mut ending);
+            finish(unit, &mut unused, &mut ending, &Marks::NONE);
         } else {
             release_source(unit);
         }
@@ -183,7 +222,11 @@ pub(crate) fn finalize<M: Machine>(
     observer: Option<&mut dyn FnMut(&UnitReport)>,
 ) -> Report {
     let (space, fault_of) = (batch.space(), batch.fault_of());
-    let Batch { units, report, gather, to, options, .. } = batch;
+    let recorded = batch.marks.is_traced().then(|| batch_facts(batch));
+    let by_call = batch.fault == Vaddr(0);
+    let Batch { units, report, gather, to, options, marks, observed, .. } = batch;
+    // A fault's own record tells of its unit.
+    let unit_marks = if by_call { &*marks } else { &Marks::NONE };
     let mut ending = Ending::new(*to, options.driver_word);
     if ending.word != 0 {
         units.for_each(|unit| ending.mark(unit));
@@ -194,17 +237,18 @@ pub(crate) fn finalize<M: Machine>(
         while i < units.len() {
             let units = &mut units[i..];
             // A body for each direction: most of what differs between entries is known there.
-            let (named, finished) = if ending.to.is_ram() {
-                name_run::<M, true>(units, report, &mut ending)
-            } else {
-                name_run::<M, false>(units, report, &mut ending)
+            let (named, finished) = match (ending.to.is_ram(), unit_marks.is_traced()) {
+                (true, false) => name_run::<M, true, false>(units, report, &mut ending, unit_marks),
+                (false, false) => name_run::<M, false, false>(units, report, &mut ending, unit_marks),
+                (true, true) => name_run::<M, true, true>(units, report, &mut ending, unit_marks),
+                (false, true) => name_run::<M, false, true>(units, report, &mut ending, unit_marks),
             };
             i += named;
             arrived += finished;
         }
     });
     if arrived != units.len() {
-        units.for_each(|unit| finish(unit, report, &mut ending));
+        units.for_each(|unit| finish(unit, report, &mut ending, unit_marks));
     }
     ending.count(space, report);
     drop(ending);
@@ -216,17 +260,25 @@ pub(crate) fn finalize<M: Machine>(
     if let Some(observer) = observer {
         units.for_each(|unit| observer(&unit.report()));
     }
+    if *observed {
+        units.for_each(|unit| unit.note = 0);
+    }
     units.clear();
+    if let Some(facts) = recorded {
+        let outcome = Outcome::of(report.units != 0);
+        marks.end::<M>(outcome, &BatchFacts { units: report.units as u32, ..facts });
+    }
     *report
 }
 
 /// Replaces the migration entries of the first unit and of as many after it as lie in the same table: they share one hold of
 /// its lock. Those that one entry maps are finished there and then. How many units have names, and how many are finished.
 #[inline(never)]
-fn name_run<M: Machine, const TO_RAM: bool>(
+fn name_run<M: Machine, const TO_RAM: bool, const TRACED: bool>(
     units: &mut [Unit<M>],
     report: &mut Report,
     ending: &mut Ending<M>,
+    marks: &Marks,
 ) -> (usize, usize) {
     let Some(Unit { space: Some(space), addr, source: Source::Folio(source), dest: Dest::Frames(_), .. }) =
         units.first()
@@ -262,7 +314,13 @@ fn name_run<M: Machine, const TO_RAM: bool>(
             let (source, old) = (source.take_over(), old.take_over());
             core::mem::forget(core::mem::replace(&mut unit.source, Source::Gone));
             core::mem::forget(core::mem::replace(&mut unit.dest, Dest::None));
+            let (from, now_at) = (old.first().place(), source.frame());
             arrive(source, old, order, to, ending).into_owned();
+            if TRACED {
+                let taken = core::mem::take(&mut unit.note);
+                let facts = UnitFacts { taken, addr: unit.addr, order, from, to: now_at };
+                marks.unit_arrived::<M>(&facts, Outcome::Moved);
+            }
             done += 1;
         }
         let pages = done as u64 * u64::from(pages_each);
@@ -309,8 +367,9 @@ fn arrive<M: Machine>(
 
 /// One unit whose entries have their names: locks, then what the folio left behind.
 #[inline(always)]
-fn finish<M: Machine>(unit: &mut Unit<M>, report: &mut Report, ending: &mut Ending<M>) {
+fn finish<M: Machine>(unit: &mut Unit<M>, report: &mut Report, ending: &mut Ending<M>, marks: &Marks) {
     let pages = u64::from(unit.order.pages());
+    let recorded = (marks.is_traced() && unit.note != 0).then(|| facts(unit));
     let torn = matches!(unit.dest, Dest::Pieces(_));
     let verdict = match core::mem::replace(&mut unit.source, Source::Gone) {
         Source::Gone => return,
@@ -351,6 +410,10 @@ fn finish<M: Machine>(unit: &mut Unit<M>, report: &mut Report, ending: &mut Endi
     if torn {
         report.torn += pages;
         M::count(Event::MigrateSplit, 1);
+    }
+    if let Some(facts) = recorded {
+        unit.note = 0;
+        marks.unit_arrived::<M>(&facts, Outcome::of_unit(verdict));
     }
 }
 

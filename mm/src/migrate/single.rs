@@ -18,6 +18,7 @@ use crate::space::Space;
 use crate::stats::fault_stayed;
 use crate::table::Table;
 use crate::tlb::TlbGather;
+use crate::trace::{Outcome, Phase, mark};
 use crate::types::{Frame, Level, Order, Place, Vaddr};
 use crate::zone::Need;
 
@@ -33,18 +34,42 @@ pub struct FaultMigration<M: Machine> {
     table: &'static Table<M>,
     /// The device that it lies on.
     device: &'static Device<M>,
-    level: Level,
+    level: MarkedLevel,
     /// The entry that maps all of the folio and its word now; 0 when there are several.
     word: u64,
     addr: Vaddr,
     fault: Vaddr,
 }
 
+/// The level of the entries, and whether the fault is recorded: one look tells the commonest case, a PTE and no record.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct MarkedLevel(u8);
+
+impl MarkedLevel {
+    const TRACED: u8 = 1 << 7;
+    const PTE: Self = Self::new::<false>(Level::Pte);
+    const TRACED_PTE: Self = Self::new::<true>(Level::Pte);
+
+    #[inline(always)]
+    const fn new<const TRACED: bool>(level: Level) -> Self {
+        Self(level as u8 | if TRACED { Self::TRACED } else { 0 })
+    }
+
+    const fn is_traced(self) -> bool {
+        self.0 & Self::TRACED != 0
+    }
+
+    /// A fault's entry is one of the two lowest levels.
+    const fn level(self) -> Level {
+        if self.0 & !Self::TRACED == Level::Pte as u8 { Level::Pte } else { Level::Pmd }
+    }
+}
+
 impl<M: Machine> FaultMigration<M> {
     /// Takes a folio that is wholly mapped from `addr` in the cursor's table, maybe as a `run` ([`Extent`]): device-private
     /// entries become migration entries.
     #[inline(always)]
-    pub(crate) fn take(
+    pub(crate) fn take<const TRACED: bool>(
         cursor: &mut Cursor<M>,
         table: &'static Table<M>,
         device: &'static Device<M>,
@@ -53,13 +78,13 @@ impl<M: Machine> FaultMigration<M> {
         fault: Vaddr,
     ) -> Self {
         take_entries(cursor, &folio, addr, run, &mut None);
-        let level = cursor.level();
+        let level = MarkedLevel::new::<TRACED>(cursor.level());
         Self { source: folio, space: cursor.space(), table, device, level, word: 0, addr, fault }
     }
 
     /// As [`FaultMigration::take`], for a folio that the cursor's entry maps all by itself.
     #[inline(always)]
-    pub(crate) fn take_one(
+    pub(crate) fn take_one<const TRACED: bool>(
         cursor: &mut Cursor<M>,
         table: &'static Table<M>,
         device: &'static Device<M>,
@@ -74,7 +99,7 @@ impl<M: Machine> FaultMigration<M> {
             space: cursor.space(),
             table,
             device,
-            level: cursor.level(),
+            level: MarkedLevel::new::<TRACED>(cursor.level()),
             word,
             addr: cursor.addr(),
             fault,
@@ -147,17 +172,26 @@ impl<M: Machine> FaultMigration<M> {
     pub fn back_to_ram(self) -> Result<(), FaultError> {
         // A body of its own for the single page: most of what depends on order and level is known there.
         match self.source.order() {
-            Order::BASE if self.level == Level::Pte => self.move_to_ram(Order::BASE, Level::Pte),
+            Order::BASE if self.level == MarkedLevel::PTE => {
+                self.move_to_ram::<false>(Order::BASE, Level::Pte)
+            }
+            Order::BASE if self.level == MarkedLevel::TRACED_PTE => {
+                self.move_to_ram::<true>(Order::BASE, Level::Pte)
+            }
             order => {
-                let level = self.level;
-                self.move_to_ram(order, level)
+                let level = self.level.level();
+                if self.level.is_traced() {
+                    self.move_to_ram::<true>(order, level)
+                } else {
+                    self.move_to_ram::<false>(order, level)
+                }
             }
         }
     }
 
     #[inline(always)]
-    fn move_to_ram(self, order: Order, level: Level) -> Result<(), FaultError> {
-        debug_assert_eq!((self.source.order(), self.level), (order, level));
+    fn move_to_ram<const TRACED: bool>(self, order: Order, level: Level) -> Result<(), FaultError> {
+        debug_assert_eq!((self.source.order(), self.level.level()), (order, level));
         let source = &self.source;
         let pages = order.pages();
         // Unmapped: nothing else maps it. No flush is owed, since no TLB can hold a device-private page.
@@ -167,11 +201,13 @@ impl<M: Machine> FaultMigration<M> {
         let Ok(to) = M::mm().alloc_frames(Place::RAM, order, Need::Reserve) else {
             return self.batch()?.back_to_ram();
         };
+        mark::<M, TRACED>(Phase::Alloc);
         // Copied.
         let op = CopyOp::Copy { src: source.frame(), dst: to.first(), order };
         if !self.device.engine().run(&op) {
             return Err(self.failed(FaultError::Device(self.fault)));
         }
+        mark::<M, TRACED>(Phase::Copy);
         if !source.freeze(1) {
             return Err(self.failed(self.wait_alone()));
         }
@@ -179,6 +215,7 @@ impl<M: Machine> FaultMigration<M> {
         let old = source.relocate(&M::mm().ram, order, to);
         source.unfreeze(1);
         source.clear_resident();
+        mark::<M, TRACED>(Phase::Commit);
         // Finalized.
         if let Some(mut cursor) = self.space.cursor_hint(self.table, level, self.addr) {
             if self.word != 0 && cursor.is_still(self.word) {
@@ -191,6 +228,10 @@ impl<M: Machine> FaultMigration<M> {
         if source.migration_entries() != 0 {
             // Moved or split meanwhile: the reverse map finds them.
             rename_elsewhere(source, old.first());
+        }
+        if TRACED {
+            let now = Frame::ram(source.frame().index());
+            M::open().about(Outcome::Returned, order, old.first().place(), now);
         }
         M::count_one::<{ Event::DeviceOut as usize }>();
         M::count(Event::DevicePagesOut, u64::from(pages));

@@ -18,12 +18,13 @@ use crate::notifier::{NotifyEvent, Owner};
 use crate::slab::PoolBox;
 use crate::table::TableStash;
 use crate::tlb::TlbGather;
+use crate::trace::{Kind, Phase, Step};
 use crate::types::{Frame, Order, PAGE_SIZE, PMD_SIZE, Place, Vaddr};
 use crate::zone::{Need, Zone};
 
 /// Other mappings, the flush, the pin check.
 pub(crate) fn unmap<M: Machine>(batch: &mut Batch<M>) {
-    let Batch { to, units, gather, report, shared, options, .. } = batch;
+    let Batch { to, units, gather, report, shared, options, marks, .. } = batch;
     if *shared {
         units.for_each(|unit| {
             if let Source::Folio(folio) = &unit.source
@@ -35,6 +36,7 @@ pub(crate) fn unmap<M: Machine>(batch: &mut Batch<M>) {
             }
         });
     }
+    marks.mark::<M>(Phase::Unmap);
     if gather.owes() {
         // One round for all; it is the device's at the other end.
         let from = units.first_source().unwrap_or(Place::RAM);
@@ -51,6 +53,7 @@ pub(crate) fn unmap<M: Machine>(batch: &mut Batch<M>) {
             finalize::fail(unit, Cause::Pinned, report);
         }
     });
+    marks.mark::<M>(Phase::Flush);
 }
 
 /// Turns what the reverse map still finds into migration entries. A huge mapping of the folio is one entry; a mapping of
@@ -117,11 +120,13 @@ struct List<M: Machine> {
     gone: bool,
     /// The next 2 MiB unit gets single pages ([`MigrateFlags::REFUSE_HUGE`]).
     refuse_huge: bool,
+    /// The batch is recorded: ticks that engines took.
+    copying: Option<u32>,
     machine: PhantomData<fn() -> M>,
 }
 
 impl<M: Machine> List<M> {
-    const fn new(to: Place, generation: u32, refuse_huge: bool) -> Self {
+    const fn new(to: Place, generation: u32, refuse_huge: bool, traced: bool) -> Self {
         let unused = CopyOp::Zero { dst: Frame::ram(0), order: Order::BASE };
         Self {
             place: Place::RAM,
@@ -136,6 +141,7 @@ impl<M: Machine> List<M> {
             generation,
             gone: false,
             refuse_huge,
+            copying: if traced { Some(0) } else { None },
             machine: PhantomData,
         }
     }
@@ -174,10 +180,23 @@ impl<M: Machine> List<M> {
     fn run(&mut self) {
         let len = core::mem::take(&mut self.len);
         let Some(engine) = self.engine.filter(|_| len != 0) else { return };
+        let began = if self.copying.is_some() { M::now() } else { 0 };
         let failed = match engine.submit(&self.ops[..len]) {
             Fence::Done { failed } => failed,
             fence @ Fence::Pending(_) => engine.wait(fence),
         };
+        if let Some(copying) = &mut self.copying {
+            *copying = copying.wrapping_add((M::now() - began) as u32);
+            let (CopyOp::Copy { order, .. } | CopyOp::Zero { order, .. }) = self.ops[0];
+            Step::since::<M>(began).end::<M>(
+                Kind::Copies,
+                failed == 0,
+                Vaddr(0),
+                order,
+                self.place,
+                Frame::new(self.to, len as u32),
+            );
+        }
         if failed == 0 {
             return;
         }
@@ -193,8 +212,9 @@ impl<M: Machine> List<M> {
 /// Destinations for every unit, and the data, in lists.
 pub(crate) fn copy<M: Machine>(batch: &mut Batch<M>) {
     let (to, need, generation) = (batch.to, batch.need, batch.generation);
-    let Batch { units, report, options, .. } = batch;
-    let mut list = List::<M>::new(to, generation, options.flags.contains(MigrateFlags::REFUSE_HUGE));
+    let Batch { units, report, options, marks, .. } = batch;
+    let refuse_huge = options.flags.contains(MigrateFlags::REFUSE_HUGE);
+    let mut list = List::<M>::new(to, generation, refuse_huge, marks.is_traced());
     let mut pages = FrameSource::new(to, need);
     let n = units.len();
     let mut i = 0;
@@ -235,6 +255,7 @@ pub(crate) fn copy<M: Machine>(batch: &mut Batch<M>) {
             }
         });
     }
+    marks.copied::<M>(list.copying);
 }
 
 /// The device was taken out since the walk, and its number is another's: all that would go there stays.
@@ -463,6 +484,7 @@ pub(crate) fn commit<M: Machine>(batch: &mut Batch<M>) {
     if let Some((space, range)) = holes {
         holes::fill(units, space, range, report);
     }
+    batch.marks.mark::<M>(Phase::Commit);
 }
 
 #[inline(never)]

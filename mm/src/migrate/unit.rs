@@ -12,6 +12,7 @@ use crate::slab::{NIL, Pool, PoolBox, Pooled};
 use crate::space::Space;
 use crate::table::TableStash;
 use crate::tlb::TlbGather;
+use crate::trace::Marks;
 use crate::types::{Order, Place, Vaddr};
 use crate::zone::Need;
 
@@ -64,8 +65,9 @@ pub(crate) struct Unit<M: Machine> {
     pub(crate) addr: Vaddr,
     pub(crate) order: Order,
     pub(crate) state: State,
-    /// Of what was skipped; without meaning in other states.
-    pub(crate) pages: u32,
+    /// Of what was skipped: how many pages. Of a unit in a batch that is recorded: when it was taken, the low half. Else 0, also
+    /// in the pool.
+    pub(crate) note: u32,
 }
 
 impl<M: Machine> Unit<M> {
@@ -76,8 +78,9 @@ impl<M: Machine> Unit<M> {
         space: &'static Space<M>,
         addr: Vaddr,
         order: Order,
+        note: u32,
     ) -> Self {
-        Self { source, dest: Dest::None, space: Some(space), addr, order, state: State::Taken, pages: 0 }
+        Self { source, dest: Dest::None, space: Some(space), addr, order, state: State::Taken, note }
     }
 
     #[inline(always)]
@@ -98,7 +101,7 @@ impl<M: Machine> Unit<M> {
     pub(crate) fn report(&self) -> UnitReport {
         let (verdict, pages) = match self.state {
             State::Ended(verdict) => (verdict, self.order.pages()),
-            State::Skipped(cause) => (Verdict::Stayed(cause), self.pages),
+            State::Skipped(cause) => (Verdict::Stayed(cause), self.note),
             State::Committed | State::Taken | State::Marked => (Verdict::Moved, self.order.pages()),
         };
         UnitReport { addr: self.addr, order: self.order, pages, verdict }
@@ -114,7 +117,7 @@ impl<M: Machine> Default for Unit<M> {
             addr: Vaddr(0),
             order: Order::BASE,
             state: State::Taken,
-            pages: 0,
+            note: 0,
         }
     }
 }
@@ -377,6 +380,7 @@ pub(crate) struct Batch<M: Machine> {
     pub(crate) gather: TlbGather<M>,
     pub(crate) units: Units<M>,
     pub(crate) report: Report,
+    pub(crate) marks: Marks,
 }
 
 impl<M: Machine> Batch<M> {
@@ -418,6 +422,7 @@ impl<M: Machine> Default for Batch<M> {
             gather: TlbGather::new(FlushReason::Migrate),
             units: Units::new(),
             report: Report::default(),
+            marks: Marks::NONE,
         }
     }
 }

@@ -9,6 +9,7 @@ use crate::folio::{Folio, FolioRef, LockedFolio};
 use crate::machine::Machine;
 use crate::space::Space;
 use crate::split::{PIECES, Pieces, SplitError, divide, general};
+use crate::trace::{Kind, Step};
 use crate::types::{Frame, Level, Order, PAGE_SIZE, PMD_SIZE, PTRS, Vaddr};
 
 impl<M: Machine> Space<M> {
@@ -24,7 +25,9 @@ impl<M: Machine> Space<M> {
         at: u32,
     ) -> Result<(), SplitError> {
         debug_assert!(at > 0 && at < folio.order().pages(), "a cut goes through a folio");
+        let (step, order, head) = (Step::begin::<M>(), folio.order(), folio.frame());
         let done = self.try_split_folio(folio, addr, at);
+        step.end::<M>(Kind::Split, done.is_ok(), addr, order, head.place(), head);
         M::count(if done.is_ok() { Event::ThpSplitPage } else { Event::ThpSplitPageFailed }, 1);
         if done.is_ok() {
             self.counters.split();
@@ -32,6 +35,7 @@ impl<M: Machine> Space<M> {
         done
     }
 
+    #[inline(never)]
     fn try_split_folio(&'static self, head: &LockedFolio<M>, addr: Vaddr, at: u32) -> Result<(), SplitError> {
         let mut pieces = Pieces::alloc(M::mm(), head.order(), at)?;
         if let Peek::Pte(table, _) = self.peek(addr) {

@@ -9,8 +9,10 @@ use crate::folio::LockedFolio;
 use crate::machine::{FlushReason, Machine};
 use crate::notifier::NotifyEvent;
 use crate::space::Space;
+use crate::split::folio::mapped_frame;
 use crate::table::SpareTable;
 use crate::tlb::TlbGather;
+use crate::trace::{Kind, Step};
 use crate::types::{Level, PMD_SIZE, VaRange, Vaddr};
 
 /// Splits the huge mapping over `addr` into 512 PTEs of the same folio, in the table given. Does nothing where the entry is
@@ -29,7 +31,7 @@ pub(crate) fn split_pmd_without<M: Machine>(
 ) -> bool {
     let Some(pmd) = space.pmd_table(addr) else { return false };
     let mut cursor = space.cursor_in(pmd, Level::Pmd, addr);
-    let done = split_at(&mut cursor, spare, dead.clone());
+    let done = split_recorded(&mut cursor, spare, dead.clone());
     if done && !dead.is_empty() {
         M::count(Event::PgUnmapped, u64::from(dead.end - dead.start));
     }
@@ -38,7 +40,18 @@ pub(crate) fn split_pmd_without<M: Machine>(
 
 /// As [`split_pmd`], with the PMD table locked already.
 pub(crate) fn split_pmd_at<M: Machine>(cursor: &mut Cursor<M>, spare: SpareTable<M>) {
-    split_at(cursor, spare, 0..0);
+    split_recorded(cursor, spare, 0..0);
+}
+
+/// [`split_at`], as a step of a trace.
+fn split_recorded<M: Machine>(cursor: &mut Cursor<M>, spare: SpareTable<M>, dead: Range<u32>) -> bool {
+    let (step, addr) = (Step::begin::<M>(), cursor.addr());
+    let frame = if step.is_taken() { mapped_frame(cursor.entry()) } else { None };
+    let done = split_at(cursor, spare, dead);
+    if let Some(frame) = frame {
+        step.end::<M>(Kind::SplitMapping, done, addr, Level::Pmd.order(), frame.place(), frame);
+    }
+    done
 }
 
 /// True when there was something to split.

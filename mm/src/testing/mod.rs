@@ -51,6 +51,7 @@ mod remap;
 mod shared;
 mod splits;
 mod stats;
+mod trace;
 mod track;
 mod words;
 

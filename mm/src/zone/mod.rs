@@ -17,7 +17,8 @@ use crate::inject::{Inject, Site};
 use crate::machine::{MAX_CPUS, Machine};
 use crate::split::Deferred;
 use crate::sync::SpinLock;
-use crate::types::{Frame, FrameRange, Order, Place};
+use crate::trace::{Kind, Step};
+use crate::types::{Frame, FrameRange, Order, Place, Vaddr};
 
 use cache::{BATCH_ORDER, Cache};
 
@@ -255,10 +256,29 @@ impl<M: Machine> Zone<M> {
         order: Order,
         need: Need,
     ) -> Result<Frame, OutOfMemory> {
-        inject.check(self.site(), order.get())?;
-        let chunk =
-            if order == Order::BASE { self.alloc_cached(need)? } else { self.alloc_chunk(order, need)? };
+        let chunk = if inject.is_watched(self.site()) {
+            self.alloc_watched(inject, order, need)?
+        } else {
+            self.alloc_unwatched(order, need)?
+        };
         Ok(Frame::new(self.place(), chunk + self.base()))
+    }
+
+    #[inline(always)]
+    fn alloc_unwatched(&self, order: Order, need: Need) -> Result<u32, OutOfMemory> {
+        if order == Order::BASE { self.alloc_cached(need) } else { self.alloc_chunk(order, need) }
+    }
+
+    /// One that may fail by plan, or is recorded.
+    #[cold]
+    #[inline(never)]
+    fn alloc_watched(&self, inject: &Inject, order: Order, need: Need) -> Result<u32, OutOfMemory> {
+        inject.check(self.site(), order.get())?;
+        let step = Step::begin::<M>();
+        let result = self.alloc_unwatched(order, need);
+        let frame = Frame::new(self.place(), result.map_or(0, |chunk| chunk + self.base()));
+        step.end::<M>(Kind::Frames, result.is_ok(), Vaddr(0), order, self.place(), frame);
+        result
     }
 
     /// Writes `folio` as the owner of a chunk.
@@ -289,10 +309,24 @@ impl<M: Machine> Zone<M> {
 
     /// Takes a frame for a page table and writes `table` as its owner.
     pub(crate) fn alloc_table(&self, inject: &Inject, need: Need, table: u32) -> Result<u32, OutOfMemory> {
-        inject.check(Site::Table, 0)?;
-        let chunk = self.alloc_cached(need)?;
+        let chunk = if inject.is_watched(Site::Table) {
+            self.alloc_table_watched(inject, need)?
+        } else {
+            self.alloc_cached(need)?
+        };
         self.map().set_slot(chunk, Slot::Table(table));
         Ok(chunk + self.base())
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn alloc_table_watched(&self, inject: &Inject, need: Need) -> Result<u32, OutOfMemory> {
+        inject.check(Site::Table, 0)?;
+        let step = Step::begin::<M>();
+        let result = self.alloc_cached(need);
+        let frame = Frame::new(self.place(), result.map_or(0, |chunk| chunk + self.base()));
+        step.end::<M>(Kind::Table, result.is_ok(), Vaddr(0), Order::BASE, self.place(), frame);
+        result
     }
 
     /// Splits a folio's ownership: `pages` frames from `first` now belong to `folio`. For a folio split, under its lock.

@@ -4,7 +4,7 @@
 //! ([`crate::vm::user_fault`]). If that refuses, the routine returns an error. Every other fault is a bug in the kernel
 //! and stops the machine with a report.
 
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicPtr, Ordering};
 
 use super::{percpu, trap::TrapFrame, uaccess};
 use crate::report::{self, Kind};
@@ -23,14 +23,24 @@ pub(crate) struct FaultRegs {
 /// A fault that comes back this often although nothing is wrong is a kernel bug.
 const SPURIOUS_LIMIT: u64 = 8;
 
-/// The handler the stub calls, with interrupts as they were.
+/// The handler that the stub calls: another one while faults are recorded, so that nobody has to ask. The call costs the same
+/// either way.
+pub(super) static PAGE_FAULT: AtomicPtr<()> = AtomicPtr::new(page_fault::<false> as *const () as *mut ());
+
+/// Chooses the handler: whether page faults are recorded from now on.
+pub(crate) fn record_faults(on: bool) {
+    let handler = if on { page_fault::<true> as *const () } else { page_fault::<false> as *const () };
+    PAGE_FAULT.store(handler.cast_mut(), Ordering::Relaxed);
+}
+
+/// A handler, with interrupts as they were.
 #[inline]
-pub(super) extern "C" fn page_fault(frame: &mut TrapFrame, cr2: u64) {
+extern "C" fn page_fault<const TRACED: bool>(frame: &mut TrapFrame, cr2: u64) {
     percpu::count_page_fault();
     let user_address = cr2 as i64 >= 0;
     if user_address && (uaccess::covers(frame.rip) || frame.is_from_user()) {
         let regs = FaultRegs { addr: cr2, error_code: frame.error, rip: frame.rip };
-        if crate::vm::user_fault(regs).is_ok() {
+        if crate::vm::user_fault::<TRACED>(regs).is_ok() {
             return;
         }
     }

@@ -14,6 +14,8 @@ use x86_64::registers::model_specific::{GsBase, KernelGsBase};
 
 /// How many event counters a CPU has.
 pub(crate) const COUNTERS: usize = 128;
+/// Words of what a thread records of its fault.
+pub(crate) const OPEN_WORDS: usize = 8;
 /// How many CPUs there are blocks for.
 pub(crate) const MAX_CPUS: usize = 1;
 
@@ -35,6 +37,8 @@ pub(crate) struct PerCpu {
     current_space: AtomicU64,
     /// The number of the running thread.
     current_thread: AtomicU32,
+    /// Room for what the running thread records of its fault; whose layout that is, the trace knows.
+    open_record: [AtomicU64; OPEN_WORDS],
     /// Page faults taken, to tell what "running" means for spurious ones.
     pub(super) page_faults: AtomicU64,
     /// The last spurious fault: address, instruction, number, and how many times running.
@@ -61,6 +65,7 @@ impl PerCpu {
             kernel_stack_top: AtomicU64::new(0),
             current_space: AtomicU64::new(0),
             current_thread: AtomicU32::new(0),
+            open_record: [const { AtomicU64::new(0) }; OPEN_WORDS],
             page_faults: AtomicU64::new(0),
             spurious: [const { AtomicU64::new(0) }; 4],
             ticks: AtomicU64::new(0),
@@ -190,6 +195,44 @@ pub(crate) fn current_space() -> u64 {
 #[inline(always)]
 pub(crate) fn set_current_space(space: u64) {
     this().current_space.store(space, Ordering::Relaxed);
+}
+
+/// Room for what the running thread records of its fault. Kept for it while others run ([`OpenRecord`]).
+#[inline(always)]
+pub(crate) fn open_record() -> &'static [AtomicU64; OPEN_WORDS] {
+    &this().open_record
+}
+
+/// Writes the low half of the time-stamp counter to byte `AT` of the running thread's record, in two instructions.
+#[inline(always)]
+pub(crate) fn stamp_open_record<const AT: usize>() {
+    const { assert!(AT + 4 <= OPEN_WORDS * 8 && AT % 4 == 0) };
+    // SAFETY: writes a word of this CPU's block. A thread that is preempted in between finds its own record there again.
+    unsafe {
+        asm!("rdtsc", "mov dword ptr gs:[{}], eax", const offset_of!(PerCpu, open_record) + AT,
+             out("eax") _, out("edx") _, options(nostack, preserves_flags));
+    }
+}
+
+/// What the running thread has recorded of its fault; kept for it while others run.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct OpenRecord([u64; OPEN_WORDS]);
+
+impl OpenRecord {
+    /// That of a thread that has begun none.
+    pub(crate) const NONE: Self = Self([0; OPEN_WORDS]);
+
+    /// Takes the running thread's.
+    pub(crate) fn take() -> Self {
+        Self(open_record().each_ref().map(|word| word.load(Ordering::Relaxed)))
+    }
+
+    /// Makes it that of the thread that runs from now on.
+    pub(crate) fn put(self) {
+        for (word, value) in open_record().iter().zip(self.0) {
+            word.store(value, Ordering::Relaxed);
+        }
+    }
 }
 
 /// The number of the thread that runs on this CPU.

@@ -186,7 +186,7 @@ trap_page_fault:
     test    byte ptr [rdi + 153], 2     # IF of the interrupted code
     jz      20f
     sti
-20: call    {page_fault}
+20: call    qword ptr [rip + {page_fault}]
     jmp     trap_return
     .size trap_page_fault, . - trap_page_fault
 
@@ -274,7 +274,7 @@ trap_machine_check:
     floor = const percpu::STACK_FLOOR,
     room = const percpu::STACK_ROOM,
     top = const percpu::KERNEL_STACK_TOP,
-    page_fault = sym fault::page_fault,
+    page_fault = sym fault::PAGE_FAULT,
     dispatch = sym dispatch,
     off_stack = sym off_stack,
     paranoid = sym paranoid,

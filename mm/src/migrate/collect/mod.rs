@@ -146,10 +146,20 @@ impl<M: Machine> Space<M> {
             // Single pages are a unit each: no more of them than the batch has room for.
             let room = cursor.addr().add(collecting.room() as u64 * PAGE_SIZE).min(end);
             let after = match vma.kind() {
-                VmaKind::Anon => match collecting.batch().fast {
-                    Fast::Nothing => cursor.addr(),
-                    Fast::Private => self.collect_single_pages::<true>(&mut cursor, room, collecting),
-                    Fast::Ram => self.collect_single_pages::<false>(&mut cursor, room, collecting),
+                VmaKind::Anon => match (collecting.batch().fast, collecting.batch().marks.is_traced()) {
+                    (Fast::Nothing, _) => cursor.addr(),
+                    (Fast::Private, false) => {
+                        self.collect_single_pages::<true, false>(&mut cursor, room, collecting)
+                    }
+                    (Fast::Private, true) => {
+                        self.collect_single_pages::<true, true>(&mut cursor, room, collecting)
+                    }
+                    (Fast::Ram, false) => {
+                        self.collect_single_pages::<false, false>(&mut cursor, room, collecting)
+                    }
+                    (Fast::Ram, true) => {
+                        self.collect_single_pages::<false, true>(&mut cursor, room, collecting)
+                    }
                 },
                 _ => cursor.addr(),
             };
@@ -177,14 +187,14 @@ impl<M: Machine> Space<M> {
     /// The commonest case in a loop of its own: takes single pages, one after the other, that lie where they are wanted. Ends
     /// at the first entry that is anything else and returns its address (the cursor is there), or an address from `end` on.
     #[inline(never)]
-    fn collect_single_pages<const PRIVATE: bool>(
+    fn collect_single_pages<const PRIVATE: bool, const TRACED: bool>(
         &'static self,
         cursor: &mut Cursor<M>,
         end: Vaddr,
         collecting: &mut Collecting<M>,
     ) -> Vaddr {
         let mm = M::mm();
-        let Batch { from, units, gather, pages, shared, .. } = collecting.batch();
+        let Batch { from, units, gather, pages, shared, marks, .. } = collecting.batch();
         let from = *from;
         let mut run = UnflushedRun::new(self, Level::Pte, cursor.addr());
         let before = units.len();
@@ -217,6 +227,9 @@ impl<M: Machine> Space<M> {
             unit.addr = addr;
             unit.order = Order::BASE;
             unit.state = State::Taken;
+            if TRACED {
+                unit.note = marks.unit_taken::<M>();
+            }
             units.taken();
             if !cursor.next_pte() || cursor.addr() >= end {
                 break end;

@@ -14,6 +14,7 @@ use crate::slab::NIL;
 use crate::space::Space;
 use crate::stats::stayed_on;
 use crate::tlb::TlbGather;
+use crate::trace::Phase;
 use crate::types::{Frame, Level, Order, PAGE_SIZE, PMD_SIZE, Place, USER_END, VaRange, Vaddr};
 use crate::vma::Vma;
 use crate::zone::Need;
@@ -58,6 +59,7 @@ impl<M: Machine> Collecting<M> {
         batch.shared = false;
         batch.busy = (NIL, Vaddr(0));
         batch.report = crate::migrate::Report::default();
+        batch.marks.begin::<M>();
         Ok(Self(Work(batch)))
     }
 
@@ -75,6 +77,11 @@ impl<M: Machine> Collecting<M> {
     #[inline(always)]
     pub(crate) fn collected(mut self, fault: Vaddr) -> Migration<M, Collected> {
         self.0.0.fault = fault;
+        self.0.0.marks.mark::<M>(Phase::Collect);
+        if fault != Vaddr(0) {
+            // The fault's own record tells of it.
+            self.batch().units.for_each(|unit| unit.note = 0);
+        }
         Migration::from_work(self.0)
     }
 
@@ -109,7 +116,7 @@ impl<M: Machine> Collecting<M> {
                 addr: range.start,
                 order,
                 state: State::Skipped(cause),
-                pages,
+                note: pages,
                 ..Unit::default()
             });
         }
@@ -149,7 +156,8 @@ impl<M: Machine> Collecting<M> {
         let batch = self.batch();
         batch.pages += order.pages();
         batch.shared |= folio.map_count() != 0;
-        batch.units.push(Unit::taken(Source::Folio(folio), space, addr, order));
+        let note = batch.marks.unit_taken::<M>();
+        batch.units.push(Unit::taken(Source::Folio(folio), space, addr, order, note));
     }
 
     /// As [`Collecting::take`], for a folio that stays with those who share it: only this mapping becomes migration entries.
@@ -159,7 +167,8 @@ impl<M: Machine> Collecting<M> {
         let (space, order) = (cursor.space(), folio.order());
         let batch = self.batch();
         batch.pages += order.pages();
-        batch.units.push(Unit::taken(Source::Shared(folio), space, addr, order));
+        let note = batch.marks.unit_taken::<M>();
+        batch.units.push(Unit::taken(Source::Shared(folio), space, addr, order, note));
     }
 
     /// True when no more belongs in this batch: pages enough, or as many units as it has room for. Not a want of memory.
@@ -180,13 +189,15 @@ impl<M: Machine> Collecting<M> {
         let batch = self.batch();
         batch.pages += order.pages();
         batch.shared = true;
-        batch.units.push(Unit { source: Source::Folio(folio), order, ..Unit::default() });
+        let note = batch.marks.unit_taken::<M>();
+        batch.units.push(Unit { source: Source::Folio(folio), order, note, ..Unit::default() });
     }
 
     pub(super) fn take_hole(&mut self, space: &'static Space<M>, vma: &Vma, addr: Vaddr, order: Order) {
         let batch = self.batch();
         batch.pages += order.pages();
-        batch.units.push(Unit::taken(Source::Hole { anon: vma.anon() }, space, addr, order));
+        let note = batch.marks.unit_taken::<M>();
+        batch.units.push(Unit::taken(Source::Hole { anon: vma.anon() }, space, addr, order, note));
     }
 }
 

@@ -6,6 +6,7 @@ use crate::counters::Event;
 use crate::machine::{FlushRequest, FlushScope, FreshFrame, Machine, TableWords, WaitKey};
 use crate::mm::Mm;
 use crate::testing::machine::{Soft, state};
+use crate::trace::{Open, Record, Tracing};
 use crate::types::{Frame, Order, PAGE_SIZE};
 
 impl Machine for Soft {
@@ -112,7 +113,7 @@ impl Machine for Soft {
         if still()
             && let Some(mut let_go) = state.on_wait.take()
         {
-            let_go();
+            state.as_another(&mut *let_go);
         }
         assert!(!still(), "the only thread would sleep for ever");
     }
@@ -125,7 +126,7 @@ impl Machine for Soft {
         // Taken out while it runs: it may drop what relaxes again.
         let let_go = state.on_relax.take();
         if let Some(mut let_go) = let_go {
-            let_go();
+            state.as_another(&mut *let_go);
         }
         state.disturb();
     }
@@ -139,5 +140,23 @@ impl Machine for Soft {
 
     fn counted(event: Event) -> u64 {
         state().counted(event)
+    }
+
+    fn tracing() -> Tracing {
+        state().tracing.get()
+    }
+
+    fn now() -> u64 {
+        let clock = &state().clock;
+        clock.set(clock.get() + 1);
+        clock.get()
+    }
+
+    fn open() -> &'static Open {
+        state().open()
+    }
+
+    fn record(record: Record) {
+        state().records.borrow_mut().push(record);
     }
 }

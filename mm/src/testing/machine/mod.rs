@@ -22,6 +22,7 @@ use crate::policy::FlushPolicy;
 use crate::testing::machine::device::DEVICES;
 pub(crate) use crate::testing::machine::device::{KEPT, SoftDevice};
 use crate::testing::mmu::Mmu;
+use crate::trace::{Open, Record, Tracing};
 use crate::types::{Frame, Order, Place};
 
 /// The sampled words of one page.
@@ -149,6 +150,13 @@ pub(crate) struct State {
     pub(crate) split_tails: Cell<u64>,
     /// What drivers keep for those words that name something: folios, by device and word.
     pub(crate) kept: RefCell<BTreeMap<(usize, u64), i64>>,
+    /// What is recorded, the clock (a tick each time that it is read), and the records.
+    pub(crate) tracing: Cell<Tracing>,
+    pub(crate) clock: Cell<u64>,
+    pub(crate) records: RefCell<Vec<Record>>,
+    /// The open records of a thread and of those that come in between; whose turn it is.
+    opens: [Open; 4],
+    depth: Cell<usize>,
     /// The first rule that was broken.
     pub(crate) failure: RefCell<Option<String>>,
 }
@@ -231,6 +239,11 @@ impl Soft {
             freed_pages: Cell::new(0),
             split_tails: Cell::new(0),
             kept: RefCell::default(),
+            tracing: Cell::new(Tracing::Off),
+            clock: Cell::new(0),
+            records: RefCell::default(),
+            opens: [const { Open::new() }; 4],
+            depth: Cell::new(0),
             failure: RefCell::new(None),
         }));
         CURRENT.with(|current| current.set(Some(state)));
@@ -339,11 +352,23 @@ impl State {
                 let meddler = due.take();
                 drop(due);
                 if let Some((_, mut meddler)) = meddler {
-                    meddler();
+                    self.as_another(&mut *meddler);
                 }
             }
             Some((n, _)) => *n -= 1,
         }
+    }
+
+    /// Another thread runs.
+    fn as_another(&self, work: &mut dyn FnMut()) {
+        self.depth.set(self.depth.get() + 1);
+        work();
+        self.depth.set(self.depth.get() - 1);
+    }
+
+    /// The open record of the thread that runs.
+    fn open(&self) -> &Open {
+        &self.opens[self.depth.get() % self.opens.len()]
     }
 
     /// Flushes asked for, for this reason.
