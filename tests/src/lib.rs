@@ -27,3 +27,4 @@ pub mod runs;
 mod shell;
 mod stuck;
 pub mod summary;
+mod trace;

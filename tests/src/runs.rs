@@ -11,7 +11,7 @@ use libtest_mimic::{Failed, Trial};
 use crate::{
     baseline, exp, gdb, host,
     process::{self, Finished},
-    shell, stuck,
+    shell, stuck, trace,
 };
 
 /// The longest a run may take, the first build of the kernel included.
@@ -180,6 +180,7 @@ pub fn trials() -> Vec<Trial> {
                 baseline::trials(&runner),
                 stuck::trials(&runner),
                 gdb::run_trials(&runner),
+                trace::trials(&runner),
             ];
             runs.chain(more.into_iter().flatten()).collect()
         }

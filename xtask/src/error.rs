@@ -170,6 +170,9 @@ pub enum Error {
     /// The machine ended while the shell still had something to ask of it.
     #[error("the machine is gone, and with it all that was in it: {}", describe(.0))]
     Gone(Ending),
+    /// The machine ended, or refused, before there was a trace.
+    #[error("there is no trace: the machine refused, or ended before it was sent; leave out exit")]
+    NoTrace,
     /// The terminal could not be read.
     #[error("could not read the terminal: {0}")]
     Terminal(#[from] rustyline::error::ReadlineError),

@@ -23,3 +23,4 @@ pub mod size;
 pub mod symbolize;
 pub mod table;
 pub mod tour;
+pub mod trace;

@@ -15,6 +15,7 @@ mod memory;
 mod moves;
 mod refusal;
 mod spaces;
+mod trace;
 
 use farpage_mm::{USER_END, VaRange, Vaddr};
 use ktest::exit::Exit;
@@ -144,6 +145,7 @@ impl Lab {
             Command::Counters {} => hardware::list(),
             Command::Audit {} => audit(),
             Command::Exp { name } => self.spaces.aside(|| experiment(name.map(|name| name.0))),
+            Command::Trace { what, records } => trace::trace(what, records),
             Command::Bench { name } => self.spaces.aside(|| bench(name.0)),
             Command::Set { knob, value } => self.set(knob.0, value),
             Command::Help { cmd } => help(cmd.map(|topic| topic.0)),
@@ -166,6 +168,7 @@ fn only_looks(command: &Command<'_>) -> bool {
             | Command::Events {}
             | Command::Counters {}
             | Command::Audit {}
+            | Command::Trace { .. }
             | Command::Set { .. }
             | Command::Help { .. }
     )

@@ -7,6 +7,8 @@
 mod script;
 mod typed;
 
+pub(crate) use script::{Obeyed, Script};
+
 use crate::cli::{Defaults, MachineArgs};
 use crate::error::Error;
 use crate::lab::data::{Reader, Step};
@@ -14,7 +16,7 @@ use crate::lab::show;
 use crate::qemu::{Ending, GuestCommand, Qemu, Run};
 use crate::symbolize::Symbolizer;
 use crate::table::{Frame, grouped};
-use crate::tour;
+use crate::{tour, trace};
 use console::style;
 use ktest::exit::Exit;
 use ktest::monitor::{COMMANDS, READY};
@@ -53,30 +55,15 @@ pub(crate) fn commands() -> String {
 /// Starts the machine, and does what is typed or what the script says.
 pub(crate) fn run(args: &ShellArgs, machine: &MachineArgs) -> Result<(), Error> {
     let script = match (&args.command, &args.script) {
-        (Some(commands), _) => Some(script::Script::of_text("-c", commands)),
-        (None, Some(path)) => Some(script::Script::of_file(path)?),
+        (Some(commands), _) => Some(Script::of_text("-c", commands)),
+        (None, Some(path)) => Some(Script::of_file(path)?),
         (None, None) if io::stdin().is_terminal() && io::stdout().is_terminal() => None,
-        (None, None) => Some(script::Script::of_input()),
-    };
-    let timeout_secs = script.as_ref().map(|_| 60);
-    let mut command = GuestCommand::run("shell");
-    if let Some(coherent) = &args.coherent {
-        command = command.with("coherent", coherent);
-    }
-    let qemu = machine.qemu(&Defaults { timeout_secs, ..Defaults::TOUR }, command)?;
-    let qemu = Qemu { input: true, ..qemu };
-    let built = machine.prepare(&qemu)?;
-    let mut session = Session {
-        run: qemu.spawn(&built)?,
-        symbolizer: Symbolizer::new(&built.kernel),
-        counted: qemu.icount,
-        experiments: Reader::new(qemu.icount),
-        space: 0,
+        (None, None) => Some(Script::of_input()),
     };
     let mut out = io::stdout();
-    if session.answer(&mut out)?.is_none() {
-        return session.end();
-    }
+    let Some(session) = Session::start(args.coherent.as_deref(), script.is_some(), machine, &mut out)? else {
+        return Ok(());
+    };
     match script {
         Some(script) => script::run(session, script, args.keep_going, &mut out),
         None => typed::run(session, &mut out),
@@ -84,7 +71,7 @@ pub(crate) fn run(args: &ShellArgs, machine: &MachineArgs) -> Result<(), Error> 
 }
 
 /// A machine that waits for commands.
-struct Session {
+pub(crate) struct Session {
     run: Run,
     symbolizer: Symbolizer,
     /// The guest's clock counts instructions.
@@ -93,15 +80,47 @@ struct Session {
     experiments: Reader,
     /// The address space that is loaded.
     space: u64,
+    /// What has come of a trace.
+    pub(crate) trace: trace::Reader,
 }
 
 impl Session {
+    /// Starts a machine and waits until it takes commands; `None` if it ended before, and well. One that is sent a script has to
+    /// be done with it in a minute, unless the user says otherwise.
+    pub(crate) fn start(
+        coherent: Option<&str>,
+        scripted: bool,
+        machine: &MachineArgs,
+        out: &mut impl Write,
+    ) -> Result<Option<Self>, Error> {
+        let mut command = GuestCommand::run("shell");
+        if let Some(coherent) = coherent {
+            command = command.with("coherent", coherent);
+        }
+        let timeout_secs = scripted.then_some(60);
+        let qemu = machine.qemu(&Defaults { timeout_secs, ..Defaults::TOUR }, command)?;
+        let qemu = Qemu { input: true, ..qemu };
+        let built = machine.prepare(&qemu)?;
+        let mut session = Self {
+            run: qemu.spawn(&built)?,
+            symbolizer: Symbolizer::new(&built.kernel),
+            counted: qemu.icount,
+            space: 0,
+            experiments: Reader::new(qemu.icount),
+            trace: trace::Reader::default(),
+        };
+        match session.answer(out)? {
+            Some(_) => Ok(Some(session)),
+            None => session.end().map(|()| None),
+        }
+    }
+
     fn prompt(&self) -> String {
         format!("farpage:{}> ", self.space)
     }
 
     /// Sends a command and shows the answer; whether it was done, or `None` if the machine has ended.
-    fn ask(&mut self, command: &str, out: &mut impl Write) -> Result<Option<bool>, Error> {
+    pub(crate) fn ask(&mut self, command: &str, out: &mut impl Write) -> Result<Option<bool>, Error> {
         // A machine that is gone takes nothing; its console says why, and ends.
         let _ = self.run.send(command);
         self.answer(out)
@@ -127,6 +146,9 @@ impl Session {
                 Step::Part => continue,
                 Step::Progress(..) | Step::Other => {}
             }
+            if self.trace.take_line(&line.text) {
+                continue;
+            }
             if let Some(row) = measured(&line.text) {
                 writeln!(out, "    {row}")?;
                 continue;
@@ -143,13 +165,13 @@ impl Session {
     }
 
     /// Ends the machine.
-    fn exit(mut self, out: &mut impl Write) -> Result<(), Error> {
+    pub(crate) fn exit(mut self, out: &mut impl Write) -> Result<(), Error> {
         self.ask("exit", out)?;
         self.end()
     }
 
     /// The machine has ended: well only if it was told to.
-    fn end(self) -> Result<(), Error> {
+    pub(crate) fn end(self) -> Result<(), Error> {
         match self.run.finish() {
             Ending::Exit(Exit::Success) => Ok(()),
             ending @ Ending::Exit(Exit::Failed) => Err(Error::Guest(ending)),

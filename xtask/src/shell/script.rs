@@ -8,19 +8,19 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 
 /// Lines, as they come.
-pub(super) struct Script {
+pub(crate) struct Script {
     /// Where they come from.
     name: String,
     lines: Box<dyn Iterator<Item = Result<String, Error>>>,
 }
 
 impl Script {
-    pub(super) fn of_text(name: &str, text: &str) -> Self {
+    pub(crate) fn of_text(name: &str, text: &str) -> Self {
         let lines: Vec<_> = text.lines().map(|line| Ok(line.to_string())).collect();
         Self { name: name.into(), lines: Box::new(lines.into_iter()) }
     }
 
-    pub(super) fn of_file(path: &Path) -> Result<Self, Error> {
+    pub(crate) fn of_file(path: &Path) -> Result<Self, Error> {
         let bytes = std::fs::read(path).map_err(at(path))?;
         Ok(Self::of_text(&path.display().to_string(), &String::from_utf8_lossy(&bytes)))
     }
@@ -38,7 +38,17 @@ pub(super) fn commands(line: &str) -> impl Iterator<Item = &str> {
     without_comment(line).split(';').map(str::trim).filter(|command| !command.is_empty())
 }
 
-/// Does them one after the other, to the end or to the first that fails.
+/// How far a script came.
+pub(crate) enum Obeyed {
+    /// To its end.
+    All,
+    /// To a command that failed, which the error names.
+    Stopped(Error),
+    /// The machine has ended.
+    Gone,
+}
+
+/// Does them one after the other, to the end or to the first that fails, and ends the machine.
 pub(super) fn run(
     mut session: Session,
     script: Script,
@@ -46,28 +56,45 @@ pub(super) fn run(
     out: &mut impl Write,
 ) -> Result<(), Error> {
     let mut failed = 0;
-    for (index, line) in script.lines.enumerate() {
-        let line = line?;
-        if let Some(comment) = line.trim().strip_prefix('#') {
-            writeln!(out, "{}", style(format!("#{comment}")).dim())?;
-        }
-        for command in commands(&line) {
-            writeln!(out, "{}{}", style(session.prompt()).bold(), command)?;
-            match session.ask(command, out)? {
-                Some(true) => {}
-                Some(false) if keep_going => failed += 1,
-                Some(false) => {
-                    session.exit(out)?;
-                    let (script, command) = (script.name, command.to_string());
-                    return Err(Error::Script { line: index + 1, script, command });
-                }
-                None => {
-                    session.end()?;
-                    return if failed == 0 { Ok(()) } else { Err(Error::Commands(failed)) };
+    let obeyed = session.obey(script, keep_going, &mut failed, out)?;
+    match obeyed {
+        Obeyed::Gone => session.end()?,
+        _ => session.exit(out)?,
+    }
+    match obeyed {
+        Obeyed::Stopped(error) => Err(error),
+        _ if failed == 0 => Ok(()),
+        _ => Err(Error::Commands(failed)),
+    }
+}
+
+impl Session {
+    /// Does the commands one after the other, to the end or to the first that fails.
+    pub(crate) fn obey(
+        &mut self,
+        script: Script,
+        keep_going: bool,
+        failed: &mut usize,
+        out: &mut impl Write,
+    ) -> Result<Obeyed, Error> {
+        for (index, line) in script.lines.enumerate() {
+            let line = line?;
+            if let Some(comment) = line.trim().strip_prefix('#') {
+                writeln!(out, "{}", style(format!("#{comment}")).dim())?;
+            }
+            for command in commands(&line) {
+                writeln!(out, "{}{}", style(self.prompt()).bold(), command)?;
+                match self.ask(command, out)? {
+                    Some(true) => {}
+                    Some(false) if keep_going => *failed += 1,
+                    Some(false) => {
+                        let (script, command) = (script.name, command.to_string());
+                        return Ok(Obeyed::Stopped(Error::Script { line: index + 1, script, command }));
+                    }
+                    None => return Ok(Obeyed::Gone),
                 }
             }
         }
+        Ok(Obeyed::All)
     }
-    session.exit(out)?;
-    if failed == 0 { Ok(()) } else { Err(Error::Commands(failed)) }
 }

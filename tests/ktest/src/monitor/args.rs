@@ -70,6 +70,21 @@ words! {
         /// Not to be used soon, and to be written out.
         PageOut = "pageout",
     }
+    /// What is done with the trace.
+    TraceWhat {
+        /// Faults and units of migrations are recorded.
+        On = "on",
+        /// The same.
+        One = "1",
+        /// Single steps too.
+        Two = "2",
+        /// Nothing is recorded any more.
+        Off = "off",
+        /// Shows the last records.
+        Show = "show",
+        /// Sends all of them to a program, and ends it.
+        Send = "send",
+    }
 }
 
 pub(super) use words;

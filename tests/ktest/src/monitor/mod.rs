@@ -16,7 +16,7 @@ mod words;
 
 pub use args::{
     Access, Address, Advice, Device, Huge, Keep, Name, Number, Origin, Place, Prot, Since, Size, Target,
-    Text, Topic, Value, Where, Which,
+    Text, Topic, TraceWhat, Value, Where, Which,
 };
 pub use complete::{complete, hint};
 pub use error::Error;

@@ -5,7 +5,7 @@ use core::fmt;
 use super::Error;
 use super::args::{
     Access, Address, Advice, Device, Huge, Keep, Number, Origin, Place, Prot, Since, Size, Target, Text,
-    Topic, Value, Where, Which,
+    Topic, TraceWhat, Value, Where, Which,
 };
 use super::error::Capitals;
 use super::words::{Param, Shape, Take, Words};
@@ -110,6 +110,9 @@ commands! { 'a;
         "Show the CPU's performance counters, and which events they can count", "counters";
     Audit "audit" ()
         "Check every invariant of the memory manager", "audit";
+    Trace "trace" (what: TraceWhat, records: Option<Number>)
+        "Record faults and units of migrations (2: and single steps) in a ring of RECORDS; show or send the last ones",
+        "trace on";
     Bench "bench" (name: Text<'a>)
         "Measure the single operations with NAME in their names, in a space of their own", "bench fault-back";
     Exp "exp" (name: Option<Text<'a>>)

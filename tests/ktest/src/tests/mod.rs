@@ -3,4 +3,5 @@
 mod knobs;
 mod monitor;
 mod stream;
+mod trace;
 mod wire;
