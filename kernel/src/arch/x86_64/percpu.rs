@@ -206,7 +206,7 @@ pub(crate) fn open_record() -> &'static [AtomicU64; OPEN_WORDS] {
 /// Writes the low half of the time-stamp counter to byte `AT` of the running thread's record, in two instructions.
 #[inline(always)]
 pub(crate) fn stamp_open_record<const AT: usize>() {
-    const { assert!(AT + 4 <= OPEN_WORDS * 8 && AT % 4 == 0) };
+    const { assert!(AT + 4 <= OPEN_WORDS * 8 && AT.is_multiple_of(4)) };
     // SAFETY: writes a word of this CPU's block. A thread that is preempted in between finds its own record there again.
     unsafe {
         asm!("rdtsc", "mov dword ptr gs:[{}], eax", const offset_of!(PerCpu, open_record) + AT,
