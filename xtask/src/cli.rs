@@ -159,14 +159,19 @@ impl MachineArgs {
         !self.set.is_empty()
     }
 
-    /// Adds what the knobs are set to. What is unsafe is refused where results are to be believed.
-    fn with_settings(&self, mut command: GuestCommand) -> Result<GuestCommand, Error> {
+    /// What is unsafe is refused where results are to be believed.
+    pub(crate) fn check_settings(&self, what: &str) -> Result<(), Error> {
         for text in &self.set {
-            let checked = Setting::read(text).and_then(|setting| setting.check_for(command.what()));
+            let checked = Setting::read(text).and_then(|setting| setting.check_for(what));
             checked.map_err(|error| Error::Setting(error.to_string()))?;
-            command = command.with("set", text);
         }
-        Ok(command)
+        Ok(())
+    }
+
+    /// Adds what the knobs are set to.
+    fn with_settings(&self, command: GuestCommand) -> Result<GuestCommand, Error> {
+        self.check_settings(command.what())?;
+        Ok(self.set.iter().fold(command, |command, text| command.with("set", text)))
     }
 
     /// The machine that was asked for, to run this command.
@@ -309,6 +314,8 @@ mod tests {
         }
         assert!(on(GuestCommand::words(&["log=info".into()])).is_err(), "the kernel's default is the tour");
         assert!(on(GuestCommand::run("shell")).is_ok() && on(GuestCommand::run("exp")).is_ok());
+        let report = parse("x report --set break-before-make=off").unwrap();
+        assert!(matches!(run(report), Err(Error::Setting(why)) if why.contains("report does not")));
         let cli = parse("x test --set granule=4K").unwrap();
         assert!(matches!(run(cli), Err(Error::TestsSet)));
     }

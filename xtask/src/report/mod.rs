@@ -77,6 +77,8 @@ struct Part {
 
 /// Measures and writes.
 pub(crate) fn run(args: &ReportArgs, machine: &MachineArgs) -> Result<(), Error> {
+    // Some of its machines are those of experiments, which take what a report must not have.
+    machine.check_settings("report")?;
     let probe = lab::machine_for(machine, GuestCommand::run("exp").with("list", 1), false)?;
     if !probe.icount {
         return Err(Error::ReportNeedsIcount);
