@@ -26,8 +26,9 @@ struct Cost {
 }
 
 impl Cost {
-    fn is_above(self, other: Self, percent: u64) -> bool {
-        self.ticks * other.loads * 100 > other.ticks * self.loads * percent
+    /// How much more a load costs than in another working set, in percent.
+    fn percent_of(self, other: Self) -> u64 {
+        self.ticks * other.loads * 100 / (other.ticks * self.loads).max(1)
     }
 }
 
@@ -37,7 +38,7 @@ struct Curve<'a> {
     wall: bool,
     least: Cost,
     most: Cost,
-    /// The first that costs half more than the least.
+    /// The one that costs most in comparison with the one before, if that is half more.
     knee: Option<Cost>,
 }
 
@@ -58,7 +59,7 @@ impl fmt::Display for Curve<'_> {
         }
         write!(f, "{}: {least} ns a load at best, {most} ns at worst ({})", self.of, Size(self.most.len))?;
         match self.knee {
-            Some(knee) => write!(f, "; the knee (half more than the best) is at {}", Size(knee.len)),
+            Some(knee) => write!(f, "; the knee, where doubling costs most, is at {}", Size(knee.len)),
             None => f.write_str("; no knee"),
         }
     }
@@ -87,8 +88,9 @@ fn curve(sheet: &mut Sheet<'_>, plot: Plot, series: &str, advice: HugeAdvice) ->
     huge_or_not(sheet, range, advice)?;
     let Some(&least) = costs.iter().min_by_key(|cost| cost.ticks) else { return Ok(()) };
     let most = costs.iter().copied().max_by_key(|cost| cost.ticks).unwrap_or(least);
-    // From the best on: smaller sets may cost more for other reasons.
-    let knee = costs.iter().copied().find(|cost| cost.len > least.len && cost.is_above(least, 150));
+    let steps = costs.windows(2).map(|pair| (pair[1].percent_of(pair[0]), pair[1]));
+    let knee =
+        steps.max_by_key(|(percent, _)| *percent).filter(|(percent, _)| *percent > 150).map(|(_, cost)| cost);
     sheet.finding(Curve { of: series, wall: sheet.is_wall(), least, most, knee });
     sheet.space().unmap(range)?;
     Ok(())
