@@ -111,7 +111,7 @@ commands! { 'a;
     Audit "audit" ()
         "Check every invariant of the memory manager", "audit";
     Trace "trace" (what: TraceWhat, records: Option<Number>)
-        "Record faults and units of migrations (2: and single steps) in a ring of RECORDS; show or send the last ones",
+        "Record faults and migrations (2: and single steps), the last RECORDS of them; show or send them",
         "trace on";
     Bench "bench" (name: Text<'a>)
         "Measure the single operations with NAME in their names, in a space of their own", "bench fault-back";

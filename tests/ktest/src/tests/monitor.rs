@@ -8,7 +8,8 @@ use proptest::prelude::{Just, Strategy, any, prop, prop_oneof, proptest};
 
 use crate::monitor::{
     Access, Address, Advice, COMMANDS, Command, Device, Error, Huge, Keep, Knob, Name, Number, Origin, Place,
-    Prot, Since, Size, Spec, Target, Topic, Value, Where, Which, complete, hint, parse, without_comment,
+    Prot, Since, Size, Spec, Target, Topic, TraceWhat, Value, Where, Which, complete, hint, parse,
+    without_comment,
 };
 
 fn command(line: &str) -> Command<'_> {
@@ -88,6 +89,9 @@ fn every_command_reads_its_arguments() {
             Command::Set { knob: Which(Some(Knob::Counters)), value: Some(Value("cycles")) },
         ),
         ("audit", Command::Audit {}),
+        ("trace on", Command::Trace { what: TraceWhat::On, records: None }),
+        ("trace 2 100", Command::Trace { what: TraceWhat::Two, records: Some(Number(100)) }),
+        ("trace show", Command::Trace { what: TraceWhat::Show, records: None }),
         ("exp", Command::Exp { name: None }),
         ("bench fault-back", Command::Bench { name: Name("fault-back") }),
         ("exp residency", Command::Exp { name: Some(Name("residency")) }),
