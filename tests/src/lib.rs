@@ -22,6 +22,7 @@ pub mod guest;
 pub mod host;
 pub mod oracle;
 pub mod process;
+mod report;
 mod require;
 pub mod runs;
 mod shell;

@@ -11,7 +11,7 @@ use libtest_mimic::{Failed, Trial};
 use crate::{
     baseline, exp, gdb, host,
     process::{self, Finished},
-    shell, stuck, trace,
+    report, shell, stuck, trace,
 };
 
 /// The longest a run may take, the first build of the kernel included.
@@ -181,6 +181,7 @@ pub fn trials() -> Vec<Trial> {
                 stuck::trials(&runner),
                 gdb::run_trials(&runner),
                 trace::trials(&runner),
+                report::trials(&runner),
             ];
             runs.chain(more.into_iter().flatten()).collect()
         }

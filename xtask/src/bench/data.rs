@@ -105,11 +105,11 @@ impl Results {
         self.operations.extend(other.operations);
         self.sweep.extend(other.sweep);
         for (ours, theirs) in [(&mut self.machine, other.machine), (&mut self.skipped, other.skipped)] {
-            theirs.into_iter().for_each(|fact| {
+            for fact in theirs {
                 if !ours.contains(&fact) {
-                    ours.push(fact)
+                    ours.push(fact);
                 }
-            });
+            }
         }
     }
 

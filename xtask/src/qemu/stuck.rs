@@ -221,7 +221,7 @@ mod tests {
             0x50 => Some([0x50, 0x1234]),
             _ => None,
         };
-        let trace = |rbp| at(rbp).backtrace(&[0x1000..0x2000], memory);
+        let trace = |rbp| at(rbp).backtrace(std::slice::from_ref(&(0x1000..0x2000)), memory);
         let expected = ["backtrace:", "@pc n=0 addr=0x1005", "@pc n=1 addr=0x1111", "@pc n=2 addr=0x1fff"];
         assert_eq!(trace(0x10), expected);
         assert_eq!(trace(0x60), expected[..2]);

@@ -62,23 +62,34 @@ mod tests {
         let folder = crate::build::root().join("kernel/src/lab");
         let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
         let name = |path: &std::path::Path| path.file_name().unwrap().to_string_lossy().into_owned();
-        files.filter(|path| path.is_file()).map(|path| (name(&path), std::fs::read_to_string(path).unwrap())).collect()
+        files
+            .filter(|path| path.is_file())
+            .map(|path| (name(&path), std::fs::read_to_string(path).unwrap()))
+            .collect()
     }
 
     #[test]
     fn every_experiment_has_a_section() {
         let sources = sources();
-        let declared = sources.iter().filter_map(|(_, text)| text.split_once("crate::experiment! {\n")?.1.split_once("name: \""));
+        let declared = sources
+            .iter()
+            .filter_map(|(_, text)| text.split_once("crate::experiment! {\n")?.1.split_once("name: \""));
         let names: Vec<&str> = declared.filter_map(|(_, rest)| rest.split('"').next()).collect();
         assert!(names.len() >= 3, "{names:?}");
         for name in names.into_iter().chain(super::super::OF_BENCH) {
-            assert!(TEXT.contains(&format!("\n### {name}\n")), "docs/EXPERIMENTS.md has no section ### {name}");
+            assert!(
+                TEXT.contains(&format!("\n### {name}\n")),
+                "docs/EXPERIMENTS.md has no section ### {name}"
+            );
         }
     }
 
     #[test]
     fn the_example_is_the_file_that_the_kernel_has() {
         let (_, example) = sources().into_iter().find(|(name, _)| name == "example.rs").unwrap();
-        assert!(TEXT.contains(&format!("```rust\n{example}```\n")), "docs/EXPERIMENTS.md shows another kernel/src/lab/example.rs");
+        assert!(
+            TEXT.contains(&format!("```rust\n{example}```\n")),
+            "docs/EXPERIMENTS.md shows another kernel/src/lab/example.rs"
+        );
     }
 }

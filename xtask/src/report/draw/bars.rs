@@ -1,7 +1,10 @@
 //! Bars: numbers of things that have names. They lie, because names are long; each says its number at its end.
 
-use super::*;
-use crate::lab::data::Found;
+use super::{CHAR, Drawn, INK, WIDTH, beside, color, draw_legend, label, legend_places, named, style};
+use super::{Scale, show_x, show_y};
+use crate::lab::data::{Found, Kind, Plot, Point};
+use plotters::prelude::*;
+use plotters::style::text_anchor::HPos;
 
 /// The height of a bar.
 const BAR: f64 = 17.0;

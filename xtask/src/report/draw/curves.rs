@@ -1,7 +1,8 @@
 //! Curves: numbers over numbers.
 
-use super::*;
-use crate::lab::data::Series;
+use super::{CHAR, Drawn, INK, Scale, WIDTH, color, draw_legend, label, legend_places, named, number, style};
+use crate::lab::data::{Kind, Plot, Point, Series};
+use plotters::prelude::*;
 
 /// Without the legend.
 const HEIGHT: u32 = 380;

@@ -116,7 +116,7 @@ pub(super) fn label(value: f64, unit: &str) -> String {
         value if value >= 1e6 => short(value / 1e6, " M"),
         value if value >= 1e4 => short(value / 1e3, " k"),
         value if value >= 1.0 && value.fract() == 0.0 => grouped(value as u64),
-        value if value == 0.0 => "0".into(),
+        0.0 => "0".into(),
         value if value >= 1.0 => short(value, ""),
         value => format!("{}", (value * 1e6).round() / 1e6),
     }
