@@ -18,6 +18,7 @@ pub(super) fn draw(plot: &Plot, text: &mut String) -> Drawn {
     draw_legend(plot, &above)?;
     let left = y.label_len(&plot.y.unit) as f64 * CHAR + 42.0;
     let mut chart = ChartBuilder::on(&below)
+        .margin_left(6)
         .margin_right(28)
         .margin_top(8)
         .x_label_area_size(52)
