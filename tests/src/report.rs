@@ -21,7 +21,8 @@ use crate::{
 /// A browser has shown a page of one file long before.
 const BROWSER: Duration = Duration::from_secs(120);
 /// What the report of the trial has: plots of each kind, small sizes.
-const PARTS: [&str; 6] = ["migration", "operations", "linux", "example", "granularity", "fault-latency"];
+const PARTS: [&str; 7] =
+    ["migration", "operations", "linux", "phases", "example", "granularity", "fault-latency"];
 /// The colours of the first two series, as the screen has them.
 const SERIES: [[u8; 3]; 2] = [[0x00, 0x72, 0xb2], [0xd5, 0x5e, 0x00]];
 

@@ -4,6 +4,7 @@
 //! a machine of its own: its numbers are those of `exp NAME`, whatever else the report is asked for. On the clock it is one
 //! machine at a time.
 
+use super::phases;
 use crate::bench::{self, data::Results};
 use crate::build::Built;
 use crate::cli::MachineArgs;
@@ -17,11 +18,13 @@ use std::thread;
 
 /// What one machine is for.
 #[derive(Debug)]
-pub(super) enum Job {
+pub(super) enum Job<'a> {
     /// Rows of `bench`.
     Bench(Qemu),
     /// An experiment.
     Experiment(Qemu),
+    /// A trace, for the phases.
+    Phases(&'a MachineArgs),
 }
 
 /// What a machine found.
@@ -31,7 +34,7 @@ pub(super) enum Gathered {
     Experiments(Vec<Experiment>),
 }
 
-impl Job {
+impl Job<'_> {
     /// Rows of `bench`: those with `filter` in their names, and migrations of these sizes.
     pub(super) fn bench(machine: &MachineArgs, filter: &str, sizes: &str, wall: bool) -> Result<Self, Error> {
         let mut command = GuestCommand::run("bench");
@@ -53,13 +56,14 @@ impl Job {
         match self {
             Self::Bench(qemu) => bench::measure(qemu, built, wall, progress).map(Gathered::Bench),
             Self::Experiment(qemu) => lab::watch(qemu, built, progress).map(Gathered::Experiments),
+            Self::Phases(machine) => phases::experiment(machine).map(|one| Gathered::Experiments(vec![one])),
         }
     }
 }
 
 /// Runs all of them, so many at a time, and gives what they found in the order of the jobs.
 pub(super) fn all(
-    jobs: &[Job],
+    jobs: &[Job<'_>],
     built: &Built,
     wall: bool,
     bar: &ProgressBar,

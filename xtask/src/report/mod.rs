@@ -3,7 +3,7 @@
 //! ```text
 //!  gather     machines side by side: bench, and one for each experiment
 //!     |       bench::data::Results, lab::data::Experiment
-//!  migration, linux     what bench measured, as experiments too
+//!  migration, linux     what bench measured, as experiments too; phases: what a trace recorded
 //!     |       lab::data::Experiment
 //!  html, draw           the page: a figure for each plot, by `plotters`; sentences from docs/EXPERIMENTS.md
 //! ```
@@ -18,6 +18,7 @@ mod guide;
 mod html;
 mod linux;
 mod migration;
+mod phases;
 mod summary;
 
 use crate::bench::{
@@ -41,7 +42,7 @@ use summary::Summary;
 /// Options of `report`.
 #[derive(Debug, clap::Args)]
 pub struct ReportArgs {
-    /// Only experiments whose names contain one of these; migration, operations and linux are among them
+    /// Only experiments whose names contain one of these; migration, operations, linux and phases are among them
     #[arg(value_name = "NAME", value_parser = one_word)]
     names: Vec<String>,
     /// Where the files go [default: target/report]
@@ -58,8 +59,9 @@ pub struct ReportArgs {
     readme_plot: bool,
 }
 
-/// Experiments that `bench` gives the numbers of.
-const OF_BENCH: [&str; 3] = ["migration", "operations", "linux"];
+/// What is measured here and not by an experiment of the kernel: by `bench`, but for the last, which is from a trace.
+const OF_BENCH: [&str; 4] = ["migration", "operations", "linux", PHASES];
+const PHASES: &str = "phases";
 /// Sizes of migration, each list on a machine of its own: the last takes longer than all others.
 const SIZES: [&[Size]; 2] = [
     &[Size(512 << 10), Size::mib(1), Size::mib(2), Size::mib(4), Size::mib(8), Size::mib(16)],
@@ -149,7 +151,7 @@ impl Chosen {
         Ok(Self { bench, experiments, sizes })
     }
 
-    fn jobs(&self, machine: &MachineArgs, wall: bool) -> Result<Vec<Job>, Error> {
+    fn jobs<'a>(&self, machine: &'a MachineArgs, wall: bool) -> Result<Vec<Job<'a>>, Error> {
         let wants = |names: &[&str]| names.iter().any(|name| self.bench.contains(name));
         let mut jobs = Vec::new();
         if wants(&["migration", "linux"]) {
@@ -158,8 +160,11 @@ impl Chosen {
                 jobs.push(Job::bench(machine, "sweep", sizes, wall)?);
             }
         }
-        if !self.bench.is_empty() {
+        if wants(&["migration", "operations", "linux"]) {
             jobs.push(Job::bench(machine, "", &self.sizes[0], wall)?);
+        }
+        if wants(&[PHASES]) && !wall {
+            jobs.push(Job::Phases(machine));
         }
         for name in &self.experiments {
             jobs.push(Job::experiment(machine, name, wall)?);
@@ -200,7 +205,7 @@ fn parts(counted: Measured, timed: Option<Measured>) -> Result<Vec<Part>, Error>
     let (bench, experiments) = counted.into_experiments()?;
     add(
         "Benchmarks",
-        "What bench measures: operations, and migration over size, with 2 MiB pages and with 4 KiB pages.",
+        "What bench measures: operations, and migration over size, with 2 MiB pages and with 4 KiB pages; and where it goes, from a trace.",
         "",
         bench,
     );
@@ -233,7 +238,10 @@ impl Measured {
         if wants("linux") && self.results.unit == Unit::Instructions {
             bench.push(Peer::read()?.experiment(&self.results));
         }
-        Ok((bench, self.experiments))
+        let (traced, experiments) =
+            self.experiments.into_iter().partition::<Vec<_>, _>(|one| one.name == PHASES);
+        bench.extend(traced);
+        Ok((bench, experiments))
     }
 }
 
