@@ -175,8 +175,10 @@ fn apply(setting: &Setting<'_>) -> Result<(), String> {
 
 /// Chooses what is counted of each command.
 fn count(list: Option<&str>) -> Result<(), String> {
-    STATE.lock().counting = None;
-    let Some(list) = list else { return Ok(()) };
+    let Some(list) = list else {
+        STATE.lock().counting = None;
+        return Ok(());
+    };
     let events = Events::parse(list).map_err(|bad| bad.to_string())?;
     // Told now, and not behind each command.
     drop(counting::count_measured(events.as_slice()).map_err(|why| why.to_string())?);

@@ -159,15 +159,22 @@ impl Pmu {
             return if self.fixed == 0 { Err(NoPmu::Dead) } else { Ok(()) };
         }
         let select = cpu.rdmsr(self.select(0))?;
-        cpu.wrmsr(self.select(0), 0)?;
         let before = cpu.rdmsr(self.counter(0))?;
-        cpu.wrmsr(self.counter_to_write(0), VALUE)?;
-        // RDPMC last: whatever it says, everything is put back.
-        let found = cpu.rdmsr(self.counter(0))?;
-        let read = if found & mask(self.width) == VALUE { cpu.rdpmc(0) } else { Ok(!VALUE) };
-        cpu.wrmsr(self.counter_to_write(0), self.writable(before))?;
-        cpu.wrmsr(self.select(0), select)?;
-        if read? & mask(self.width) == VALUE { Ok(()) } else { Err(NoPmu::Dead) }
+        let keeps = self.keeps(cpu, VALUE);
+        // Whatever came of it, everything is put back.
+        let counter = cpu.wrmsr(self.counter_to_write(0), self.writable(before));
+        let select = cpu.wrmsr(self.select(0), select);
+        let keeps = keeps?;
+        counter.and(select)?;
+        if keeps { Ok(()) } else { Err(NoPmu::Dead) }
+    }
+
+    /// Writes a value to the first counter, which is stopped for that. Is it found there, by both ways?
+    fn keeps<R: Registers>(&self, cpu: &R, value: u64) -> Result<bool, NoPmu> {
+        cpu.wrmsr(self.select(0), 0)?;
+        cpu.wrmsr(self.counter_to_write(0), value)?;
+        let is_there = |found: u64| found & mask(self.width) == value;
+        Ok(is_there(cpu.rdmsr(self.counter(0))?) && is_there(cpu.rdpmc(0)?))
     }
 
     /// What stands for an event on this CPU.

@@ -45,10 +45,10 @@ impl Exp {
 }
 
 fn same_twice(exp: &Exp) -> Result<(), String> {
-    let names = ["tlb-model", "example"];
+    let names = ["tlb-model", "example", "granularity", "flush-batching", "fault-latency"];
     let (first, second) = (exp.csv(&names)?, exp.csv(&names)?);
     let points = |name: &str| first.stdout.lines().filter(|line| line.starts_with(name)).count();
-    if points("example,") < 8 || points("tlb-model,") < 100 {
+    if points("example,") < 8 || points("tlb-model,") < 100 || names.iter().any(|name| points(name) == 0) {
         return Err(format!("there are too few points: {first}"));
     }
     if let Some(other) = first.stdout.lines().skip(1).find(|line| !line.ends_with(",exact")) {

@@ -16,7 +16,7 @@ use crate::{
 
 type Check = fn(&Shell) -> Result<(), String>;
 
-const RUNS: [(&str, Check); 13] = [
+const RUNS: [(&str, Check); 14] = [
     ("a_page_goes_to_the_device_and_comes_back", there_and_back),
     ("part_of_a_page_and_a_clone", part_and_clone),
     ("a_mistake_is_told_and_the_kernel_goes_on", mistakes),
@@ -29,6 +29,7 @@ const RUNS: [(&str, Check); 13] = [
     ("coherent_devices_and_failures_can_be_had", failures),
     ("knobs_change_what_is_done", knobs),
     ("unsafe_knobs_are_named_and_spoil_a_bench", unsafe_knobs),
+    ("figures_are_not_those_of_a_trace", figures_and_a_trace),
     ("no_line_brings_the_kernel_down", any_lines),
 ];
 
@@ -341,6 +342,15 @@ fn knobs(shell: &Shell) -> Result<(), String> {
     told.says(16, &["512 pages stayed: the copy failed"])?;
     told.says(17, &["granule ", " 4K ", "4K, 64K or 2M"])?;
     told.is(18, &["audit ok: every invariant holds"])?;
+    told.ends(1, "a command of the script failed: see above")
+}
+
+fn figures_and_a_trace(shell: &Shell) -> Result<(), String> {
+    let commands = "trace on; bench alloc; trace off; bench alloc; set skip-flush protect; exp tlb-stale; set skip-flush";
+    let told = shell.run(&["--memory", "1G", "--device-size", "256M", "--keep-going", "-c", commands])?;
+    told.says(1, &["error: ", "trace off"])?;
+    told.says(3, &["alloc and free of 2 MiB on the device"])?;
+    told.says(6, &["skip-flush", " protect "])?;
     told.ends(1, "a command of the script failed: see above")
 }
 

@@ -159,6 +159,17 @@ impl MachineArgs {
         !self.set.is_empty()
     }
 
+    /// How they stand, as they were given.
+    pub(crate) fn settings(&self) -> &[String] {
+        &self.set
+    }
+
+    /// An option that names something of which there is one, where machines run side by side.
+    pub(crate) fn shared(&self) -> Option<&'static str> {
+        let file = self.device_file.as_ref().map(|_| "--device-file");
+        file.or(self.qmp.as_ref().map(|_| "--qmp"))
+    }
+
     /// What is unsafe is refused where results are to be believed.
     pub(crate) fn check_settings(&self, what: &str) -> Result<(), Error> {
         for text in &self.set {

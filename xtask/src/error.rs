@@ -167,6 +167,9 @@ pub enum Error {
     /// Experiments failed.
     #[error("{} did not come to its end: see above", if *.0 == 1 { "an experiment".into() } else { format!("each of {} experiments", .0) })]
     Experiments(usize),
+    /// Something that several machines cannot have together.
+    #[error("a report starts several machines, which cannot share what {0} names; leave it out")]
+    ReportShares(&'static str),
     /// The machine ended while the shell still had something to ask of it.
     #[error("the machine is gone, and with it all that was in it: {}", describe(.0))]
     Gone(Ending),

@@ -40,6 +40,7 @@ pub(crate) fn run(args: &GdbArgs, machine: &MachineArgs) -> Result<(), Error> {
     qemu.gdb = Some(port);
     let built = machine.prepare(&qemu)?;
     let words = words(&built, port);
+    qemu.check()?;
     if args.run && is_in_path(PROGRAM) {
         return Err(become_gdb(&qemu, &built, &words));
     }

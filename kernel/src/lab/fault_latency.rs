@@ -2,10 +2,10 @@
 
 use alloc::vec::Vec;
 
-use farpage_mm::{HugeAdvice, PAGE_SIZE, PMD_SIZE};
+use farpage_mm::{Advice, HugeAdvice, PAGE_SIZE, PMD_SIZE};
 
 use super::sheet::Plot;
-use super::{Axis, Kind, Sheet};
+use super::{Axis, Kind, Sheet, huge_or_not};
 use crate::bench::Stop;
 use crate::measure::{Cost, nanoseconds};
 use crate::vm::user::{user_fill, user_touch_read, user_write_u64};
@@ -41,7 +41,7 @@ crate::experiment! {
             let costs = kind.costs(sheet)?;
             curve(sheet, whole, kind.name, costs.iter().map(|cost| cost.ticks));
             let Some(beyond) = beyond else { continue };
-            let (median, worst) = curve(sheet, beyond, kind.name, costs.iter().map(|cost| cost.ticks - cost.bulk));
+            let (median, worst) = curve(sheet, beyond, kind.name, costs.iter().map(|cost| cost.ticks.saturating_sub(cost.bulk)));
             sheet.finding(format_args!("{}, beyond its data: median {median}, worst {worst} of {}", kind.name, kind.n));
         }
         Ok(())
@@ -52,6 +52,10 @@ impl Faults {
     /// Makes the faults and measures each.
     fn costs(&self, sheet: &mut Sheet<'_>) -> Result<Vec<Cost>, Stop> {
         let range = sheet.map(self.n * self.page, self.advice)?;
+        // The first one says of what kind all are, and is none of them.
+        user_write_u64(range.start.0, 1)?;
+        huge_or_not(sheet, range, self.advice)?;
+        sheet.space().advise(range, Advice::DontNeed)?;
         if self.back {
             user_fill(range.start.0, range.len() / 8, 1)?;
             sheet.to_device(range)?;

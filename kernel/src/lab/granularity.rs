@@ -2,7 +2,7 @@
 
 use farpage_mm::{HugeAdvice, PAGE_SIZE, PMD_SIZE};
 
-use super::{Axis, Kind, Sheet};
+use super::{Axis, Kind, Sheet, huge_or_not};
 use crate::bench::Stop;
 use crate::vm::user::{user_fill, user_touch_read};
 
@@ -39,6 +39,7 @@ crate::experiment! {
 fn touch_some(sheet: &mut Sheet<'_>, advice: HugeAdvice, touched: u64) -> Result<u64, Stop> {
     let range = sheet.map(UNITS * PMD_SIZE, advice)?;
     user_fill(range.start.0, range.len() / 8, 1)?;
+    huge_or_not(sheet, range, advice)?;
     sheet.to_device(range)?;
     let (done, cost) = sheet.measure(|| {
         let units = (range.start.0..range.end.0).step_by(PMD_SIZE as usize);

@@ -17,6 +17,7 @@ mod refusal;
 mod spaces;
 mod trace;
 
+use farpage_mm::trace::Tracing;
 use farpage_mm::{USER_END, VaRange, Vaddr};
 use ktest::exit::Exit;
 use ktest::monitor::{self as commands, Address, COMMANDS, Command, Knob, READY, Size, Spec, Value};
@@ -186,6 +187,10 @@ fn user(addr: Address) -> Result<Vaddr, Refusal> {
 
 fn bench(part: &str) -> Done {
     knobs::must_be_safe("bench")?;
+    // Its figures would be those of recording too, and some of its rows have a trace of their own.
+    if crate::vm::trace::level() != Tracing::Off {
+        return Err(Refusal::Said("bench measures nothing while the trace is on; first: trace off".into()));
+    }
     if devmem::device(0).is_none() {
         return Err(Refusal::NoDevice { number: 0, there_are: 0 });
     }

@@ -8,6 +8,7 @@ use spin::Mutex;
 
 use super::Machine;
 use super::devmem::Device;
+use super::way::let_first_fail;
 use crate::task;
 
 /// After so many copies ...
@@ -111,7 +112,12 @@ pub(super) struct Rigged(pub(super) &'static Device);
 /// Whether this copy is one of those that fail.
 pub(super) fn is_to_fail() -> bool {
     let count = |n: &AtomicU64| n.fetch_update(Relaxed, Relaxed, |n| n.checked_sub(1)).is_ok();
-    !count(&SKIP) && count(&TIMES)
+    let fails = !count(&SKIP) && count(&TIMES);
+    if TIMES.load(Relaxed) == 0 {
+        // That was the last: the first device copies as usual again.
+        let_first_fail(false);
+    }
+    fails
 }
 
 impl CopyEngine for Rigged {

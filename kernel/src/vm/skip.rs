@@ -27,13 +27,15 @@ pub(super) fn skips(reason: FlushReason) -> bool {
 /// While it lives, flushes of one kind are left out. Its end drops every translation that has become stale.
 #[must_use = "flushes are left out only while this lives"]
 #[derive(Debug)]
-pub(crate) struct Skipping(());
+pub(crate) struct Skipping {
+    /// What was left out before, and is again afterwards.
+    before: usize,
+}
 
-/// Leaves out the flushes for `reason`. For tests.
+/// Leaves out the flushes for `reason`, instead of others while it lasts. For tests and experiments.
 pub(crate) fn skip_flushes(reason: FlushReason) -> Skipping {
     SKIPPED.store(0, Relaxed);
-    REASON.store(reason as usize, Relaxed);
-    Skipping(())
+    Skipping { before: REASON.swap(reason as usize, Relaxed) }
 }
 
 impl Skipping {
@@ -45,7 +47,18 @@ impl Skipping {
 
 impl Drop for Skipping {
     fn drop(&mut self) {
-        REASON.store(NONE, Relaxed);
+        REASON.store(self.before, Relaxed);
         tlb::flush();
+    }
+}
+
+crate::ktest! {
+    fn what_was_left_out_before_is_left_out_again() {
+        use FlushReason::{Protect, Unmap};
+        let outer = skip_flushes(Protect);
+        drop(skip_flushes(Unmap));
+        crate::check!(skips(Protect) && !skips(Unmap));
+        drop(outer);
+        crate::check!(!skips(Protect));
     }
 }

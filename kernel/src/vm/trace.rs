@@ -8,6 +8,7 @@
 //! **Nothing is lost unnoticed.** A ring keeps the last records, and counts all: what is missing between the two is what was
 //! overwritten.
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::cell::UnsafeCell;
 use core::fmt;
@@ -117,6 +118,23 @@ impl Ring {
         self.laps.load(Relaxed) * self.slots() + next as u64 / size_of::<Record>() as u64
     }
 
+    /// Gives the memory back; what comes now goes nowhere.
+    fn free(&self) {
+        percpu::preempt_disable();
+        let nowhere = NOWHERE.0.get();
+        let first = self.first.swap(nowhere, Relaxed);
+        self.next.store(nowhere, Relaxed);
+        self.end.store(nowhere.wrapping_add(1), Relaxed);
+        let room = self.room.swap(0, Relaxed);
+        percpu::preempt_enable();
+        if room != 0 {
+            let memory = ptr::slice_from_raw_parts_mut(first, room as usize);
+            // SAFETY: `start` has leaked a box of so many records there. Only this CPU uses a ring, with preemption off: nobody was in
+            // the middle of it when its pointers changed, and nobody finds it from now on.
+            drop(unsafe { Box::from_raw(memory) });
+        }
+    }
+
     #[cold]
     fn wrap(&self) {
         self.next.store(self.first.load(Relaxed), Relaxed);
@@ -133,7 +151,10 @@ pub(super) fn put(record: Record) {
 /// Takes the running thread's open record.
 #[inline(always)]
 pub(super) fn put_open() {
-    copy_to_ring(open());
+    // A fault that slept while the trace was ended belongs to none.
+    if LEVEL.load(Relaxed) != 0 {
+        copy_to_ring(open());
+    }
 }
 
 #[inline(always)]
@@ -180,11 +201,11 @@ pub(crate) fn start(level: Tracing, records: u64) -> Result<(), NoRoom> {
     let wanted = records.max(2).next_power_of_two();
     let ring = Ring::here();
     if ring.room.load(Relaxed) < wanted {
+        ring.free();
         let mut memory: Vec<Record> = Vec::new();
         memory.try_reserve_exact(wanted as usize).map_err(|_| NoRoom(records))?;
         memory.resize(wanted as usize, Record::EMPTY);
-        // A smaller one that was there stays unused: a thread may hold its address.
-        ring.first.store(memory.leak().as_mut_ptr(), Relaxed);
+        ring.first.store(Box::leak(memory.into_boxed_slice()).as_mut_ptr(), Relaxed);
         ring.room.store(wanted, Relaxed);
     }
     percpu::preempt_disable();

@@ -25,7 +25,6 @@ impl<M: Machine> Space<M> {
         folio: LockedFolio<M>,
         page: u32,
     ) -> Result<Step, FaultError> {
-        let folio = folio.with_reference();
         let cut = self.cut_granule(fault.addr, level, &folio, page);
         drop(folio.unlock());
         if cut.is_ok() {

@@ -403,6 +403,7 @@ impl<M: Machine> Space<M> {
         };
         let (_change, migration) = if locked.order() == seen.level.order() {
             if seen.level == Level::Pmd && !WHOLE && Order::PMD > mm.policy.granule() {
+                let locked = locked.with_reference();
                 drop(cursor);
                 return self.fault_granule::<TRACED>(
                     fault,
@@ -417,6 +418,7 @@ impl<M: Machine> Space<M> {
             match large_extent(&cursor, &locked, frame, None) {
                 Extent::Whole { .. } if !WHOLE && locked.order() > mm.policy.granule() => {
                     let page = frame.index() - locked.frame().index();
+                    let locked = locked.with_reference();
                     drop(cursor);
                     return self.fault_granule::<TRACED>(fault, seen.level, locked, page);
                 }

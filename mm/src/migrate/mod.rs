@@ -20,6 +20,7 @@
 //! alone.
 
 mod collect;
+mod commit;
 mod evict;
 mod finalize;
 mod holes;
@@ -263,7 +264,7 @@ impl<M: Machine> Migration<M, Unmapped> {
 impl<M: Machine> Migration<M, Copied> {
     /// Moves the folios' identity to the destinations.
     pub fn commit(mut self) -> Migration<M, Committed> {
-        transfer::commit(&mut self.work.0);
+        commit::commit(&mut self.work.0);
         self.into()
     }
 }

@@ -1,4 +1,4 @@
-//! The middle phases: unmap what else maps the folios, allocate and copy, commit.
+//! The middle phases but for the last: unmap what else maps the folios, allocate and copy.
 
 use core::marker::PhantomData;
 
@@ -7,20 +7,20 @@ use crate::cursor::Cursor;
 use crate::device::{COPY_LIST, CopyEngine, CopyOp, Fence};
 use crate::entry::{Entry, Leaf, SoftKind};
 use crate::error::OutOfMemory;
-use crate::folio::{Folio, LockedFolio, RmapLink};
+use crate::folio::LockedFolio;
 use crate::frames::FrameSource;
 use crate::machine::Machine;
 use crate::migrate::collect::to_migration;
 use crate::migrate::options::MigrateFlags;
-use crate::migrate::unit::{Batch, Dest, MAX_UNITS, PieceChunk, Source, State, Unit, Units};
-use crate::migrate::{Cause, Report, finalize, holes};
+use crate::migrate::unit::{Batch, Dest, MAX_UNITS, PieceChunk, Source, Unit, Units};
+use crate::migrate::{Cause, Report, finalize};
 use crate::notifier::{NotifyEvent, Owner};
 use crate::slab::PoolBox;
 use crate::table::TableStash;
 use crate::tlb::TlbGather;
 use crate::trace::{Kind, Phase, Step};
 use crate::types::{Frame, Order, PAGE_SIZE, PMD_SIZE, Place, Vaddr};
-use crate::zone::{Need, Zone};
+use crate::zone::Need;
 
 /// Other mappings, the flush, the pin check.
 pub(crate) fn unmap<M: Machine>(batch: &mut Batch<M>) {
@@ -447,66 +447,6 @@ fn fill_pieces<M: Machine>(
         }
     }
     Ok(())
-}
-
-/// Freezes each source for a moment to make sure that nobody got a reference since the pin check, and moves it to its new
-/// memory, or passes its identity on to the pieces. Copies are mapped here, and then holes filled.
-pub(crate) fn commit<M: Machine>(batch: &mut Batch<M>) {
-    let zone = M::mm().zone(batch.to);
-    let Batch { units, report, .. } = batch;
-    let mut holes = None;
-    units.for_each(|unit| {
-        let done = match &unit.source {
-            Source::Gone => return,
-            Source::Folio(folio) => {
-                if folio.freeze(1) {
-                    match &mut unit.dest {
-                        // The commonest case: a single page.
-                        Dest::Frames(frames) if unit.order == Order::BASE => {
-                            frames.replace(|to| folio.relocate(zone, Order::BASE, to));
-                        }
-                        dest => commit_large(folio, zone, unit.order, dest),
-                    }
-                    folio.unfreeze(1);
-                    unit.state = State::Committed;
-                    return;
-                }
-                Err(Cause::Pinned)
-            }
-            Source::Hole { .. } => return holes::join(&mut holes, unit),
-            Source::Shared(_) => holes::map_copy(unit),
-        };
-        match done {
-            Ok(state) => unit.state = state,
-            Err(cause) => finalize::fail(unit, cause, report),
-        }
-    });
-    if let Some((space, range)) = holes {
-        holes::fill(units, space, range, report);
-    }
-    batch.marks.mark::<M>(Phase::Commit);
-}
-
-#[inline(never)]
-fn commit_large<M: Machine>(source: &Folio, zone: &Zone<M>, order: Order, dest: &mut Dest<M>) {
-    match dest {
-        Dest::Frames(frames) => frames.replace(|to| source.relocate(zone, order, to)),
-        Dest::Pieces(first) => pass_identity(source, first),
-        Dest::None | Dest::Folio(_) => {}
-    }
-}
-
-/// What is known of the source becomes true of the pieces.
-fn pass_identity<M: Machine>(source: &Folio, first: &PieceChunk<M>) {
-    let link = source.link();
-    let mut page = 0;
-    for folio in first.iter() {
-        folio.set_link(RmapLink { index: link.index + page, ..link });
-        if source.is_dirty() {
-            folio.set_dirty();
-        }
-        page += u64::from(folio.order().pages());
-    }
 }
 
 const _: () = assert!(PMD_SIZE / PAGE_SIZE == 512);

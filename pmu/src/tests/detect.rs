@@ -73,6 +73,18 @@ fn trying_counters_out_leaves_them_as_they_were() {
 }
 
 #[test]
+fn what_a_cpu_refuses_half_way_is_put_back_too() {
+    // The first counter cannot be read; then it can, and not be written.
+    let unreadable = Cpu::intel(2).with(|cpu| cpu.refuses = Some(0xc1));
+    for cpu in [unreadable, Cpu::intel(2).with(|cpu| cpu.read_only = Some(0xc1))] {
+        let sim = Sim::new(cpu).used();
+        let before = sim.state();
+        assert!(Counters::detect(&sim).is_err());
+        assert_eq!(sim.state(), before);
+    }
+}
+
+#[test]
 fn the_mask_says_which_events_are_missing() {
     let row = |cpu, event| Counters::detect(&Sim::new(cpu)).unwrap().pmu().row(event).map(|row| row.name);
     assert_eq!(row(Cpu::intel(2), Event::LlcMisses), Ok("LLC Misses"));

@@ -106,6 +106,11 @@ impl Baseline {
     /// How `new` differs from this.
     pub(super) fn compare(&self, new: &Self) -> Comparison {
         let mut found = Comparison::default();
+        for (key, now) in new.machine.iter().filter(|fact| !self.machine.contains(fact)) {
+            let before = self.machine.iter().find(|(name, _)| name == key);
+            let before = before.map_or("unknown", |(_, value)| value);
+            found.machine.push(format!("another machine: {key} is {now}, was {before}"));
+        }
         for old in &self.rows {
             let Some(row) = new.rows.iter().find(|row| row.name == old.name) else {
                 found.missing.push(format!("\"{}\" is in the baseline and was not measured", old.name));
@@ -158,6 +163,8 @@ impl Difference {
 /// What two runs differ in.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Comparison {
+    /// One sentence for each fact of the machine that is another one.
+    machine: Vec<String>,
     /// Rows that are in both.
     compared: usize,
     differences: Vec<Difference>,
@@ -194,7 +201,10 @@ impl Comparison {
             let verdict = found.verdict().into();
             table.row(vec![found.row.clone(), found.what.into(), old, new, found.percent(), verdict]);
         }
-        let mut lines = if table.is_empty() { Vec::new() } else { table.lines(frame) };
+        let mut lines = self.machine.clone();
+        if !table.is_empty() {
+            lines.extend(table.lines(frame));
+        }
         lines.extend(self.missing.iter().cloned());
         let sum = if self.differences.is_empty() { "no count differs".into() } else { self.sum() };
         lines.push(format!("{} rows compared: {sum}", self.compared));
@@ -295,6 +305,14 @@ mod tests {
         for broken in ["", "{}", "{\"machine\": {}}", "{\"machine\": {}, \"rows\": [{\"name\": \"a\"}]}"] {
             assert!(Baseline::read(broken).is_err(), "{broken}");
         }
+    }
+
+    #[test]
+    fn a_new_baseline_says_that_it_is_of_another_machine() {
+        let (old, mut new) = (baseline(&[("a", 1, 0)]), baseline(&[("a", 1, 0)]));
+        new.machine[0].1 = "3G".into();
+        let lines = old.compare(&new).lines(Frame::Plain);
+        assert_eq!(lines, ["another machine: memory is 3G, was 2G", "1 rows compared: no count differs"]);
     }
 
     #[test]

@@ -250,6 +250,7 @@ impl Experiment {
             "name": self.name, "question": self.question, "measures": self.measures, "findings": self.findings,
             "plots": self.plots.iter().map(Plot::json).collect::<Vec<_>>(),
             "skipped": match &self.end { End::Skipped(why) => Some(why), _ => None },
+            "failed": match &self.end { End::Failed(why) => Some(why), _ => None },
         })
     }
 
@@ -272,6 +273,21 @@ impl Experiment {
             }
         }
         rows
+    }
+}
+
+/// Says on standard error what has no numbers, and why: a file without them looks complete.
+pub(crate) fn say_what_is_missing<'a>(experiments: impl IntoIterator<Item = &'a Experiment>) {
+    for experiment in experiments {
+        let name = &experiment.name;
+        match &experiment.end {
+            End::Skipped(why) => eprintln!("{name} was skipped: {why}"),
+            End::Failed(why) => eprintln!("{name} failed: {why}"),
+            End::Open | End::Done => {}
+        }
+        for plot in experiment.plots.iter().filter(|plot| plot.series.is_empty()) {
+            eprintln!("{name}: \"{}\" has no numbers", plot.title);
+        }
     }
 }
 

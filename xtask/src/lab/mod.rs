@@ -74,6 +74,10 @@ pub(crate) fn run(args: &ExpArgs, machine: &MachineArgs) -> Result<(), Error> {
             }
         }
     }
+    if args.json || args.csv {
+        // Tables say it themselves.
+        data::say_what_is_missing(&experiments);
+    }
     let failed = experiments.iter().filter(|experiment| matches!(experiment.end, End::Failed(_)));
     match failed.count() {
         0 => Ok(()),

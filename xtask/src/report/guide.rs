@@ -73,7 +73,8 @@ mod tests {
         let sources = sources();
         let declared = sources
             .iter()
-            .filter_map(|(_, text)| text.split_once("crate::experiment! {\n")?.1.split_once("name: \""));
+            .flat_map(|(_, text)| text.split("crate::experiment! {\n").skip(1))
+            .filter_map(|text| text.split_once("name: \""));
         let names: Vec<&str> = declared.filter_map(|(_, rest)| rest.split('"').next()).collect();
         assert!(names.len() >= 3, "{names:?}");
         for name in names.into_iter().chain(super::super::OF_BENCH) {

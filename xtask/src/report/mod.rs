@@ -81,6 +81,12 @@ struct Part {
 pub(crate) fn run(args: &ReportArgs, machine: &MachineArgs) -> Result<(), Error> {
     // Some of its machines are those of experiments, which take what a report must not have.
     machine.check_settings("report")?;
+    if let Some(option) = machine.shared() {
+        return Err(Error::ReportShares(option));
+    }
+    if args.readme_plot && machine.is_set() {
+        return Err(Error::BaselineSet);
+    }
     let probe = lab::machine_for(machine, GuestCommand::run("exp").with("list", 1), false)?;
     if !probe.icount {
         return Err(Error::ReportNeedsIcount);
@@ -101,7 +107,7 @@ pub(crate) fn run(args: &ReportArgs, machine: &MachineArgs) -> Result<(), Error>
     };
     bar.finish_and_clear();
     let (counted, timed) = (counted?, timed?);
-    let summary = Summary::of(&counted.results);
+    let summary = Summary::of(&counted.results, machine.settings());
     let parts = parts(counted, timed)?;
     let output = args.output.clone().unwrap_or_else(|| build::root().join("target").join("report"));
     files::write(&output, &summary, &parts)?;
@@ -114,6 +120,7 @@ pub(crate) fn run(args: &ReportArgs, machine: &MachineArgs) -> Result<(), Error>
     );
     println!("  {}", output.join("index.html").display());
     println!("  {} and report.json beside it: every point", output.join("report.csv").display());
+    lab::data::say_what_is_missing(all());
     match all().filter(|one| matches!(one.end, End::Failed(_))).count() {
         0 => Ok(()),
         n => Err(Error::Experiments(n)),

@@ -20,7 +20,7 @@ pub(super) struct Summary {
 
 impl Summary {
     /// Of a run that counted instructions.
-    pub(super) fn of(results: &Results) -> Self {
+    pub(super) fn of(results: &Results, settings: &[String]) -> Self {
         let text = |name: &str, value: String| (name.to_owned(), value);
         let mut facts = vec![text("Version", version())];
         facts.extend(first_line(Command::new(PROGRAM).arg("--version")).map(|line| text("Emulator", line)));
@@ -32,6 +32,9 @@ impl Summary {
             };
             let machine: Vec<String> = results.machine.iter().map(size).collect();
             facts.push(text("Machine of bench", machine.join(", ")));
+        }
+        if !settings.is_empty() {
+            facts.push(text("Knobs", settings.join(", ")));
         }
         facts.extend(results.skipped.iter().map(|(what, why)| text("Skipped", format!("{what}: {why}"))));
         let notes = [

@@ -300,14 +300,15 @@ pub(crate) fn user_find_other(addr: u64, words: u64, value: u64) -> Result<Optio
 }
 
 /// Reads the word at `addr`, then the word at the address that was read, and so on, `steps` times: the last word. Four instructions
-/// a step. Of each word only the bits of an address in the user half count, so no chain leads into the kernel.
+/// a step. Of each word only the bits of an aligned address in the user half count, so no chain leads into the
+/// kernel, or over the edge of the user half.
 pub(crate) fn user_chase(addr: u64, steps: u64) -> Result<u64, UserFault> {
     check(addr, 8)?;
     if steps == 0 {
         return Ok(addr);
     }
-    let user_half = (1 << 47) - 1;
-    // SAFETY: a user address, read by a routine in the exception table; it cuts every further address to the user half.
+    let user_half = ((1 << 47) - 1) & !7;
+    // SAFETY: a user address, read by a routine in the exception table; it cuts every further address to a word of the user half.
     unsafe { uaccess_chase(addr, steps, user_half) }.result()
 }
 
