@@ -22,7 +22,7 @@ use crate::mm::Mm;
 use crate::slab::{Pool, PoolBox, Pooled};
 use crate::space::Space;
 use crate::table::SpareTable;
-use crate::trace::{Kind, Step};
+use crate::trace::{Kind, Step, Tracing};
 use crate::types::{Frame, Level, Order, Place, VaRange, Vaddr};
 
 /// A space's side of flushing: who may hold its translations and what is still owed.
@@ -117,19 +117,27 @@ fn flush_space<M: Machine>(space: &Space<M>, scope: FlushScope, tables: bool, re
     space.count_flush();
     let cpus = space.flush.cpus.load(Relaxed);
     let scope = M::mm().policy.flush_scope(scope);
-    let step = Step::begin::<M>();
-    M::flush(&FlushRequest { root: space.root_pfn(), cpus, scope, tables, reason });
-    if step.is_taken() {
-        let (addr, pages, order) = match scope {
-            FlushScope::Range { range, stride } => (
-                range.start,
-                range.len() / stride,
-                if stride == Level::Pmd.size() { Order::PMD } else { Order::BASE },
-            ),
-            FlushScope::All => (Vaddr(0), 0, Order::BASE),
-        };
-        step.end::<M>(Kind::Flush, true, addr, order, Place::RAM, Frame::ram(pages as u32));
+    let root = space.root_pfn();
+    if M::tracing() == Tracing::Steps {
+        return flush_recorded::<M>(FlushRequest { root, cpus, scope, tables, reason });
     }
+    // A request of its own: who is not recorded has it in registers.
+    M::flush(&FlushRequest { root, cpus, scope, tables, reason });
+}
+
+/// [`Machine::flush`], as a step of a trace.
+#[cold]
+#[inline(never)]
+#[expect(clippy::needless_pass_by_value, reason = "by reference it would stand in the caller's memory")]
+fn flush_recorded<M: Machine>(request: FlushRequest) {
+    let step = Step::begin::<M>();
+    M::flush(&request);
+    let (addr, pages, stride) = match request.scope {
+        FlushScope::Range { range, stride } => (range.start, range.len() / stride, stride),
+        FlushScope::All => (Vaddr(0), 0, 0),
+    };
+    let order = if stride == Level::Pmd.size() { Order::PMD } else { Order::BASE };
+    step.end::<M>(Kind::Flush, true, addr, order, Place::RAM, Frame::ram(pages as u32));
 }
 
 /// Obligations for pages of one size that lie one after the other, near enough: what a loop over a table owes.

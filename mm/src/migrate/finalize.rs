@@ -117,7 +117,7 @@ pub(crate) fn put_back<M: Machine>(batch: &mut Batch<M>) {
         replace_all(unit);
         if unit.is_committed() {
             ending.mark(unit);
-            finish(unit, &mut unused, &mut ending, &Marks::NONE);
+            finish::<M, false>(unit, &mut unused, &mut ending, &Marks::NONE);
         } else {
             release_source(unit);
         }
@@ -217,16 +217,41 @@ fn count_out<M: Machine>(units: u64, pages: u64) {
 }
 
 /// The end of a migration that was committed: entries first, then locks and sources. Then `observer` hears of every unit.
+#[inline]
 pub(crate) fn finalize<M: Machine>(
     batch: &mut Batch<M>,
     observer: Option<&mut dyn FnMut(&UnitReport)>,
 ) -> Report {
+    if batch.marks.is_traced() {
+        return finalize_traced(batch, observer);
+    }
+    end_units::<M, false>(batch, observer)
+}
+
+/// As [`finalize`], and tells of it. A fault's own record tells of its unit.
+#[cold]
+#[inline(never)]
+fn finalize_traced<M: Machine>(
+    batch: &mut Batch<M>,
+    observer: Option<&mut dyn FnMut(&UnitReport)>,
+) -> Report {
+    let facts = batch_facts(batch);
+    let report = if facts.fault == Vaddr(0) {
+        end_units::<M, true>(batch, observer)
+    } else {
+        end_units::<M, false>(batch, observer)
+    };
+    batch.marks.end::<M>(Outcome::of(report.units != 0), &BatchFacts { units: report.units as u32, ..facts });
+    report
+}
+
+#[inline(always)]
+fn end_units<M: Machine, const TRACED: bool>(
+    batch: &mut Batch<M>,
+    observer: Option<&mut dyn FnMut(&UnitReport)>,
+) -> Report {
     let (space, fault_of) = (batch.space(), batch.fault_of());
-    let recorded = batch.marks.is_traced().then(|| batch_facts(batch));
-    let by_call = batch.fault == Vaddr(0);
     let Batch { units, report, gather, to, options, marks, observed, .. } = batch;
-    // A fault's own record tells of its unit.
-    let unit_marks = if by_call { &*marks } else { &Marks::NONE };
     let mut ending = Ending::new(*to, options.driver_word);
     if ending.word != 0 {
         units.for_each(|unit| ending.mark(unit));
@@ -237,18 +262,17 @@ pub(crate) fn finalize<M: Machine>(
         while i < units.len() {
             let units = &mut units[i..];
             // A body for each direction: most of what differs between entries is known there.
-            let (named, finished) = match (ending.to.is_ram(), unit_marks.is_traced()) {
-                (true, false) => name_run::<M, true, false>(units, report, &mut ending, unit_marks),
-                (false, false) => name_run::<M, false, false>(units, report, &mut ending, unit_marks),
-                (true, true) => name_run::<M, true, true>(units, report, &mut ending, unit_marks),
-                (false, true) => name_run::<M, false, true>(units, report, &mut ending, unit_marks),
+            let (named, finished) = if ending.to.is_ram() {
+                name_run::<M, true, TRACED>(units, report, &mut ending, marks)
+            } else {
+                name_run::<M, false, TRACED>(units, report, &mut ending, marks)
             };
             i += named;
             arrived += finished;
         }
     });
     if arrived != units.len() {
-        units.for_each(|unit| finish(unit, report, &mut ending, unit_marks));
+        units.for_each(|unit| finish::<M, TRACED>(unit, report, &mut ending, marks));
     }
     ending.count(space, report);
     drop(ending);
@@ -264,10 +288,6 @@ pub(crate) fn finalize<M: Machine>(
         units.for_each(|unit| unit.note = 0);
     }
     units.clear();
-    if let Some(facts) = recorded {
-        let outcome = Outcome::of(report.units != 0);
-        marks.end::<M>(outcome, &BatchFacts { units: report.units as u32, ..facts });
-    }
     *report
 }
 
@@ -314,11 +334,11 @@ fn name_run<M: Machine, const TO_RAM: bool, const TRACED: bool>(
             let (source, old) = (source.take_over(), old.take_over());
             core::mem::forget(core::mem::replace(&mut unit.source, Source::Gone));
             core::mem::forget(core::mem::replace(&mut unit.dest, Dest::None));
-            let (from, now_at) = (old.first().place(), source.frame());
+            let places = if TRACED { Some((old.first().place(), source.frame())) } else { None };
             arrive(source, old, order, to, ending).into_owned();
-            if TRACED {
+            if let Some((from, to)) = places {
                 let taken = core::mem::take(&mut unit.note);
-                let facts = UnitFacts { taken, addr: unit.addr, order, from, to: now_at };
+                let facts = UnitFacts { taken, addr: unit.addr, order, from, to };
                 marks.unit_arrived::<M>(&facts, Outcome::Moved);
             }
             done += 1;
@@ -367,9 +387,14 @@ fn arrive<M: Machine>(
 
 /// One unit whose entries have their names: locks, then what the folio left behind.
 #[inline(always)]
-fn finish<M: Machine>(unit: &mut Unit<M>, report: &mut Report, ending: &mut Ending<M>, marks: &Marks) {
+fn finish<M: Machine, const TRACED: bool>(
+    unit: &mut Unit<M>,
+    report: &mut Report,
+    ending: &mut Ending<M>,
+    marks: &Marks,
+) {
     let pages = u64::from(unit.order.pages());
-    let recorded = (marks.is_traced() && unit.note != 0).then(|| facts(unit));
+    let recorded = (TRACED && unit.note != 0).then(|| facts(unit));
     let torn = matches!(unit.dest, Dest::Pieces(_));
     let verdict = match core::mem::replace(&mut unit.source, Source::Gone) {
         Source::Gone => return,

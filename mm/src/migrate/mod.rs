@@ -24,6 +24,7 @@ mod commit;
 mod evict;
 mod finalize;
 mod holes;
+mod list;
 mod names;
 mod options;
 mod single;

@@ -1,25 +1,24 @@
 //! The middle phases but for the last: unmap what else maps the folios, allocate and copy.
 
-use core::marker::PhantomData;
-
 use crate::counters::Event;
 use crate::cursor::Cursor;
-use crate::device::{COPY_LIST, CopyEngine, CopyOp, Fence};
+use crate::device::CopyOp;
 use crate::entry::{Entry, Leaf, SoftKind};
 use crate::error::OutOfMemory;
 use crate::folio::LockedFolio;
 use crate::frames::FrameSource;
 use crate::machine::Machine;
 use crate::migrate::collect::to_migration;
+use crate::migrate::list::List;
 use crate::migrate::options::MigrateFlags;
-use crate::migrate::unit::{Batch, Dest, MAX_UNITS, PieceChunk, Source, Unit, Units};
+use crate::migrate::unit::{Batch, Dest, PieceChunk, Source, Unit, Units};
 use crate::migrate::{Cause, Report, finalize};
 use crate::notifier::{NotifyEvent, Owner};
 use crate::slab::PoolBox;
 use crate::table::TableStash;
 use crate::tlb::TlbGather;
-use crate::trace::{Kind, Phase, Step};
-use crate::types::{Frame, Order, PAGE_SIZE, PMD_SIZE, Place, Vaddr};
+use crate::trace::Phase;
+use crate::types::{Order, PAGE_SIZE, PMD_SIZE, Place, Vaddr};
 use crate::zone::Need;
 
 /// Other mappings, the flush, the pin check.
@@ -101,114 +100,6 @@ fn unmap_run<M: Machine>(
     }
 }
 
-/// Copies on their way to one device's engine, and which unit each belongs to.
-struct List<M: Machine> {
-    /// The device; all of a batch's copies have the same one, nearly always.
-    place: Place,
-    engine: Option<&'static dyn CopyEngine>,
-    ops: [CopyOp; COPY_LIST],
-    units: [u32; COPY_LIST],
-    len: usize,
-    /// One bit per unit of the batch whose copy failed.
-    failed: [u64; MAX_UNITS / 64],
-    any_failed: bool,
-    /// There was no memory, and nothing more could be done about that.
-    exhausted: bool,
-    /// Where the batch goes, in which registration, and whether that device is another's by now.
-    to: Place,
-    generation: u32,
-    gone: bool,
-    /// The next 2 MiB unit gets single pages ([`MigrateFlags::REFUSE_HUGE`]).
-    refuse_huge: bool,
-    /// The batch is recorded: ticks that engines took.
-    copying: Option<u32>,
-    machine: PhantomData<fn() -> M>,
-}
-
-impl<M: Machine> List<M> {
-    const fn new(to: Place, generation: u32, refuse_huge: bool, traced: bool) -> Self {
-        let unused = CopyOp::Zero { dst: Frame::ram(0), order: Order::BASE };
-        Self {
-            place: Place::RAM,
-            engine: None,
-            ops: [unused; COPY_LIST],
-            units: [0; COPY_LIST],
-            len: 0,
-            failed: [0; MAX_UNITS / 64],
-            any_failed: false,
-            exhausted: false,
-            to,
-            generation,
-            gone: false,
-            refuse_huge,
-            copying: if traced { Some(0) } else { None },
-            machine: PhantomData,
-        }
-    }
-
-    #[inline(always)]
-    fn push(&mut self, op: CopyOp, unit: usize, place: Place) {
-        if place != self.place || self.len == COPY_LIST {
-            self.next_list(place);
-        }
-        let len = self.len;
-        self.ops[len] = op;
-        self.units[len] = unit as u32;
-        self.len = len + 1;
-    }
-
-    #[inline(never)]
-    fn next_list(&mut self, place: Place) {
-        self.run();
-        self.place = place;
-        // The unit that comes has its memory: from here on the device at the other end stays registered as it is.
-        self.gone = M::mm().generation(self.to) != self.generation;
-        self.engine = place.device_number().filter(|_| !self.gone).map(|n| M::mm().device(n).engine());
-    }
-
-    /// A unit without memory may try again for as long as something is found that others keep for nothing: where it goes, or in
-    /// RAM, where its descriptors and tables lie. Once nothing is found, the rest of the batch need not ask.
-    #[cold]
-    #[inline(never)]
-    fn relieve(&mut self, to: Place) -> bool {
-        let mm = M::mm();
-        self.exhausted = self.exhausted || !(mm.relieve(to) | (!to.is_ram() && mm.relieve(Place::RAM)));
-        !self.exhausted
-    }
-
-    /// Copies, waits, and notes what failed.
-    fn run(&mut self) {
-        let len = core::mem::take(&mut self.len);
-        let Some(engine) = self.engine.filter(|_| len != 0) else { return };
-        let began = if self.copying.is_some() { M::now() } else { 0 };
-        let failed = match engine.submit(&self.ops[..len]) {
-            Fence::Done { failed } => failed,
-            fence @ Fence::Pending(_) => engine.wait(fence),
-        };
-        if let Some(copying) = &mut self.copying {
-            *copying = copying.wrapping_add((M::now() - began) as u32);
-            let (CopyOp::Copy { order, .. } | CopyOp::Zero { order, .. }) = self.ops[0];
-            Step::since::<M>(began).end::<M>(
-                Kind::Copies,
-                failed == 0,
-                Vaddr(0),
-                order,
-                self.place,
-                Frame::new(self.to, len as u32),
-            );
-        }
-        if failed == 0 {
-            return;
-        }
-        self.any_failed = true;
-        for (i, &unit) in self.units[..len].iter().enumerate() {
-            if failed & 1 << i != 0 {
-                self.failed[unit as usize / 64] |= 1 << (unit % 64);
-            }
-        }
-    }
-}
-
 /// Destinations for every unit, and the data, in lists.
 pub(crate) fn copy<M: Machine>(batch: &mut Batch<M>) {
     let (to, need, generation) = (batch.to, batch.need, batch.generation);
@@ -255,7 +146,9 @@ pub(crate) fn copy<M: Machine>(batch: &mut Batch<M>) {
             }
         });
     }
-    marks.copied::<M>(list.copying);
+    if list.traced {
+        marks.copied::<M>(list.copying);
+    }
 }
 
 /// The device was taken out since the walk, and its number is another's: all that would go there stays.

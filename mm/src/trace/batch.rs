@@ -24,13 +24,14 @@ impl Marks {
     /// A batch begins; whether it is recorded is decided now.
     #[inline(always)]
     pub(crate) fn begin<M: Machine>(&mut self) {
-        self.traced = M::tracing() != Tracing::Off;
-        if self.traced {
+        self.traced = false;
+        if M::tracing() != Tracing::Off {
             self.begin_traced(M::now());
         }
     }
 
     #[cold]
+    #[inline(never)]
     fn begin_traced(&mut self, now: u64) {
         *self = Self { traced: true, start: now, at: NO_TICKS };
     }
@@ -51,15 +52,13 @@ impl Marks {
 
     /// Everything is copied, which took engines so many ticks; allocations alternate with that, and all of them count as the
     /// first part.
-    #[inline(always)]
-    pub(crate) fn copied<M: Machine>(&mut self, copying: Option<u32>) {
-        if let Some(copying) = copying {
-            self.mark::<M>(Phase::Alloc);
-            if copying != 0 {
-                let now = self.at[Phase::Alloc as usize];
-                self.at[Phase::Copy as usize] = now;
-                self.at[Phase::Alloc as usize] = now.wrapping_sub(copying);
-            }
+    #[cold]
+    pub(crate) fn copied<M: Machine>(&mut self, copying: u32) {
+        self.mark_traced::<M>(Phase::Alloc);
+        if copying != 0 {
+            let now = self.at[Phase::Alloc as usize];
+            self.at[Phase::Copy as usize] = now;
+            self.at[Phase::Alloc as usize] = now.wrapping_sub(copying);
         }
     }
 

@@ -77,12 +77,20 @@ impl<M: Machine> Collecting<M> {
     #[inline(always)]
     pub(crate) fn collected(mut self, fault: Vaddr) -> Migration<M, Collected> {
         self.0.0.fault = fault;
-        self.0.0.marks.mark::<M>(Phase::Collect);
-        if fault != Vaddr(0) {
-            // The fault's own record tells of it.
-            self.batch().units.for_each(|unit| unit.note = 0);
+        if self.0.0.marks.is_traced() {
+            self.collected_traced();
         }
         Migration::from_work(self.0)
+    }
+
+    #[cold]
+    fn collected_traced(&mut self) {
+        let Batch { marks, units, fault, .. } = self.batch();
+        marks.mark::<M>(Phase::Collect);
+        if *fault != Vaddr(0) {
+            // The fault's own record tells of its unit.
+            units.for_each(|unit| unit.note = 0);
+        }
     }
 
     /// Nothing is in it yet.
