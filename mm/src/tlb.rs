@@ -125,10 +125,9 @@ fn flush_space<M: Machine>(space: &Space<M>, scope: FlushScope, tables: bool, re
     M::flush(&FlushRequest { root, cpus, scope, tables, reason });
 }
 
-/// [`Machine::flush`], as a step of a trace.
+/// [`Machine::flush`], as a step of a trace. By value: by reference the request would stand in the caller's memory.
 #[cold]
 #[inline(never)]
-#[expect(clippy::needless_pass_by_value, reason = "by reference it would stand in the caller's memory")]
 fn flush_recorded<M: Machine>(request: FlushRequest) {
     let step = Step::begin::<M>();
     M::flush(&request);

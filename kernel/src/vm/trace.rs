@@ -67,6 +67,9 @@ pub(super) fn mark(phase: Phase) {
 }
 
 /// The ring of a CPU. Only that CPU touches it, with preemption off.
+///
+/// Records go from `first` to `end`, and around. While nothing is recorded that is [`NOWHERE`]: a fault that slept while the trace
+/// was ended belongs to none, and its record is dropped without a question.
 struct Ring {
     /// The next record goes here.
     next: AtomicPtr<Record>,
@@ -75,13 +78,17 @@ struct Ring {
     end: AtomicPtr<Record>,
     /// How often it was filled.
     laps: AtomicU64,
-    /// Slots that there is memory for.
+    /// The slots, and how many there is memory for.
+    memory: AtomicPtr<Record>,
     room: AtomicU64,
+    /// How many of them are used, and how many records were written until the trace was ended.
+    slots: AtomicU64,
+    written: AtomicU64,
 }
 
 static RINGS: [Ring; MAX_CPUS] = [const { Ring::new() }; MAX_CPUS];
 
-/// Where a record goes that comes before there is a ring, and which nobody reads.
+/// Where a record goes that nobody reads.
 struct Nowhere(UnsafeCell<Record>);
 
 // SAFETY: it is only written, by `put`, and never read.
@@ -97,7 +104,10 @@ impl Ring {
             first: AtomicPtr::new(nowhere),
             end: AtomicPtr::new(nowhere.wrapping_add(1)),
             laps: AtomicU64::new(0),
+            memory: AtomicPtr::new(nowhere),
             room: AtomicU64::new(0),
+            slots: AtomicU64::new(0),
+            written: AtomicU64::new(0),
         }
     }
 
@@ -107,30 +117,49 @@ impl Ring {
         if MAX_CPUS == 1 { &RINGS[0] } else { &RINGS[percpu::cpu_id() as usize] }
     }
 
-    /// Slots.
-    fn slots(&self) -> u64 {
-        (self.end.load(Relaxed).addr() - self.first.load(Relaxed).addr()) as u64 / size_of::<Record>() as u64
-    }
-
-    /// Records written since the start.
-    fn written(&self) -> u64 {
-        let next = self.next.load(Relaxed).addr() - self.first.load(Relaxed).addr();
-        self.laps.load(Relaxed) * self.slots() + next as u64 / size_of::<Record>() as u64
-    }
-
-    /// Gives the memory back; what comes now goes nowhere.
-    fn free(&self) {
+    /// Records go to the first `slots` slots from now on.
+    fn begin(&self, slots: u64) {
         percpu::preempt_disable();
+        let first = self.memory.load(Relaxed);
+        self.first.store(first, Relaxed);
+        self.next.store(first, Relaxed);
+        self.end.store(first.wrapping_add(slots as usize), Relaxed);
+        self.laps.store(0, Relaxed);
+        self.slots.store(slots, Relaxed);
+        percpu::preempt_enable();
+    }
+
+    /// They go nowhere.
+    fn end(&self) {
+        percpu::preempt_disable();
+        self.written.store(self.written(), Relaxed);
         let nowhere = NOWHERE.0.get();
-        let first = self.first.swap(nowhere, Relaxed);
+        self.first.store(nowhere, Relaxed);
         self.next.store(nowhere, Relaxed);
         self.end.store(nowhere.wrapping_add(1), Relaxed);
-        let room = self.room.swap(0, Relaxed);
         percpu::preempt_enable();
+    }
+
+    /// Records written since the last beginning.
+    fn written(&self) -> u64 {
+        let first = self.first.load(Relaxed);
+        if first == NOWHERE.0.get() {
+            return self.written.load(Relaxed);
+        }
+        let bytes = self.next.load(Relaxed).addr() - first.addr();
+        self.laps.load(Relaxed) * self.slots.load(Relaxed) + (bytes / size_of::<Record>()) as u64
+    }
+
+    /// Gives the memory back. After [`Ring::end`].
+    fn free(&self) {
+        let memory = self.memory.swap(NOWHERE.0.get(), Relaxed);
+        let room = self.room.swap(0, Relaxed);
+        self.slots.store(0, Relaxed);
+        self.written.store(0, Relaxed);
         if room != 0 {
-            let memory = ptr::slice_from_raw_parts_mut(first, room as usize);
+            let memory = ptr::slice_from_raw_parts_mut(memory, room as usize);
             // SAFETY: `start` has leaked a box of so many records there. Only this CPU uses a ring, with preemption off: nobody was in
-            // the middle of it when its pointers changed, and nobody finds it from now on.
+            // the middle of it when records began to go nowhere, and nobody finds it from now on.
             drop(unsafe { Box::from_raw(memory) });
         }
     }
@@ -151,10 +180,7 @@ pub(super) fn put(record: Record) {
 /// Takes the running thread's open record.
 #[inline(always)]
 pub(super) fn put_open() {
-    // A fault that slept while the trace was ended belongs to none.
-    if LEVEL.load(Relaxed) != 0 {
-        copy_to_ring(open());
-    }
+    copy_to_ring(open());
 }
 
 #[inline(always)]
@@ -162,8 +188,8 @@ fn copy_to_ring(record: &Open) {
     percpu::preempt_disable();
     let ring = Ring::here();
     let slot = ring.next.load(Relaxed);
-    // SAFETY: `next` is always a slot of the ring, or `NOWHERE`; both stay for ever. Only this CPU writes them, with preemption
-    // off. What is copied is a record in a cell, which only this thread changes.
+    // SAFETY: `next` is always a slot of a ring that is not freed before records go elsewhere, or `NOWHERE`. Only this CPU writes
+    // them, with preemption off. What is copied is a record in a cell, which only this thread changes.
     unsafe { ptr::copy_nonoverlapping(record.as_ptr(), slot, 1) };
     let next = slot.wrapping_add(1);
     ring.next.store(next, Relaxed);
@@ -205,15 +231,10 @@ pub(crate) fn start(level: Tracing, records: u64) -> Result<(), NoRoom> {
         let mut memory: Vec<Record> = Vec::new();
         memory.try_reserve_exact(wanted as usize).map_err(|_| NoRoom(records))?;
         memory.resize(wanted as usize, Record::EMPTY);
-        ring.first.store(Box::leak(memory.into_boxed_slice()).as_mut_ptr(), Relaxed);
+        ring.memory.store(Box::leak(memory.into_boxed_slice()).as_mut_ptr(), Relaxed);
         ring.room.store(wanted, Relaxed);
     }
-    percpu::preempt_disable();
-    let first = ring.first.load(Relaxed);
-    ring.next.store(first, Relaxed);
-    ring.end.store(first.wrapping_add(wanted as usize), Relaxed);
-    ring.laps.store(0, Relaxed);
-    percpu::preempt_enable();
+    ring.begin(wanted);
     mm().watch_allocations(level == Tracing::Steps);
     LEVEL.store(level as u8, Relaxed);
     fault::record_faults(level != Tracing::Off);
@@ -225,6 +246,7 @@ pub(crate) fn stop() {
     fault::record_faults(false);
     LEVEL.store(Tracing::Off as u8, Relaxed);
     mm().watch_allocations(false);
+    Ring::here().end();
 }
 
 /// How many records a ring holds, and how many it has lost.
@@ -238,7 +260,7 @@ pub(crate) struct Held {
 pub(crate) fn held() -> Held {
     let ring = Ring::here();
     let written = ring.written();
-    let records = written.min(ring.slots());
+    let records = written.min(ring.slots.load(Relaxed));
     Held { records, lost: written - records }
 }
 
@@ -248,7 +270,7 @@ pub(crate) fn for_each(f: &mut dyn FnMut(&Record)) {
     let Held { records, lost } = held();
     for number in lost..lost + records {
         percpu::preempt_disable();
-        let slot = ring.first.load(Relaxed).wrapping_add((number % ring.slots()) as usize);
+        let slot = ring.memory.load(Relaxed).wrapping_add((number % ring.slots.load(Relaxed)) as usize);
         // SAFETY: a ring that holds records has slots, which were all filled when they were made, and the number is below theirs.
         // Only this CPU writes them, and with preemption off nobody does.
         let record = unsafe { ptr::read(slot) };
