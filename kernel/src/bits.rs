@@ -27,7 +27,7 @@ const TABLE_BITS: [(u32, &str); 9] = [
     (63, "no-execute"),
 ];
 
-const PMD_LEAF: [Field; 17] = [
+const PMD_LEAF: [Field; 19] = [
     (63, 1, "no-execute"),
     (57, 6, "-"),
     (53, 4, "place"),
@@ -42,12 +42,14 @@ const PMD_LEAF: [Field; 17] = [
     (7, 1, "PS"),
     (6, 1, "dirty"),
     (5, 1, "accessed"),
-    (3, 2, "PCD, PWT"),
-    (1, 2, "user, writable"),
+    (4, 1, "PCD"),
+    (3, 1, "PWT"),
+    (2, 1, "user"),
+    (1, 1, "writable"),
     (0, 1, "present"),
 ];
 
-const PTE_LEAF: [Field; 15] = [
+const PTE_LEAF: [Field; 17] = [
     (63, 1, "no-execute"),
     (57, 6, "-"),
     (53, 4, "place"),
@@ -60,8 +62,10 @@ const PTE_LEAF: [Field; 15] = [
     (7, 1, "PAT"),
     (6, 1, "dirty"),
     (5, 1, "accessed"),
-    (3, 2, "PCD, PWT"),
-    (1, 2, "user, writable"),
+    (4, 1, "PCD"),
+    (3, 1, "PWT"),
+    (2, 1, "user"),
+    (1, 1, "writable"),
     (0, 1, "present"),
 ];
 

@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use crate::types::{Access, VaRange, Vaddr};
+use crate::types::{Access, USER_END, VaRange, Vaddr};
 
 /// No memory for an allocation of `order`. Nothing was changed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -82,6 +82,9 @@ pub enum RangeError {
 impl fmt::Display for RangeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
+            Self::Invalid(r) if r.end.0 > USER_END => {
+                write!(f, "{r} is not all user addresses, which end at {USER_END:#x}")
+            }
             Self::Invalid(r) => write!(f, "{r} is not a page-aligned range of user addresses"),
             Self::Exists(r) => write!(f, "{r} overlaps an existing mapping"),
             Self::NotMapped(a) => write!(f, "nothing is mapped at {a}"),

@@ -72,7 +72,7 @@ fn stale(exp: &Exp) -> Result<(), String> {
             _ => None,
         })
         .collect();
-    for change in ["unmap", "remap", "migrate"] {
+    for change in ["unmap", "remap", "migrate", "protect (read-only)", "clear A (cold)", "clear D (free)"] {
         for (column, verdict) in [("without the flush", "wrong: "), ("with it", "right: ")] {
             let cell = cells.get(&(column, change)).map(|cell| cell.trim_start_matches('"'));
             if !cell.is_some_and(|cell| cell.starts_with(verdict)) {

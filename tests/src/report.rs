@@ -20,9 +20,8 @@ use crate::{
 
 /// A browser has shown a page of one file long before.
 const BROWSER: Duration = Duration::from_secs(120);
-/// What the report of the trial has: plots of each kind, small sizes.
-const PARTS: [&str; 7] =
-    ["migration", "operations", "linux", "phases", "example", "granularity", "fault-latency"];
+/// Parts of a report that are no experiments of the kernel.
+const OTHERS: [&str; 4] = ["migration", "operations", "linux", "phases"];
 /// The colours of the first two series, as the screen has them.
 const SERIES: [[u8; 3]; 2] = [[0x00, 0x72, 0xb2], [0xd5, 0x5e, 0x00]];
 
@@ -57,7 +56,7 @@ fn report(runner: &Path, arguments: &[&str], folder: &Path) -> Result<Finished, 
 }
 
 fn page(runner: &Path, chromium: &Path, folder: &Path) -> Result<(), String> {
-    let done = report(runner, &[&PARTS[..], &["--sizes", "2M,4M"]].concat(), folder)?;
+    let done = report(runner, &["--sizes", "2M,4M"], folder)?;
     let text = |name: &str| {
         fs::read_to_string(folder.join(name)).map_err(|error| format!("{name}: {error}: {done}"))
     };
@@ -65,7 +64,7 @@ fn page(runner: &Path, chromium: &Path, folder: &Path) -> Result<(), String> {
     let points = text("report.csv")?.lines().count() - 1;
 
     let dom = browse(chromium, folder, &["--dump-dom"])?;
-    let drawn = check_plots(&json, &dom.stdout)?;
+    let drawn = check_plots(&json, &dom.stdout, &parts(runner)?)?;
     if drawn != points {
         return Err(format!("{points} lines of CSV, and {drawn} points and cells on the page"));
     }
@@ -73,6 +72,16 @@ fn page(runner: &Path, chromium: &Path, folder: &Path) -> Result<(), String> {
     let argument = format!("--screenshot={}", shot.display());
     browse(chromium, folder, &["--window-size=1200,6000", "--hide-scrollbars", &argument])?;
     check_colors(&colors(&shot)?)
+}
+
+/// What a whole report has: what comes from `bench` and the trace, and every experiment that there is.
+fn parts(runner: &Path) -> Result<Vec<String>, String> {
+    let mut command = Command::new(runner);
+    command.args(["exp", "--list"]).current_dir(host::workspace()).env_remove("CARGO_MANIFEST_DIR");
+    let done = process::run(&mut command, runs::LIMIT).map_err(|error| error.to_string())?;
+    let listed = done.stdout.lines().filter_map(|line| line.split_whitespace().next());
+    let parts: Vec<_> = OTHERS.into_iter().chain(listed).map(str::to_owned).collect();
+    if parts.len() > 10 { Ok(parts) } else { Err(format!("too few experiments: {done}")) }
 }
 
 /// What the browser says of the page; a word on its console is a failure.
@@ -91,11 +100,11 @@ fn browse(chromium: &Path, folder: &Path, arguments: &[&str]) -> Result<Finished
 }
 
 /// Every plot has a mark for each of its numbers, every table a cell for each of its words, and each a word on what to look for.
-fn check_plots(json: &Value, dom: &str) -> Result<usize, String> {
+fn check_plots(json: &Value, dom: &str, parts: &[String]) -> Result<usize, String> {
     let experiments = json["experiments"].as_array().ok_or("no experiments")?;
     let names: Vec<&str> = experiments.iter().filter_map(|one| one["name"].as_str()).collect();
-    if names.len() != PARTS.len() || !PARTS.iter().all(|part| names.contains(part)) {
-        return Err(format!("{names:?} instead of {PARTS:?}"));
+    if names.len() != parts.len() || !parts.iter().all(|part| names.contains(&part.as_str())) {
+        return Err(format!("{names:?} instead of {parts:?}"));
     }
     let mut all = 0;
     for plot in experiments.iter().flat_map(|one| one["plots"].as_array().into_iter().flatten()) {
@@ -187,12 +196,17 @@ mod tests {
 
     fn json(points: usize) -> Value {
         let plot = |id: &str| serde_json::json!({ "id": id, "kind": "bars", "series": [{ "points": vec![0; points] }] });
-        let of = |name: &&str| serde_json::json!({ "name": name, "plots": if *name == "linux" { vec![plot("a-b")] } else { vec![] } });
-        serde_json::json!({ "experiments": PARTS.iter().map(of).collect::<Vec<_>>() })
+        let of = |name: &String| serde_json::json!({ "name": name, "plots": if name == "linux" { vec![plot("a-b")] } else { vec![] } });
+        serde_json::json!({ "experiments": expected().iter().map(of).collect::<Vec<_>>() })
+    }
+
+    fn expected() -> Vec<String> {
+        OTHERS.map(str::to_owned).to_vec()
     }
 
     #[test]
     fn a_plot_without_its_points_is_noticed() {
+        let check_plots = |json: &Value, dom: &str| check_plots(json, dom, &expected());
         assert_eq!(check_plots(&json(2), DOM), Ok(2));
         assert!(check_plots(&json(3), DOM).unwrap_err().contains("3 points, and 2"));
         assert!(check_plots(&json(2), &DOM.replace("a-b", "c")).unwrap_err().contains("not on the page"));

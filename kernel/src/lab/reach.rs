@@ -3,6 +3,7 @@
 use core::fmt;
 
 use farpage_mm::{HugeAdvice, PAGE_SIZE};
+use farpage_pmu::Event;
 
 use super::chase::Chain;
 use super::{Axis, Kind, Plot, Ratio, Sheet, huge_or_not};
@@ -65,7 +66,12 @@ impl fmt::Display for Curve<'_> {
     }
 }
 
-fn curve(sheet: &mut Sheet<'_>, plot: Plot, series: &str, advice: HugeAdvice) -> Result<(), Stop> {
+fn curve(
+    sheet: &mut Sheet<'_>,
+    (plot, walks): (Plot, Option<Plot>),
+    series: &str,
+    advice: HugeAdvice,
+) -> Result<(), Stop> {
     let mut largest = LARGEST;
     while sheet.needs(largest, 0).is_err() && largest > SMALLEST {
         largest /= 2;
@@ -82,6 +88,12 @@ fn curve(sheet: &mut Sheet<'_>, plot: Plot, series: &str, advice: HugeAdvice) ->
             done.map(|_| cost.ticks)
         })?;
         sheet.cost(plot, series, len, ticks, steps);
+        if let Some(walks) = walks
+            && let Ok((done, count)) = sheet.count(Event::PageWalks, || chain.follow(steps))
+        {
+            done?;
+            sheet.point(walks, series, len, count, steps);
+        }
         costs.push(Cost { len, ticks, loads: steps });
         len *= 2;
     }
@@ -104,7 +116,14 @@ crate::experiment! {
     fn reach(sheet: &mut Sheet<'_>) -> Result<(), Stop> {
         let (x, y) = (Axis::bytes("working set"), Axis::cost("each load"));
         let plot = sheet.plot(Kind::Lines, "Following pointers", x, y);
-        curve(sheet, plot, "4 KiB pages", HugeAdvice::NoHuge)?;
-        curve(sheet, plot, "2 MiB pages", HugeAdvice::Huge)
+        let walks = match sheet.count(Event::PageWalks, || ()) {
+            Ok(_) => Some(sheet.plot_that_varies(Kind::Lines, "Page walks", x, Axis::linear("each load", "walks"))),
+            Err(why) => {
+                sheet.finding(format_args!("page walks are not counted: {why}"));
+                None
+            }
+        };
+        curve(sheet, (plot, walks), "4 KiB pages", HugeAdvice::NoHuge)?;
+        curve(sheet, (plot, walks), "2 MiB pages", HugeAdvice::Huge)
     }
 }

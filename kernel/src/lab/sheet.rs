@@ -3,10 +3,12 @@
 use core::fmt::Display;
 
 use farpage_mm::{AddressSpace, HugeAdvice, Place, Prot, Space, VaRange};
+use farpage_pmu::{Event, Refusal, Value};
 use ktest::record;
 
 use crate::bench::Stop;
 use crate::console;
+use crate::counting::{self, NotCounted};
 use crate::measure::{Cost, measure, nanoseconds};
 use crate::vm::{Machine, activate, mm, new_space};
 
@@ -141,6 +143,17 @@ impl<'a> Sheet<'a> {
     #[inline(always)]
     pub(crate) fn measure<R>(&self, work: impl FnOnce() -> R) -> (R, Cost) {
         measure(work)
+    }
+
+    /// Runs `work` and counts `event` in it, where the CPU has counters that can.
+    ///
+    /// # Errors
+    /// It has none, and what there is instead: a finding, not the end of an experiment.
+    pub(crate) fn count<R>(&self, event: Event, work: impl FnOnce() -> R) -> Result<(R, u64), NotCounted> {
+        let mut scope = counting::scope(&[event])?;
+        let result = work();
+        let counts = scope.read().map_err(Refusal::Register)?;
+        Ok((result, counts.get(event).and_then(Value::number).unwrap_or(0)))
     }
 
     /// What `work` says that it cost, in ticks: of one time where instructions are counted, else the median of many.

@@ -74,7 +74,10 @@ pub(super) fn remap(space: &'static Space<Machine>, old: VaRange, new: Address, 
     let (result, cost) = measure(|| space.remap(old, target, flags));
     result?;
     let rest = if keep { "; the old mapping is empty now" } else { "" };
-    println!("moved {old} to {}{rest}; its contents are as filled in at {}", target.addr, old.start);
+    println!(
+        "moved {old} to {}{rest}; its contents are as filled in at {}: check with --as {:#x}",
+        target.addr, old.start, old.start.0
+    );
     Ok(Some(cost))
 }
 

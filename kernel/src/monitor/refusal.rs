@@ -71,6 +71,8 @@ impl fmt::Display for Refusal {
 
 fn way_out_of_range(error: &RangeError) -> &'static str {
     match error {
+        // That sentence says where they end.
+        RangeError::Invalid(range) if range.end.0 > farpage_mm::USER_END => "",
         RangeError::Invalid(_) => "; addresses and sizes are multiples of 4K here",
         RangeError::Exists(_) => "; unmap it first, or go elsewhere: spaces lists what is mapped",
         RangeError::NotMapped(_) => "; spaces lists what is mapped",
