@@ -33,8 +33,13 @@ impl Guide {
                 open = false;
             }
         }
-        // Code is marked in the file; a page shows it as text.
-        sentences.iter_mut().for_each(|found| found.2 = found.2.replace('`', ""));
+        for (_, _, look) in &mut sentences {
+            // Code is marked in the file; a page shows it as text.
+            *look = look.replace('`', "");
+            if let Some(first) = look.get(..1).map(str::to_uppercase) {
+                look.replace_range(..1, &first);
+            }
+        }
         Self(sentences)
     }
 
@@ -52,8 +57,8 @@ mod tests {
     fn items_under_a_heading_are_sentences_about_its_plots() {
         let text = "### a-b\nprose\n- *One plot*: look here,\n  and `there`.\n- other\n### c\n- *One plot*: not here\n";
         let guide = Guide::parse(text);
-        assert_eq!(guide.look_for("a-b", "One plot"), Some("look here, and there."));
-        assert_eq!(guide.look_for("c", "One plot"), Some("not here"));
+        assert_eq!(guide.look_for("a-b", "One plot"), Some("Look here, and there."));
+        assert_eq!(guide.look_for("c", "One plot"), Some("Not here"));
         assert_eq!(guide.look_for("c", "Other"), None);
     }
 

@@ -123,10 +123,7 @@ fn figure(plot: &Plot, id: &str, look: Option<&str>) -> Result<String, Error> {
 
 fn table(plot: &Plot) -> String {
     let mut out = String::from("<table>\n<thead><tr>");
-    let unit = |label: &str, unit: &str| {
-        if unit.is_empty() || unit == "bytes" { label.into() } else { format!("{label}, {unit}") }
-    };
-    let _ = write!(out, "<th scope=\"col\">{}</th>", escaped(&unit(&plot.x.label, &plot.x.unit)));
+    let _ = write!(out, "<th scope=\"col\">{}</th>", escaped(&draw::named(&plot.x.label, &plot.x.unit)));
     for series in &plot.series {
         let _ = write!(out, "<th scope=\"col\">{}</th>", escaped(&series.name));
     }
@@ -143,7 +140,7 @@ fn table(plot: &Plot) -> String {
     let what = if plot.y.unit.is_empty() {
         String::new()
     } else {
-        format!("<caption>{}</caption>", escaped(&unit(&plot.y.label, &plot.y.unit)))
+        format!("<caption>{}</caption>", escaped(&draw::named(&plot.y.label, &plot.y.unit)))
     };
     out.replacen("<table>\n", &format!("<table>\n{what}"), 1) + "</tbody>\n</table>\n"
 }

@@ -85,9 +85,19 @@ impl Peer {
                 source.configuration, source.machine, source.method
             ),
             plots,
-            findings: findings(&rows).into_iter().chain([source.note.clone()]).collect(),
+            findings: findings(&rows)
+                .into_iter()
+                .chain([source.note.clone()])
+                .chain(self.not_compared())
+                .collect(),
             end: End::Done,
         }
+    }
+
+    fn not_compared(&self) -> impl Iterator<Item = String> {
+        self.operation
+            .iter()
+            .filter_map(|row| Some(format!("not compared: {}: {}", row.name, row.why.as_ref()?)))
     }
 
     fn beyond(&self, rows: &[(&Theirs, Option<&Operation>)]) -> Plot {
@@ -161,9 +171,6 @@ impl Peer {
             cell("our beyond", known(ours.map(|row| row.cost.beyond())));
             let part = ours.map(|row| percent(row.cost.beyond(), theirs.beyond.unwrap_or(theirs.total)));
             cell("beyond, of Linux", part.unwrap_or_default());
-            let not_measured =
-                || if ours.is_none() { "not measured in this run".into() } else { String::new() };
-            cell("note", theirs.why.clone().unwrap_or_else(not_measured));
         }
         plot
     }

@@ -3,6 +3,7 @@
 use crate::cli::MachineArgs;
 use crate::error::Error;
 use crate::lab::data::{Axis, End, Experiment, Kind, Plot};
+use crate::table::grouped;
 use crate::trace::{self, Level, Trace, TraceRecord};
 
 /// What is recorded: both sizes of pages, touched for the first time, moved to the device, brought back by touches; then moved there
@@ -67,10 +68,16 @@ fn of(trace: &Trace) -> Experiment {
         }
         let copy = phases.iter().filter(|(phase, _)| phase == COPY).map(|(_, ticks)| ticks).sum::<u64>();
         findings.push(format!(
-            "{name}: {:.0} instructions a page, {:.1} % of them in the copy",
-            all as f64 / pages.max(1) as f64,
+            "{name}: {} instructions a page, {:.1} % of them in the copy",
+            grouped(all / pages.max(1)),
             100.0 * copy as f64 / all.max(1) as f64
         ));
+    }
+    // In the order in which a batch goes through them; the copy last, so that the others have one colour in both plots.
+    let order = trace.by_phase("batch");
+    let place = |name: &str| order.iter().position(|(phase, _)| phase == name).unwrap_or(order.len());
+    for plot in [&mut shares, &mut rest] {
+        plot.series.sort_by_key(|series| (series.name == COPY, place(&series.name)));
     }
     Experiment {
         name: "phases".into(),

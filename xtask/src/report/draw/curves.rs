@@ -36,13 +36,15 @@ pub(super) fn draw(plot: &Plot, text: &mut String) -> Drawn {
         .x_label_formatter(&|&value| label(value, &plot.x.unit))
         .y_label_formatter(&|&value| label(value, &plot.y.unit))
         .draw()?;
+    // Where series lie on each other, those that were drawn first look out behind.
     for (n, series) in plot.series.iter().enumerate() {
         let curve: Vec<(f64, f64)> = coordinates(series).collect();
         let curve = if plot.kind == Kind::Steps { steps(&curve) } else { curve };
-        chart.draw_series([PathElement::new(curve, color(n).stroke_width(2))])?;
+        let width = 2 + (plot.series.len() - 1 - n).min(2) as u32;
+        chart.draw_series([PathElement::new(curve, color(n).stroke_width(width))])?;
     }
     for (n, series) in plot.series.iter().enumerate() {
-        let size = if series.points.len() > 40 { 3 } else { 4 };
+        let size = 4 + (plot.series.len() - 1 - n).min(3) as i32;
         chart.draw_series(coordinates(series).map(|at| EmptyElement::at(at) + shape(n, size)))?;
     }
     root.present()?;

@@ -126,9 +126,10 @@ fn number(text: &str) -> f64 {
     text.parse().unwrap_or(0.0)
 }
 
-/// An axis with its unit; sizes carry theirs with each number.
-fn named(label: &str, unit: &str) -> String {
-    if unit.is_empty() || unit == "bytes" { label.into() } else { format!("{label}, {unit}") }
+/// An axis with its unit, if its name does not say it already; sizes carry theirs with each number.
+pub(super) fn named(label: &str, unit: &str) -> String {
+    let said = unit.is_empty() || unit == "bytes" || label.split(' ').any(|word| word == unit);
+    if said { label.into() } else { format!("{label}, {unit}") }
 }
 
 /// Where the legend has each series, from the left of which row, and how many rows there are.

@@ -46,7 +46,7 @@ impl Scale {
         let decade = 10f64.powf((most / 5.0).log10().floor());
         let step = [1.0, 2.0, 5.0, 10.0].map(|times| times * decade);
         let step = step.into_iter().find(|step| most / step <= 5.5).unwrap_or(10.0 * decade);
-        let count = (most * 1.02 / step).ceil() as u32;
+        let count = (most / step - 1e-6).ceil().max(1.0) as u32;
         Self {
             from: 0.0,
             to: step * f64::from(count),
@@ -102,7 +102,7 @@ fn ticks_1_2_5(from: f64, to: f64) -> Vec<f64> {
     all.filter(|tick| (from..=to).contains(tick)).collect()
 }
 
-/// What stands at a tick: `64K` for bytes, `250 k` for other large numbers.
+/// What stands at a tick: `64K` for bytes, `2 M` for other large numbers.
 pub(super) fn label(value: f64, unit: &str) -> String {
     if unit == "bytes" && value >= 1.0 {
         return Size(value.round() as u64).to_string();
@@ -114,7 +114,7 @@ pub(super) fn label(value: f64, unit: &str) -> String {
     match value {
         value if value >= 1e9 => short(value / 1e9, " G"),
         value if value >= 1e6 => short(value / 1e6, " M"),
-        value if value >= 1e4 => short(value / 1e3, " k"),
+        value if value >= 1e5 => short(value / 1e3, " k"),
         value if value >= 1.0 && value.fract() == 0.0 => grouped(value as u64),
         0.0 => "0".into(),
         value if value >= 1.0 => short(value, ""),
@@ -160,7 +160,7 @@ mod tests {
 
     #[test]
     fn numbers_have_ticks_at_powers_of_ten() {
-        assert_eq!(labels(&[300.0, 2e6], true, "instructions"), ["1,000", "10 k", "100 k", "1 M"]);
+        assert_eq!(labels(&[300.0, 2e6], true, "instructions"), ["1,000", "10,000", "100 k", "1 M"]);
         assert_eq!(labels(&[300.0, 1500.0], true, "instructions"), ["500", "1,000"]);
     }
 
@@ -168,7 +168,7 @@ mod tests {
     fn linear_axes_begin_at_zero_and_end_at_a_tick() {
         assert_eq!(labels(&[3.0, 7.6], false, ""), ["0", "2", "4", "6", "8"]);
         assert_eq!(labels(&[99.2], false, "%"), ["0", "20", "40", "60", "80", "100"]);
-        assert_eq!(labels(&[0.0], false, ""), ["0", "0.2", "0.4", "0.6", "0.8", "1", "1.2"]);
+        assert_eq!(labels(&[0.0], false, ""), ["0", "0.2", "0.4", "0.6", "0.8", "1"]);
     }
 
     #[test]
