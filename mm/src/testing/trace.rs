@@ -6,6 +6,7 @@ use crate::error::FaultError;
 use crate::inject::Site;
 use crate::migrate::Cause;
 use crate::testing::kit::{DEV, Kit, at, range};
+use crate::testing::machine::{Meddler, State};
 use crate::trace::{Kind, Outcome, Phase, Record, Tracing};
 use crate::types::{Access, Order, Place};
 use crate::vma::HugeAdvice::{Default as Small, Huge};
@@ -113,6 +114,40 @@ fn a_fault_on_a_folio_that_is_to_be_cut_waits_for_the_cut() {
     let split = records.iter().find(|record| record.kind() == Kind::Split).expect("a split");
     assert!(begin < split.start && split.end() < end, "the cut is what it waited for");
     assert_eq!((split.addr, split.order(), split.outcome()), (at(3), Order::PMD, Outcome::Done));
+    kit.audit();
+}
+
+/// Does `work` at the relaxation after `n` others.
+fn at_relaxation(machine: &'static State, n: u32, mut work: Meddler) {
+    let next: Meddler = if n == 0 {
+        work
+    } else {
+        let mut work = Some(core::mem::replace(&mut work, Box::new(|| {})));
+        Box::new(move || {
+            if let Some(work) = work.take() {
+                at_relaxation(machine, n - 1, work);
+            }
+        })
+    };
+    *machine.on_relax.borrow_mut() = Some(next);
+}
+
+#[test]
+fn a_look_that_came_to_nothing_leaves_no_marks() {
+    let kit = on_device(false);
+    let space = kit.space.space();
+    // Somebody holds the page until the fault has waited for it with the folio locked, and let go. Then another brings it back.
+    let mut held = Some(kit.folio(3));
+    let another = move || {
+        drop(held.take());
+        space.handle_fault(&FaultInfo::new(at(3), Access::Read)).expect("memory");
+    };
+    at_relaxation(kit.machine.state(), 64, Box::new(another));
+    let records = traced(&kit, Tracing::Units, || kit.check(3, 1));
+    let found: Vec<_> = records.iter().map(|fault| (fault.outcome(), phases(fault))).collect();
+    let whole = [Phase::Collect, Phase::Alloc, Phase::Copy, Phase::Commit, Phase::Finalize].to_vec();
+    let late = [Phase::Wait, Phase::Finalize].to_vec();
+    assert_eq!(found, [(Outcome::Returned, whole), (Outcome::Spurious, late)]);
     kit.audit();
 }
 
