@@ -346,11 +346,11 @@ fn knobs(shell: &Shell) -> Result<(), String> {
 }
 
 fn figures_and_a_trace(shell: &Shell) -> Result<(), String> {
-    let commands = "trace on; bench alloc; trace off; bench alloc; set skip-flush protect; exp tlb-stale; set skip-flush";
+    let commands = "trace on; bench alloc; trace off; bench alloc; set skip-flush exclusive; exp tlb-stale; set skip-flush";
     let told = shell.run(&["--memory", "1G", "--device-size", "256M", "--keep-going", "-c", commands])?;
     told.says(1, &["error: ", "trace off"])?;
     told.says(3, &["alloc and free of 2 MiB on the device"])?;
-    told.says(6, &["skip-flush", " protect "])?;
+    told.says(6, &["skip-flush", " exclusive "])?;
     told.ends(1, "a command of the script failed: see above")
 }
 

@@ -254,6 +254,9 @@ pub(crate) fn run(args: &TraceArgs, machine: &MachineArgs) -> Result<(), Error> 
     done
 }
 
+/// What a batch has many of.
+const UNIT: &str = "unit";
+
 /// By kind and outcome: how many, how long, and where the time went.
 fn table(trace: &Trace) -> Vec<String> {
     let unit = if trace.counted { "instructions" } else { "ticks" };
@@ -271,6 +274,12 @@ fn table(trace: &Trace) -> Vec<String> {
     }
     for ((_, kind, outcome), records) in kinds {
         let (n, sum) = (records.len() as u64, records.iter().map(|record| record.ticks()).sum::<u64>());
+        if kind == UNIT {
+            // Units of a batch go through its phases side by side: their times are the batch's, and do not add up.
+            let cells = [&format!("{kind}, {outcome}"), &grouped(n), "in batches", "", ""];
+            table.row(cells.map(str::to_owned).to_vec());
+            continue;
+        }
         let part = Trace { records: records.into_iter().cloned().collect(), ..Trace::default() };
         let mut phases = part.by_phase(kind);
         if phases.len() == 1 {

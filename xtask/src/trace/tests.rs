@@ -202,3 +202,12 @@ fn what_a_viewer_would_show_wrongly_is_found() {
     assert!(check(&[event("record", 1, -1.0, 2.0)]).is_err());
     assert!(check_nesting(&json!({})).is_err());
 }
+
+#[test]
+fn units_are_counted_and_their_times_are_their_batch_s() {
+    let records = vec![unit(0, 100, 160), unit(0, 110, 170), batch(0, 100, 180)];
+    let lines = table(&Trace { records, counted: true, ..Trace::default() });
+    let row = |name: &str| lines.iter().find(|line| line.starts_with(name)).cloned().unwrap_or_default();
+    assert_eq!(row("unit").split_whitespace().collect::<Vec<_>>(), ["unit,", "done", "2", "in", "batches"]);
+    assert!(row("batch").contains(" 80 "), "{lines:?}");
+}
