@@ -79,6 +79,8 @@ fn finish(drawn: &str, plot: &Plot, id: &str) -> String {
     // The last line closes the drawing; before it are the marks, each on a line of its own.
     let marks = marks(plot);
     let first = (lines.len() - 1).saturating_sub(marks.len());
+    // If one were missing, something else would stand in its place, which is no mark.
+    let shape = if matches!(plot.kind, Kind::Lines | Kind::Steps) { "polygon" } else { "rect" };
     let size = lines[0].split_once("viewBox=\"").and_then(|(_, rest)| rest.split('"').next()).unwrap_or("");
     let description = format!("{}. {} marks: {}.", plot.y.label, marks.len(), series_names(plot));
     let mut out = format!(
@@ -94,7 +96,8 @@ fn finish(drawn: &str, plot: &Plot, id: &str) -> String {
             .replace(" stroke=\"none\"", "");
         let tag = line.trim_start_matches('<').split(' ').next().unwrap_or_default().to_owned();
         // Writing to a string cannot fail.
-        let _ = match (n.checked_sub(first).and_then(|mark| marks.get(mark)), line.strip_suffix("/>")) {
+        let mark = n.checked_sub(first).and_then(|mark| marks.get(mark)).filter(|_| tag == shape);
+        let _ = match (mark, line.strip_suffix("/>")) {
             (Some(mark), Some(open)) => {
                 let open = open.replacen(&tag, &format!("{tag} class=\"mark\""), 1);
                 writeln!(out, "{open}><title>{}</title></{tag}>", escaped(mark))
