@@ -26,6 +26,8 @@ pub enum Run {
     Hang,
     /// Experiments.
     Exp,
+    /// A program of Linux.
+    Exec,
 }
 
 impl Run {
@@ -41,6 +43,7 @@ impl Run {
             Self::Shell => "shell",
             Self::Exp => "exp",
             Self::Hang => "hang",
+            Self::Exec => "exec",
         }
     }
 }
@@ -66,7 +69,7 @@ pub enum LogLevel {
 /// The command line, read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CommandLine<'a> {
-    /// `run=tour|bench|test|list|gdb|shell|exp`
+    /// `run=tour|bench|test|list|gdb|shell|exp|exec`
     pub run: Run,
     /// `log=off|error|warn|info|debug|trace`
     pub log: LogLevel,
@@ -186,7 +189,8 @@ impl<'a> CommandLine<'a> {
                     "shell" => Run::Shell,
                     "hang" => Run::Hang,
                     "exp" => Run::Exp,
-                    _ => return Err(bad("run", value, "tour, bench, test, list, gdb, shell, hang, exp")),
+                    "exec" => Run::Exec,
+                    _ => return Err(bad("run", value, "tour, bench, test, list, gdb, shell, hang, exp, exec")),
                 }
             }
             "log" => {
@@ -306,7 +310,7 @@ mod tests {
 
     #[test]
     fn a_run_is_called_what_it_is_asked_for_by() {
-        for name in ["tour", "bench", "test", "list", "gdb", "shell", "exp", "hang"] {
+        for name in ["tour", "bench", "test", "list", "gdb", "shell", "exp", "hang", "exec"] {
             let line = std::format!("run={name}");
             assert_eq!(CommandLine::parse(&line).map(|line| line.run.name()), Ok(name));
         }
@@ -319,7 +323,7 @@ mod tests {
         let error = CommandLine::parse("run=tset").expect_err("a bad value");
         assert_eq!(
             error.to_string(),
-            "command line: run cannot be \"tset\"; it is one of tour, bench, test, list, gdb, shell, hang, exp"
+            "command line: run cannot be \"tset\"; it is one of tour, bench, test, list, gdb, shell, hang, exp, exec"
         );
     }
 }

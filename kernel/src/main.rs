@@ -18,6 +18,7 @@ mod fwcfg;
 mod hang;
 mod knobs;
 mod lab;
+mod linux;
 mod measure;
 mod memory;
 mod mm_tests;
@@ -109,7 +110,7 @@ extern "C" fn on_own_tables() -> ! {
         Err(error) => exit::fail(&error),
     };
     // The tour and the benchmarks end with this sentence; what runs without a device says it and goes on.
-    if let (Err(error), Run::Test | Run::List | Run::Shell) = (&devices, boot.command.run) {
+    if let (Err(error), Run::Test | Run::List | Run::Shell | Run::Exec) = (&devices, boot.command.run) {
         log::warn!("{error}");
     }
     log::info!("on the kernel's own page tables, root {:?}", x86_64::tlb::root());
@@ -120,6 +121,7 @@ extern "C" fn on_own_tables() -> ! {
         Run::Bench => bench::run(&boot.command, devices),
         Run::Shell => monitor::run(),
         Run::Hang => hang::run(),
+        Run::Exec => linux::run(),
         Run::Exp if boot.command.list => lab::list(),
         Run::Exp => lab::run(&boot.command, devices),
         Run::Tour | Run::Gdb => tour::run(&boot.command, devices),

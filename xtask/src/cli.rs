@@ -4,7 +4,7 @@ use crate::build::{self, Built};
 use crate::error::Error;
 use crate::qemu::{Accel, Device, GuestCommand, Qemu, QmpPlace};
 use crate::size::Size;
-use crate::{bench, boot, gdb, install, lab, report, shell, tour, trace};
+use crate::{bench, boot, exec, gdb, install, lab, report, shell, tour, trace};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use ktest::monitor::Setting;
 use std::path::PathBuf;
@@ -42,6 +42,8 @@ enum Task {
     /// Do commands of the shell, and record what the memory manager does and when
     #[command(after_help = trace::EXAMPLE)]
     Trace(trace::TraceArgs),
+    /// Run a static Linux program in ring 3
+    Exec(exec::ExecArgs),
     /// Run the tests, on the host and in the kernel (`cargo test`)
     Test(TestArgs),
     /// Start the kernel and wait for gdb
@@ -239,6 +241,7 @@ pub fn run(cli: Cli) -> Result<(), Error> {
         Task::Bench(args) => bench::run(&args, machine),
         Task::Exp(args) => lab::run(&args, machine),
         Task::Report(args) => report::run(&args, machine),
+        Task::Exec(args) => exec::run(&args, machine),
         Task::Shell(args) => shell::run(&args, machine),
         Task::Trace(args) => trace::run(&args, machine),
         Task::Test(_) if machine.is_set() => Err(Error::TestsSet),

@@ -14,6 +14,21 @@ pub fn archive<'a>(files: impl IntoIterator<Item = (&'a str, &'a [u8])>) -> Vec<
     out
 }
 
+/// The same files as in `archive`, and these behind them.
+///
+/// # Panics
+/// As [`archive`](self::archive).
+#[must_use]
+pub fn extended<'a>(archive: &[u8], files: impl IntoIterator<Item = (&'a str, &'a [u8])>) -> Vec<u8> {
+    let end = self::archive([]);
+    let mut out = archive.strip_suffix(end.as_slice()).unwrap_or(archive).to_vec();
+    for (inode, (name, data)) in (2..).zip(files) {
+        member(&mut out, inode, name, data);
+    }
+    out.extend(end);
+    out
+}
+
 fn member(out: &mut Vec<u8>, inode: u32, name: &str, data: &[u8]) {
     let length = |len: usize| u32::try_from(len).expect("a file in the archive is below 4 GiB");
     let mode = if inode == 0 { 0 } else { 0o100_644 };

@@ -170,6 +170,9 @@ pub enum Error {
     /// Something that several machines cannot have together.
     #[error("a report starts several machines, which cannot share what {0} names; leave it out")]
     ReportShares(&'static str),
+    /// The program that was run ended with this status, and the runner does too.
+    #[error("the program ended with status {0}")]
+    Program(u8),
     /// The machine ended while the shell still had something to ask of it.
     #[error("the machine is gone, and with it all that was in it: {}", describe(.0))]
     Gone(Ending),

@@ -13,6 +13,7 @@ pub mod build;
 pub mod cli;
 pub mod cpio;
 pub mod error;
+pub mod exec;
 pub mod gdb;
 pub mod install;
 pub mod lab;

@@ -6,7 +6,9 @@
 
 use core::sync::atomic::{AtomicPtr, Ordering};
 
-use super::{percpu, trap::TrapFrame, uaccess};
+use super::trap::TrapFrame;
+use super::user::{self, Why};
+use super::{percpu, uaccess};
 use crate::report::{self, Kind};
 
 /// What the memory manager needs to know about a fault.
@@ -50,6 +52,9 @@ extern "C" fn page_fault<const TRACED: bool>(frame: &mut TrapFrame, cr2: u64) {
 /// Nobody handles it: the user-access routine returns an error, anything else is fatal.
 #[cold]
 fn refuse(frame: &mut TrapFrame, cr2: u64) {
+    if frame.is_from_user() {
+        user::leave(frame, Why::PageFault { addr: cr2, error: frame.error });
+    }
     match uaccess::fixup(frame.rip) {
         Some(landing) if cr2 as i64 >= 0 => {
             frame.rax = cr2;

@@ -26,6 +26,7 @@ mod trap_tests;
 pub(crate) mod tsc;
 pub(crate) mod uaccess;
 mod uaccess_tests;
+pub(crate) mod user;
 pub(crate) mod walk;
 
 use kernel_logic::ranges::OutOfFrames;
@@ -40,6 +41,7 @@ pub(crate) fn init_cpu() -> Result<(), features::Missing> {
     idt::init();
     features::init()?;
     memtype::init();
+    user::init();
     Ok(())
 }
 

@@ -68,6 +68,12 @@ pub(crate) fn kernel_root() -> PhysFrame<Size4KiB> {
     PhysFrame::containing_address(PhysAddr::new(root))
 }
 
+/// The boot archive, by its physical address and length.
+pub(crate) fn boot_archive((at, len): (u64, u64)) -> &'static [u8] {
+    // SAFETY: the loader says where the archive is, in RAM that it marks as in use: it is in the direct map, and nobody writes it.
+    unsafe { core::slice::from_raw_parts((DIRECT_MAP + at) as *const u8, len as usize) }
+}
+
 /// Makes the upper half of a new PML4 that of the kernel. Once is enough: its entries never change.
 pub(crate) fn fill_kernel_half(table: &[AtomicU64; 512]) {
     let kernel = Table(kernel_root().start_address().as_u64());

@@ -33,6 +33,8 @@ pub(crate) struct PerCpu {
     pub(super) stack_room: AtomicU64,
     /// Where a trap from ring 3 puts its frame.
     pub(super) kernel_stack_top: AtomicU64,
+    /// Where SYSCALL's first instructions keep the program's stack pointer.
+    scratch: AtomicU64,
     /// A word for whoever manages address spaces: which one is loaded.
     current_space: AtomicU64,
     /// The number of the running thread.
@@ -51,6 +53,7 @@ pub(crate) struct PerCpu {
 pub(super) const STACK_FLOOR: usize = offset_of!(PerCpu, stack_floor);
 pub(super) const STACK_ROOM: usize = offset_of!(PerCpu, stack_room);
 pub(super) const KERNEL_STACK_TOP: usize = offset_of!(PerCpu, kernel_stack_top);
+pub(super) const SCRATCH: usize = offset_of!(PerCpu, scratch);
 
 static BLOCKS: [PerCpu; MAX_CPUS] = [const { PerCpu::new() }; MAX_CPUS];
 
@@ -63,6 +66,7 @@ impl PerCpu {
             stack_floor: AtomicU64::new(0),
             stack_room: AtomicU64::new(u64::MAX),
             kernel_stack_top: AtomicU64::new(0),
+            scratch: AtomicU64::new(0),
             current_space: AtomicU64::new(0),
             current_thread: AtomicU32::new(0),
             open_record: [const { AtomicU64::new(0) }; OPEN_WORDS],

@@ -7,7 +7,7 @@
 
 use core::cell::UnsafeCell;
 use core::ops::Range;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::percpu;
 
@@ -77,6 +77,14 @@ static THREAD: Stack<THREAD_STACK> = Stack::new();
 static SPAWNED: [Stack<SPAWNED_STACK>; MAX_THREADS - 1] = [const { Stack::new() }; MAX_THREADS - 1];
 static INTERRUPT: [Stack<INTERRUPT_STACK>; 5] = [const { Stack::new() }; 5];
 
+/// Where the traps and calls of each thread's program put their frames; 0 while there is no program.
+static PROGRAM_TOP: [AtomicU64; MAX_THREADS] = [const { AtomicU64::new(0) }; MAX_THREADS];
+
+/// The running thread's.
+pub(super) fn kernel_top_of_current() -> &'static AtomicU64 {
+    &PROGRAM_TOP[percpu::current_thread()]
+}
+
 /// The end of the stack of an IST entry, where the CPU begins to push.
 pub(super) fn interrupt_top(ist: Ist) -> u64 {
     INTERRUPT[ist as usize - 1].bytes().end
@@ -101,7 +109,11 @@ pub(super) fn use_stack_of(number: usize) {
     let block = percpu::this();
     block.stack_floor.store(stack.start + FRAME_RESERVE, Ordering::Relaxed);
     block.stack_room.store(stack.end - stack.start - FRAME_RESERVE, Ordering::Relaxed);
-    block.kernel_stack_top.store(stack.end, Ordering::Relaxed);
+    let top = match PROGRAM_TOP[number].load(Ordering::Relaxed) {
+        0 => stack.end,
+        top => top,
+    };
+    block.kernel_stack_top.store(top, Ordering::Relaxed);
 }
 
 /// The pages that must not be mapped.

@@ -22,6 +22,7 @@ use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use spin::Mutex;
 
+use super::user::{self, Why};
 use super::{apic, fault, percpu, pmc};
 use crate::report::{self, Kind};
 
@@ -57,6 +58,32 @@ pub(crate) struct TrapFrame {
 const _: () = assert!(size_of::<TrapFrame>() == 176 && core::mem::offset_of!(TrapFrame, rip) == 136);
 
 impl TrapFrame {
+    /// Nothing in any register.
+    pub(super) const ZERO: Self = Self {
+        r15: 0,
+        r14: 0,
+        r13: 0,
+        r12: 0,
+        r11: 0,
+        r10: 0,
+        r9: 0,
+        r8: 0,
+        rdi: 0,
+        rsi: 0,
+        rbp: 0,
+        rbx: 0,
+        rdx: 0,
+        rcx: 0,
+        rax: 0,
+        vector: 0,
+        error: 0,
+        rip: 0,
+        cs: 0,
+        rflags: 0,
+        rsp: 0,
+        ss: 0,
+    };
+
     /// Did the trap come from ring 3?
     pub(crate) fn is_from_user(&self) -> bool {
         self.cs & 3 == 3
@@ -67,7 +94,7 @@ impl TrapFrame {
 pub(super) static SMAP_ON: AtomicU8 = AtomicU8::new(0);
 
 // MXCSR while the kernel runs: all exceptions masked. A program may have unmasked some, which must not hit `core`.
-static MXCSR: u32 = 0x1f80;
+pub(super) static MXCSR: u32 = 0x1f80;
 
 /// Vectors that interrupts use. Exceptions have 0 to 31; the 8259s, masked, 32 to 47.
 pub(crate) mod vector {
@@ -342,6 +369,9 @@ extern "C" fn dispatch(frame: &mut TrapFrame) {
     match frame.vector as u8 {
         vector::TIMER => apic::timer_interrupt(),
         vector::COM1 => apic::end_of_8259_interrupt(),
+        exception @ 0..32 if frame.is_from_user() => {
+            user::leave(frame, Why::Exception { vector: exception, error: frame.error })
+        }
         3 => breakpoint(frame),
         vector::SPURIOUS => {}
         vector @ (6 | 13) => match pmc::landing(frame) {

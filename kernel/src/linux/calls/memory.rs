@@ -1,0 +1,193 @@
+//! Memory: mmap, munmap, mprotect, mremap, madvise, brk.
+
+use farpage_mm::{
+    Advice, HugeAdvice, Object, ObjectRef, PAGE_SIZE, PMD_SIZE, Prot, RangeError, RemapFlags, RemapTarget,
+    VaRange, Vaddr,
+};
+
+use super::Answer;
+use crate::linux::errno::Errno;
+use crate::linux::process::Process;
+use crate::vm::Machine;
+
+/// Flags of mmap (`uapi/asm-generic/mman-common.h`).
+mod map {
+    pub(super) const SHARED: u64 = 1;
+    pub(super) const PRIVATE: u64 = 2;
+    pub(super) const TYPE: u64 = 0xf;
+    pub(super) const FIXED: u64 = 0x10;
+    pub(super) const ANONYMOUS: u64 = 0x20;
+    pub(super) const FIXED_NOREPLACE: u64 = 0x10_0000;
+}
+
+/// Flags of mremap.
+mod remap {
+    pub(super) const MAYMOVE: u64 = 1;
+    pub(super) const FIXED: u64 = 2;
+    pub(super) const DONTUNMAP: u64 = 4;
+}
+
+/// PROT_READ, PROT_WRITE and PROT_EXEC have the memory manager's numbers.
+fn prot(bits: u64) -> Prot {
+    Prot::from_bits_truncate(bits as u8)
+}
+
+fn is_aligned(addr: u64) -> bool {
+    addr.is_multiple_of(PAGE_SIZE)
+}
+
+pub(super) fn mmap(
+    process: &Process,
+    addr: u64,
+    len: u64,
+    bits: u64,
+    flags: u64,
+    _fd: u64,
+    off: u64,
+) -> Answer {
+    if len == 0 || !is_aligned(off) {
+        return Err(Errno::EINVAL);
+    }
+    let shared = match flags & map::TYPE {
+        map::SHARED => true,
+        map::PRIVATE => false,
+        _ => return Err(Errno::EINVAL),
+    };
+    if flags & map::ANONYMOUS == 0 {
+        return Err(Errno::ENODEV);
+    }
+    let range = place(process, addr, len, flags)?;
+    let space = process.space();
+    if shared {
+        let object: ObjectRef<Machine> = Object::anon_shared(range.nr_pages())?;
+        space.map_shared(range, prot(bits), &object, 0)?;
+    } else {
+        space.map_anon(range, prot(bits), HugeAdvice::Default)?;
+    }
+    Ok(range.start.0)
+}
+
+/// Where a new mapping goes.
+fn place(process: &Process, addr: u64, len: u64, flags: u64) -> Result<VaRange, Errno> {
+    let fixed = flags & (map::FIXED | map::FIXED_NOREPLACE) != 0;
+    if fixed {
+        if !is_aligned(addr) {
+            return Err(Errno::EINVAL);
+        }
+        let range = Process::pages(addr, len).ok_or(Errno::ENOMEM)?;
+        if flags & map::FIXED_NOREPLACE != 0 {
+            return if process.is_free(range) { Ok(range) } else { Err(Errno::EEXIST) };
+        }
+        process.space().unmap(range)?;
+        return Ok(range);
+    }
+    let hint = Process::pages(addr & !(PAGE_SIZE - 1), len).ok_or(Errno::ENOMEM)?;
+    if addr >= PAGE_SIZE && process.is_free(hint) {
+        return Ok(hint);
+    }
+    // Where huge pages fit, they are to be used.
+    let align = if hint.len() >= PMD_SIZE { PMD_SIZE } else { PAGE_SIZE };
+    process.free_range(hint.len(), align).ok_or(Errno::ENOMEM)
+}
+
+pub(super) fn munmap(process: &Process, addr: u64, len: u64) -> Answer {
+    let range = Process::pages(addr, len).filter(|range| is_aligned(addr) && range.len() != 0);
+    process.space().unmap(range.ok_or(Errno::EINVAL)?)?;
+    Ok(0)
+}
+
+pub(super) fn mprotect(process: &Process, addr: u64, len: u64, bits: u64) -> Answer {
+    if !is_aligned(addr) || bits & !7 != 0 {
+        return Err(Errno::EINVAL);
+    }
+    if len == 0 {
+        return Ok(0);
+    }
+    let range = Process::pages(addr, len).ok_or(Errno::ENOMEM)?;
+    process.space().protect(range, prot(bits))?;
+    Ok(0)
+}
+
+pub(super) fn mremap(
+    process: &Process,
+    old: u64,
+    old_len: u64,
+    new_len: u64,
+    flags: u64,
+    new: u64,
+) -> Answer {
+    let known = remap::MAYMOVE | remap::FIXED | remap::DONTUNMAP;
+    let moves = flags & (remap::FIXED | remap::DONTUNMAP) != 0;
+    let bad =
+        flags & !known != 0 || (moves && flags & remap::MAYMOVE == 0) || !is_aligned(old) || new_len == 0;
+    let keep = flags & remap::DONTUNMAP != 0;
+    let (from, to) = (Process::pages(old, old_len), Process::pages(0, new_len));
+    let (Some(from), Some(to)) = (from.filter(|from| from.len() != 0), to) else { return Err(Errno::EINVAL) };
+    if bad || (keep && from.len() != to.len()) {
+        return Err(Errno::EINVAL);
+    }
+    let move_to = |addr: u64| {
+        let target = RemapTarget { addr: Vaddr(addr), len: to.len() };
+        let flags = if keep { RemapFlags::KEEP_OLD } else { RemapFlags::empty() };
+        match process.space().remap(from, target, flags) {
+            Ok(()) => Ok(addr),
+            // What is not mapped is a bad address here.
+            Err(RangeError::NotMapped(_)) => Err(Errno::EFAULT),
+            Err(error) => Err(error.into()),
+        }
+    };
+    if flags & remap::FIXED != 0 {
+        return if is_aligned(new) { move_to(new) } else { Err(Errno::EINVAL) };
+    }
+    if !keep {
+        match move_to(old) {
+            Err(Errno::EEXIST) if flags & remap::MAYMOVE != 0 => {}
+            Err(Errno::EEXIST) => return Err(Errno::ENOMEM),
+            done => return done,
+        }
+    }
+    let align = if to.len() >= PMD_SIZE { PMD_SIZE } else { PAGE_SIZE };
+    move_to(process.free_range(to.len(), align).ok_or(Errno::ENOMEM)?.start.0)
+}
+
+pub(super) fn madvise(process: &Process, addr: u64, len: u64, advice: u64) -> Answer {
+    let advice = match advice {
+        0..=3 => None,
+        4 => Some(Advice::DontNeed),
+        8 => Some(Advice::Free),
+        14 => Some(Advice::Huge),
+        15 => Some(Advice::NoHuge),
+        20 => Some(Advice::Cold),
+        21 => Some(Advice::PageOut),
+        25 => Some(Advice::Collapse),
+        _ => return Err(Errno::EINVAL),
+    };
+    let range = Process::pages(addr, len).filter(|_| is_aligned(addr)).ok_or(Errno::EINVAL)?;
+    match advice {
+        Some(advice) if range.len() != 0 => process.space().advise(range, advice)?,
+        _ => {}
+    }
+    Ok(0)
+}
+
+/// What cannot be done changes nothing: the answer is always where the heap ends.
+pub(super) fn brk(process: &Process, wanted: u64) -> Answer {
+    let mut heap = process.heap.lock();
+    let (start, end) = *heap;
+    if wanted < start {
+        return Ok(end);
+    }
+    let up = |addr: u64| addr.checked_next_multiple_of(PAGE_SIZE);
+    let (Some(old), Some(new)) = (up(end), up(wanted)) else { return Ok(end) };
+    let done = match new.cmp(&old) {
+        core::cmp::Ordering::Equal => Ok(()),
+        core::cmp::Ordering::Less => process.space().unmap(VaRange::new(new, old - new)),
+        core::cmp::Ordering::Greater => {
+            process.space().map_anon(VaRange::new(old, new - old), Prot::RW, HugeAdvice::Default)
+        }
+    };
+    if done.is_ok() {
+        heap.1 = wanted;
+    }
+    Ok(heap.1)
+}

@@ -1,0 +1,64 @@
+//! Linux's error numbers, and what the memory manager's errors are as such.
+
+use farpage_mm::{OutOfMemory, RangeError};
+
+use crate::vm::user::UserFault;
+
+/// An error number of the Linux ABI (`asm-generic/errno-base.h`, `errno.h`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Errno(u16);
+
+/// Declares the numbers.
+macro_rules! errnos {
+    ($($name:ident = $number:literal,)*) => {
+        impl Errno {
+            $(pub(super) const $name: Self = Self($number);)*
+        }
+    };
+}
+
+errnos! {
+    ENOENT = 2,
+    ESRCH = 3,
+    EBADF = 9,
+    EAGAIN = 11,
+    ENOMEM = 12,
+    EFAULT = 14,
+    EEXIST = 17,
+    ENODEV = 19,
+    EINVAL = 22,
+    ENOTTY = 25,
+    ESPIPE = 29,
+    ENOSYS = 38,
+}
+
+impl Errno {
+    /// What RAX says.
+    pub(super) fn to_rax(self) -> u64 {
+        u64::from(self.0).wrapping_neg()
+    }
+}
+
+impl From<UserFault> for Errno {
+    fn from(_: UserFault) -> Self {
+        Self::EFAULT
+    }
+}
+
+impl From<OutOfMemory> for Errno {
+    fn from(_: OutOfMemory) -> Self {
+        Self::ENOMEM
+    }
+}
+
+impl From<RangeError> for Errno {
+    fn from(error: RangeError) -> Self {
+        match error {
+            RangeError::Exists(_) => Self::EEXIST,
+            RangeError::NotMapped(_) | RangeError::Oom(_) => Self::ENOMEM,
+            RangeError::Busy(_) => Self::EAGAIN,
+            RangeError::NoDevice(_) => Self::ENODEV,
+            _ => Self::EINVAL,
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! A program's file, and its first memory.
+//!
+//! Static ELF64 for x86-64: `ET_EXEC` where it says, `ET_DYN` without an interpreter (static-pie) at [`PIE_BASE`]. Segments
+//! become private anonymous memory with the file's bytes; nothing is shared with the file.
+
+use alloc::vec::Vec;
+use core::fmt;
+
+use elf::ElfBytes;
+use elf::abi::{EM_X86_64, ET_DYN, ET_EXEC, PF_R, PF_W, PF_X, PT_INTERP, PT_LOAD, PT_PHDR};
+use elf::endian::LittleEndian;
+use farpage_mm::{HugeAdvice, PAGE_SIZE, Prot, RangeError, Space, VaRange};
+
+use crate::arch::x86_64::uaccess::copy_to_user;
+use crate::vm::Machine;
+use crate::vm::user::UserFault;
+
+/// Where a program goes that can go anywhere: two thirds of the user half, as on Linux without randomisation.
+const PIE_BASE: u64 = 0x5555_5555_4000;
+
+/// A program in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Image {
+    /// Its first instruction.
+    pub(super) entry: u64,
+    /// Where its program headers lie, and how many they are.
+    pub(super) phdrs: (u64, u64),
+    /// Where its data ends and the heap begins.
+    pub(super) end: u64,
+}
+
+/// Why a file cannot be run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum BadProgram {
+    /// Not a static program for this machine.
+    File(&'static str),
+    /// It does not fit into memory.
+    Range(RangeError),
+    /// Its own memory could not be written.
+    Fault(UserFault),
+}
+
+impl From<RangeError> for BadProgram {
+    fn from(error: RangeError) -> Self {
+        Self::Range(error)
+    }
+}
+
+impl From<UserFault> for BadProgram {
+    fn from(fault: UserFault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+impl fmt::Display for BadProgram {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(why) => {
+                write!(f, "the program cannot be run: {why}; link it statically for x86-64 Linux")
+            }
+            Self::Range(error) => write!(f, "the program does not fit into memory: {error}"),
+            Self::Fault(fault) => write!(f, "the program's memory cannot be written: {fault}"),
+        }
+    }
+}
+
+fn bad<T>(why: &'static str) -> Result<T, BadProgram> {
+    Err(BadProgram::File(why))
+}
+
+/// Puts a program into an address space, which is loaded.
+///
+/// # Errors
+/// What is wrong with the file; no memory. A part of it may be mapped then.
+pub(super) fn load(space: &'static Space<Machine>, file: &[u8]) -> Result<Image, BadProgram> {
+    let Ok(elf) = ElfBytes::<LittleEndian>::minimal_parse(file) else { return bad("it is no ELF64 file") };
+    let header = elf.ehdr;
+    if header.e_machine != EM_X86_64 {
+        return bad("it is for another machine");
+    }
+    let base = match header.e_type {
+        ET_EXEC => 0,
+        ET_DYN => PIE_BASE,
+        _ => return bad("it is neither a program nor position-independent"),
+    };
+    let Some(segments) = elf.segments() else { return bad("it has no program headers") };
+    if segments.iter().any(|segment| segment.p_type == PT_INTERP) {
+        return bad("it wants a dynamic linker");
+    }
+    let loads: Vec<_> =
+        segments.iter().filter(|segment| segment.p_type == PT_LOAD && segment.p_memsz > 0).collect();
+    let mut image =
+        Image { entry: base.wrapping_add(header.e_entry), phdrs: (0, u64::from(header.e_phnum)), end: 0 };
+    for segment in &loads {
+        let start = base.wrapping_add(segment.p_vaddr);
+        let (Some(end), Ok(bytes)) = (start.checked_add(segment.p_memsz), elf.segment_data(segment)) else {
+            return bad("a segment reaches beyond the file or the address space");
+        };
+        if segment.p_filesz > segment.p_memsz {
+            return bad("a segment has more bytes in the file than in memory");
+        }
+        let range = pages(start, end);
+        space.map_anon(range, Prot::RW, HugeAdvice::Default)?;
+        copy_to_user(start, bytes)?;
+        image.end = image.end.max(range.end.0);
+        let offsets = segment.p_offset..segment.p_offset.saturating_add(segment.p_filesz);
+        if offsets.contains(&header.e_phoff) {
+            image.phdrs.0 = start + (header.e_phoff - segment.p_offset);
+        }
+    }
+    if let Some(own) = segments.iter().find(|segment| segment.p_type == PT_PHDR) {
+        image.phdrs.0 = base.wrapping_add(own.p_vaddr);
+    }
+    // After the bytes are there: a segment need not be writable.
+    for segment in &loads {
+        let start = base.wrapping_add(segment.p_vaddr);
+        space.protect(pages(start, start + segment.p_memsz), prot(segment.p_flags))?;
+    }
+    Ok(image)
+}
+
+fn pages(start: u64, end: u64) -> VaRange {
+    let first = start & !(PAGE_SIZE - 1);
+    VaRange::new(first, end.next_multiple_of(PAGE_SIZE) - first)
+}
+
+fn prot(flags: u32) -> Prot {
+    let mut prot = Prot::empty();
+    prot.set(Prot::READ, flags & PF_R != 0);
+    prot.set(Prot::WRITE, flags & PF_W != 0);
+    prot.set(Prot::EXEC, flags & PF_X != 0);
+    prot
+}
