@@ -190,7 +190,13 @@ impl<'a> CommandLine<'a> {
                     "hang" => Run::Hang,
                     "exp" => Run::Exp,
                     "exec" => Run::Exec,
-                    _ => return Err(bad("run", value, "tour, bench, test, list, gdb, shell, hang, exp, exec")),
+                    _ => {
+                        return Err(bad(
+                            "run",
+                            value,
+                            "tour, bench, test, list, gdb, shell, hang, exp, exec",
+                        ));
+                    }
                 }
             }
             "log" => {

@@ -16,7 +16,9 @@
 
 mod calls;
 mod errno;
+mod file;
 mod image;
+mod memory;
 mod process;
 mod start;
 mod thread;
@@ -62,11 +64,11 @@ pub(crate) fn run() -> ! {
             .map(|text| text.strip_suffix(b"\0").unwrap_or(text))
             .collect()
     };
-    let process = match Process::new(program) {
+    let process = match Process::new("/program") {
         Ok(process) => process,
         Err(error) => exit::fail(&error),
     };
-    let end = match thread::run(&process, &texts(ARGUMENTS), &texts(ENVIRONMENT)) {
+    let end = match thread::run(&process, program, &texts(ARGUMENTS), &texts(ENVIRONMENT)) {
         Ok(end) => end,
         Err(error) => exit::fail(&error),
     };

@@ -1,27 +1,21 @@
-//! What a process has: an address space, a heap, and files.
+//! What a process has.
 
-use farpage_mm::{AddressSpace, OutOfMemory, PAGE_SIZE, Space, VaRange, Vaddr};
+use alloc::string::String;
+use alloc::sync::Arc;
 
-use spin::Mutex;
+use farpage_mm::OutOfMemory;
 
-use crate::vm::{Machine, new_space};
+use crate::task::Mutex;
 
-/// The end of a program's stack, below a page that stays free.
-pub(super) const STACK_TOP: u64 = 0x7fff_ffff_e000;
-/// Bytes of the stack (`RLIMIT_STACK`).
-pub(super) const STACK_LEN: u64 = 8 << 20;
-/// Mappings are placed below this, the highest first.
-const MMAP_TOP: u64 = STACK_TOP - STACK_LEN - (128 << 20);
-/// Nothing is placed below (`vm.mmap_min_addr`).
-const MMAP_MIN: u64 = 64 << 10;
+use super::file::Descriptors;
+use super::memory::Memory;
 
 /// A process.
 pub(super) struct Process {
-    memory: AddressSpace<Machine>,
-    /// Where the heap begins, and where it ends (`brk`).
-    pub(super) heap: Mutex<(u64, u64)>,
-    /// The file that it runs.
-    pub(super) program: &'static [u8],
+    memory: Mutex<Arc<Memory>>,
+    files: Mutex<Arc<Descriptors>>,
+    /// The path of the program that it runs.
+    pub(super) exe: Mutex<String>,
 }
 
 impl Process {
@@ -29,48 +23,22 @@ impl Process {
     ///
     /// # Errors
     /// Out of memory.
-    pub(super) fn new(program: &'static [u8]) -> Result<Self, OutOfMemory> {
-        Ok(Self { memory: new_space()?, heap: Mutex::new((0, 0)), program })
+    pub(super) fn new(exe: &str) -> Result<Arc<Self>, OutOfMemory> {
+        let memory = Arc::new(Memory::new()?);
+        Ok(Arc::new(Self {
+            memory: Mutex::new(memory),
+            files: Mutex::new(Arc::new(Descriptors::default())),
+            exe: Mutex::new(exe.into()),
+        }))
     }
 
-    /// Its address space, to be loaded.
-    pub(super) fn memory(&self) -> &AddressSpace<Machine> {
-        &self.memory
+    /// Its memory.
+    pub(super) fn memory(&self) -> Arc<Memory> {
+        Arc::clone(&self.memory.lock())
     }
 
-    pub(super) fn space(&self) -> &'static Space<Machine> {
-        self.memory.space()
-    }
-
-    /// The highest free range of `len` bytes below [`MMAP_TOP`] that begins at a multiple of `align`.
-    pub(super) fn free_range(&self, len: u64, align: u64) -> Option<VaRange> {
-        let mut best = None;
-        let mut free_from = MMAP_MIN;
-        let mut look = |from: u64, to: u64| {
-            let start = to.checked_sub(len).map(|start| start & !(align - 1));
-            if let Some(start) = start.filter(|start| *start >= from) {
-                best = Some(VaRange::new(start, len));
-            }
-        };
-        self.space().for_each_vma(|vma| {
-            look(free_from, vma.start().0.min(MMAP_TOP));
-            free_from = free_from.max(vma.end().0);
-        });
-        look(free_from, MMAP_TOP);
-        best
-    }
-
-    /// Is nothing mapped in `range`?
-    pub(super) fn is_free(&self, range: VaRange) -> bool {
-        let mut free = true;
-        self.space().for_each_vma(|vma| free &= vma.end() <= range.start || range.end <= vma.start());
-        free
-    }
-
-    /// The range of whole pages, or `None` if it wraps or leaves the user half.
-    pub(super) fn pages(addr: u64, len: u64) -> Option<VaRange> {
-        let len = len.checked_next_multiple_of(PAGE_SIZE)?;
-        let end = addr.checked_add(len)?;
-        (end <= farpage_mm::USER_END).then(|| VaRange::between(Vaddr(addr), Vaddr(end)))
+    /// Its descriptors.
+    pub(super) fn files(&self) -> Arc<Descriptors> {
+        Arc::clone(&self.files.lock())
     }
 }

@@ -5,7 +5,8 @@ use alloc::boxed::Box;
 use farpage_mm::{FaultError, HugeAdvice, Prot, VaRange};
 
 use super::image::{self, BadProgram};
-use super::process::{Process, STACK_LEN, STACK_TOP};
+use super::memory::{STACK_LEN, STACK_TOP};
+use super::process::Process;
 use super::{End, calls, start};
 use crate::arch::x86_64::user::{self, Context, Why};
 use crate::vm::activate;
@@ -24,12 +25,18 @@ mod signal {
 ///
 /// # Errors
 /// It could not be started.
-pub(super) fn run(process: &Process, args: &[&[u8]], env: &[&[u8]]) -> Result<End, BadProgram> {
-    let active = activate(process.memory());
-    let image = image::load(process.space(), process.program)?;
+pub(super) fn run(
+    process: &Process,
+    program: &[u8],
+    args: &[&[u8]],
+    env: &[&[u8]],
+) -> Result<End, BadProgram> {
+    let memory = process.memory();
+    let active = activate(memory.owner());
+    let image = image::load(memory.space(), program)?;
     let stack = VaRange::new(STACK_TOP - STACK_LEN, STACK_LEN);
-    process.space().map_anon(stack, Prot::RW, HugeAdvice::Default)?;
-    *process.heap.lock() = (image.end, image.end);
+    memory.space().map_anon(stack, Prot::RW, HugeAdvice::Default)?;
+    *memory.heap.lock() = (image.end, image.end);
     let mut context = Box::new(Context::new(image.entry, start::stack(STACK_TOP, &image, args, env)?));
     let end = loop {
         let end = match user::run(&mut context) {

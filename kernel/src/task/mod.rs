@@ -24,7 +24,6 @@ use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
 use kernel_logic::fifo::Fifo;
-use spin::Mutex;
 use x86_64::instructions::interrupts;
 
 use crate::arch::x86_64::percpu::{self, MAX_CPUS, OpenRecord, Spurious};
@@ -35,6 +34,20 @@ use crate::vm::{self, Loaded};
 pub(crate) use preempt::{tick, with_preemption_every};
 pub(crate) use wait::{wait, wake};
 
+/// A lock for threads, with interrupts on and preemption on: whoever finds it taken lets others run. For short holds; it keeps no
+/// order among those who wait.
+pub(crate) type Mutex<T> = spin::mutex::Mutex<T, Yield>;
+
+/// How a thread waits for a [`Mutex`].
+#[derive(Debug)]
+pub(crate) struct Yield;
+
+impl spin::RelaxStrategy for Yield {
+    fn relax() {
+        yield_now();
+    }
+}
+
 /// What a thread does.
 type Work = Box<dyn FnOnce() + Send>;
 
@@ -43,14 +56,14 @@ struct Thread {
     /// Somebody has it, or has not yet joined it.
     used: AtomicBool,
     done: AtomicBool,
-    name: Mutex<&'static str>,
-    work: Mutex<Option<Work>>,
+    name: spin::Mutex<&'static str>,
+    work: spin::Mutex<Option<Work>>,
     /// What it sleeps on; 0 when it does not sleep.
     sleeps_on: AtomicUsize,
     /// The address space to be loaded when it runs.
-    space: Mutex<Loaded>,
-    spurious: Mutex<Spurious>,
-    recorded: Mutex<OpenRecord>,
+    space: spin::Mutex<Loaded>,
+    spurious: spin::Mutex<Spurious>,
+    recorded: spin::Mutex<OpenRecord>,
 }
 
 impl Thread {
@@ -58,12 +71,12 @@ impl Thread {
         Self {
             used: AtomicBool::new(false),
             done: AtomicBool::new(false),
-            name: Mutex::new("boot"),
-            work: Mutex::new(None),
+            name: spin::Mutex::new("boot"),
+            work: spin::Mutex::new(None),
             sleeps_on: AtomicUsize::new(0),
-            space: Mutex::new(Loaded::NONE),
-            spurious: Mutex::new(Spurious::NONE),
-            recorded: Mutex::new(OpenRecord::NONE),
+            space: spin::Mutex::new(Loaded::NONE),
+            spurious: spin::Mutex::new(Spurious::NONE),
+            recorded: spin::Mutex::new(OpenRecord::NONE),
         }
     }
 }
@@ -72,10 +85,11 @@ impl Thread {
 static THREADS: [Thread; MAX_THREADS] = [const { Thread::new() }; MAX_THREADS];
 
 /// The runnable threads of each CPU, but for the one that runs.
-static QUEUES: [Mutex<Fifo<MAX_THREADS>>; MAX_CPUS] = [const { Mutex::new(Fifo::new()) }; MAX_CPUS];
+static QUEUES: [spin::Mutex<Fifo<MAX_THREADS>>; MAX_CPUS] =
+    [const { spin::Mutex::new(Fifo::new()) }; MAX_CPUS];
 
 /// The run queue of this CPU. With interrupts off.
-fn queue() -> &'static Mutex<Fifo<MAX_THREADS>> {
+fn queue() -> &'static spin::Mutex<Fifo<MAX_THREADS>> {
     &QUEUES[percpu::cpu_id() as usize]
 }
 
@@ -83,7 +97,7 @@ fn queue() -> &'static Mutex<Fifo<MAX_THREADS>> {
 #[must_use = "dropping a handle waits for the thread"]
 pub(crate) struct JoinHandle<T> {
     thread: Joining,
-    result: Arc<Mutex<Option<T>>>,
+    result: Arc<spin::Mutex<Option<T>>>,
 }
 
 /// The duty to wait for the thread of this number.
@@ -127,7 +141,7 @@ pub(crate) fn spawn<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> JoinHandle<T> {
     preempt::init();
-    let result = Arc::new(Mutex::new(None));
+    let result = Arc::new(spin::Mutex::new(None));
     let there = Arc::clone(&result);
     let work: Work = Box::new(move || *there.lock() = Some(work()));
     let free = (1..MAX_THREADS).find(|&n| !THREADS[n].used.swap(true, Relaxed));

@@ -7,7 +7,7 @@ use farpage_mm::{
 
 use super::Answer;
 use crate::linux::errno::Errno;
-use crate::linux::process::Process;
+use crate::linux::memory::{Memory, pages};
 use crate::vm::Machine;
 
 /// Flags of mmap (`uapi/asm-generic/mman-common.h`).
@@ -37,7 +37,7 @@ fn is_aligned(addr: u64) -> bool {
 }
 
 pub(super) fn mmap(
-    process: &Process,
+    memory: &Memory,
     addr: u64,
     len: u64,
     bits: u64,
@@ -56,8 +56,8 @@ pub(super) fn mmap(
     if flags & map::ANONYMOUS == 0 {
         return Err(Errno::ENODEV);
     }
-    let range = place(process, addr, len, flags)?;
-    let space = process.space();
+    let range = place(memory, addr, len, flags)?;
+    let space = memory.space();
     if shared {
         let object: ObjectRef<Machine> = Object::anon_shared(range.nr_pages())?;
         space.map_shared(range, prot(bits), &object, 0)?;
@@ -68,60 +68,53 @@ pub(super) fn mmap(
 }
 
 /// Where a new mapping goes.
-fn place(process: &Process, addr: u64, len: u64, flags: u64) -> Result<VaRange, Errno> {
+fn place(memory: &Memory, addr: u64, len: u64, flags: u64) -> Result<VaRange, Errno> {
     let fixed = flags & (map::FIXED | map::FIXED_NOREPLACE) != 0;
     if fixed {
         if !is_aligned(addr) {
             return Err(Errno::EINVAL);
         }
-        let range = Process::pages(addr, len).ok_or(Errno::ENOMEM)?;
+        let range = pages(addr, len).ok_or(Errno::ENOMEM)?;
         if flags & map::FIXED_NOREPLACE != 0 {
-            return if process.is_free(range) { Ok(range) } else { Err(Errno::EEXIST) };
+            return if memory.is_free(range) { Ok(range) } else { Err(Errno::EEXIST) };
         }
-        process.space().unmap(range)?;
+        memory.space().unmap(range)?;
         return Ok(range);
     }
-    let hint = Process::pages(addr & !(PAGE_SIZE - 1), len).ok_or(Errno::ENOMEM)?;
-    if addr >= PAGE_SIZE && process.is_free(hint) {
+    let hint = pages(addr & !(PAGE_SIZE - 1), len).ok_or(Errno::ENOMEM)?;
+    if addr >= PAGE_SIZE && memory.is_free(hint) {
         return Ok(hint);
     }
     // Where huge pages fit, they are to be used.
     let align = if hint.len() >= PMD_SIZE { PMD_SIZE } else { PAGE_SIZE };
-    process.free_range(hint.len(), align).ok_or(Errno::ENOMEM)
+    memory.free_range(hint.len(), align).ok_or(Errno::ENOMEM)
 }
 
-pub(super) fn munmap(process: &Process, addr: u64, len: u64) -> Answer {
-    let range = Process::pages(addr, len).filter(|range| is_aligned(addr) && range.len() != 0);
-    process.space().unmap(range.ok_or(Errno::EINVAL)?)?;
+pub(super) fn munmap(memory: &Memory, addr: u64, len: u64) -> Answer {
+    let range = pages(addr, len).filter(|range| is_aligned(addr) && range.len() != 0);
+    memory.space().unmap(range.ok_or(Errno::EINVAL)?)?;
     Ok(0)
 }
 
-pub(super) fn mprotect(process: &Process, addr: u64, len: u64, bits: u64) -> Answer {
+pub(super) fn mprotect(memory: &Memory, addr: u64, len: u64, bits: u64) -> Answer {
     if !is_aligned(addr) || bits & !7 != 0 {
         return Err(Errno::EINVAL);
     }
     if len == 0 {
         return Ok(0);
     }
-    let range = Process::pages(addr, len).ok_or(Errno::ENOMEM)?;
-    process.space().protect(range, prot(bits))?;
+    let range = pages(addr, len).ok_or(Errno::ENOMEM)?;
+    memory.space().protect(range, prot(bits))?;
     Ok(0)
 }
 
-pub(super) fn mremap(
-    process: &Process,
-    old: u64,
-    old_len: u64,
-    new_len: u64,
-    flags: u64,
-    new: u64,
-) -> Answer {
+pub(super) fn mremap(memory: &Memory, old: u64, old_len: u64, new_len: u64, flags: u64, new: u64) -> Answer {
     let known = remap::MAYMOVE | remap::FIXED | remap::DONTUNMAP;
     let moves = flags & (remap::FIXED | remap::DONTUNMAP) != 0;
     let bad =
         flags & !known != 0 || (moves && flags & remap::MAYMOVE == 0) || !is_aligned(old) || new_len == 0;
     let keep = flags & remap::DONTUNMAP != 0;
-    let (from, to) = (Process::pages(old, old_len), Process::pages(0, new_len));
+    let (from, to) = (pages(old, old_len), pages(0, new_len));
     let (Some(from), Some(to)) = (from.filter(|from| from.len() != 0), to) else { return Err(Errno::EINVAL) };
     if bad || (keep && from.len() != to.len()) {
         return Err(Errno::EINVAL);
@@ -129,7 +122,7 @@ pub(super) fn mremap(
     let move_to = |addr: u64| {
         let target = RemapTarget { addr: Vaddr(addr), len: to.len() };
         let flags = if keep { RemapFlags::KEEP_OLD } else { RemapFlags::empty() };
-        match process.space().remap(from, target, flags) {
+        match memory.space().remap(from, target, flags) {
             Ok(()) => Ok(addr),
             // What is not mapped is a bad address here.
             Err(RangeError::NotMapped(_)) => Err(Errno::EFAULT),
@@ -147,10 +140,10 @@ pub(super) fn mremap(
         }
     }
     let align = if to.len() >= PMD_SIZE { PMD_SIZE } else { PAGE_SIZE };
-    move_to(process.free_range(to.len(), align).ok_or(Errno::ENOMEM)?.start.0)
+    move_to(memory.free_range(to.len(), align).ok_or(Errno::ENOMEM)?.start.0)
 }
 
-pub(super) fn madvise(process: &Process, addr: u64, len: u64, advice: u64) -> Answer {
+pub(super) fn madvise(memory: &Memory, addr: u64, len: u64, advice: u64) -> Answer {
     let advice = match advice {
         0..=3 => None,
         4 => Some(Advice::DontNeed),
@@ -162,17 +155,17 @@ pub(super) fn madvise(process: &Process, addr: u64, len: u64, advice: u64) -> An
         25 => Some(Advice::Collapse),
         _ => return Err(Errno::EINVAL),
     };
-    let range = Process::pages(addr, len).filter(|_| is_aligned(addr)).ok_or(Errno::EINVAL)?;
+    let range = pages(addr, len).filter(|_| is_aligned(addr)).ok_or(Errno::EINVAL)?;
     match advice {
-        Some(advice) if range.len() != 0 => process.space().advise(range, advice)?,
+        Some(advice) if range.len() != 0 => memory.space().advise(range, advice)?,
         _ => {}
     }
     Ok(0)
 }
 
 /// What cannot be done changes nothing: the answer is always where the heap ends.
-pub(super) fn brk(process: &Process, wanted: u64) -> Answer {
-    let mut heap = process.heap.lock();
+pub(super) fn brk(memory: &Memory, wanted: u64) -> Answer {
+    let mut heap = memory.heap.lock();
     let (start, end) = *heap;
     if wanted < start {
         return Ok(end);
@@ -181,9 +174,9 @@ pub(super) fn brk(process: &Process, wanted: u64) -> Answer {
     let (Some(old), Some(new)) = (up(end), up(wanted)) else { return Ok(end) };
     let done = match new.cmp(&old) {
         core::cmp::Ordering::Equal => Ok(()),
-        core::cmp::Ordering::Less => process.space().unmap(VaRange::new(new, old - new)),
+        core::cmp::Ordering::Less => memory.space().unmap(VaRange::new(new, old - new)),
         core::cmp::Ordering::Greater => {
-            process.space().map_anon(VaRange::new(old, new - old), Prot::RW, HugeAdvice::Default)
+            memory.space().map_anon(VaRange::new(old, new - old), Prot::RW, HugeAdvice::Default)
         }
     };
     if done.is_ok() {

@@ -17,6 +17,7 @@ pub(super) type Answer = Result<u64, Errno>;
 /// Does the call that the registers ask for; the end of the process, if that was it.
 pub(super) fn call(process: &Process, regs: &mut TrapFrame) -> Option<End> {
     let [a, b, c, d, e, f] = [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9];
+    let memory = process.memory();
     // Numbers of `arch/x86/entry/syscalls/syscall_64.tbl`.
     let answer = match regs.rax {
         0 => files::read(a, b, c),
@@ -25,16 +26,16 @@ pub(super) fn call(process: &Process, regs: &mut TrapFrame) -> Option<End> {
         5 => files::fstat(a, b),
         7 => Ok(0), // poll: nothing ever waits
         8 => Err(Errno::ESPIPE),
-        9 => memory::mmap(process, a, b, c, d, e, f),
-        10 => memory::mprotect(process, a, b, c),
-        11 => memory::munmap(process, a, b),
-        12 => memory::brk(process, a),
+        9 => memory::mmap(&memory, a, b, c, d, e, f),
+        10 => memory::mprotect(&memory, a, b, c),
+        11 => memory::munmap(&memory, a, b),
+        12 => memory::brk(&memory, a),
         13 | 14 | 131 => Ok(0), // rt_sigaction, rt_sigprocmask, sigaltstack: no signal has a handler yet
         16 => Err(Errno::ENOTTY),
         20 => files::writev(a, b, c),
         24 => Ok(0),
-        25 => memory::mremap(process, a, b, c, d, e),
-        28 => memory::madvise(process, a, b, c),
+        25 => memory::mremap(&memory, a, b, c, d, e),
+        28 => memory::madvise(&memory, a, b, c),
         39 | 186 => Ok(1),
         60 | 231 => return Some(End::Exited(a as u8)),
         63 => other::uname(a),

@@ -4,7 +4,7 @@ use super::Answer;
 use crate::arch::x86_64::uaccess::{USER_END, copy_to_user};
 use crate::arch::x86_64::{tsc, user};
 use crate::linux::errno::Errno;
-use crate::linux::process::STACK_LEN;
+use crate::linux::memory::STACK_LEN;
 use crate::measure::nanoseconds;
 use crate::vm::user::user_write_u64;
 
