@@ -1,4 +1,4 @@
-//! Building the guest: loader and kernel, in one cargo call of their own.
+//! Building the guest: loader and kernel, in one cargo call of their own; and the programs for ring 3, in another.
 //!
 //! A call of its own because features, `RUSTFLAGS` and linker of the host side must not reach the kernel (see
 //! `docs/decisions/0001-two-cargo-calls.md`). Whatever the user's environment says about flags is dropped here.
@@ -39,7 +39,7 @@ pub fn root() -> PathBuf {
 pub fn kernel() -> Result<Built, Error> {
     let root = root();
     let target_dir = root.join("target").join("kernel");
-    cargo(&root, &target_dir)?;
+    KERNEL.build(&root, &target_dir)?;
     let out = target_dir.join(TARGET).join("kernel");
     let built = Built {
         boot: out.join("farpage-boot"),
@@ -52,16 +52,62 @@ pub fn kernel() -> Result<Built, Error> {
     Ok(built)
 }
 
-/// The nested call. Its output goes to standard error, beginning with the first thing it compiles.
-fn cargo(root: &Path, target_dir: &Path) -> Result<(), Error> {
-    let mut command = cargo_command();
-    command.args(["build", "--profile", "kernel", "-p", "farpage-boot", "-p", "farpage-kernel"]);
-    command.args(["--target", TARGET, "--target-dir"]).arg(target_dir).current_dir(root);
-    command.env("RUSTFLAGS", "-Cforce-frame-pointers=yes");
-    command.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_LINKER", "cc");
-    if console::colors_enabled_stderr() {
-        command.args(["--color", "always"]);
+/// Builds the static programs for ring 3 (`programs/`) that are not fresh; the directory they are in.
+///
+/// # Errors
+/// As [`kernel`].
+pub fn programs() -> Result<PathBuf, Error> {
+    let root = root();
+    let target_dir = root.join("target").join("programs");
+    PROGRAMS.build(&root, &target_dir)?;
+    Ok(target_dir.join(TARGET).join(PROGRAMS.profile))
+}
+
+/// What one nested call builds, and how.
+struct Call {
+    /// As the person is told.
+    what: &'static str,
+    profile: &'static str,
+    packages: &'static [&'static str],
+    flags: &'static str,
+    /// What the error calls it.
+    failed: fn() -> Error,
+}
+
+const KERNEL: Call = Call {
+    what: "the loader and the kernel",
+    profile: "kernel",
+    packages: &["farpage-boot", "farpage-kernel"],
+    flags: "-Cforce-frame-pointers=yes",
+    failed: || Error::Build("the kernel"),
+};
+
+const PROGRAMS: Call = Call {
+    what: "the programs for ring 3",
+    profile: "programs",
+    packages: &["farpage-programs"],
+    flags: "-Ctarget-feature=+crt-static",
+    failed: || Error::Build("a program of programs/"),
+};
+
+impl Call {
+    /// Its output goes to standard error, beginning with the first thing it compiles.
+    fn build(&self, root: &Path, target_dir: &Path) -> Result<(), Error> {
+        let mut command = cargo_command();
+        command.args(["build", "--profile", self.profile, "--target", TARGET, "--target-dir"]);
+        command.arg(target_dir).current_dir(root);
+        command.args(self.packages.iter().flat_map(|package| ["--package", *package]));
+        command.env("RUSTFLAGS", self.flags);
+        command.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_LINKER", "cc");
+        if console::colors_enabled_stderr() {
+            command.args(["--color", "always"]);
+        }
+        if run(command, self.what)? { Ok(()) } else { Err((self.failed)()) }
     }
+}
+
+/// Did it succeed?
+fn run(mut command: Command, what: &str) -> Result<bool, Error> {
     let name = command.get_program().to_string_lossy().into_owned();
     let mut child = command
         .stdin(Stdio::null())
@@ -76,7 +122,7 @@ fn cargo(root: &Path, target_dir: &Path) -> Result<(), Error> {
             Said::Finished => {}
             Said::Waiting => eprintln!("{line}"),
             Said::Compiling if !announced => {
-                eprintln!("Building the loader and the kernel");
+                eprintln!("Building {what}");
                 held.drain(..).for_each(|held| eprintln!("{held}"));
                 eprintln!("{line}");
                 announced = true;
@@ -87,11 +133,10 @@ fn cargo(root: &Path, target_dir: &Path) -> Result<(), Error> {
         }
     }
     let status = child.wait().map_err(|source| Error::Cargo(name, source))?;
-    if status.success() {
-        return Ok(());
+    if !status.success() {
+        held.iter().for_each(|line| eprintln!("{line}"));
     }
-    held.iter().for_each(|line| eprintln!("{line}"));
-    Err(Error::Build)
+    Ok(status.success())
 }
 
 /// What a line of cargo's output is.

@@ -11,9 +11,9 @@ pub enum Error {
     /// Cargo could not be started.
     #[error("could not start cargo ({0}): {1}")]
     Cargo(String, #[source] io::Error),
-    /// The kernel did not compile; cargo has said why.
-    #[error("the kernel could not be built: see cargo's output above")]
-    Build,
+    /// The kernel, or a program for it, did not compile; cargo has said why.
+    #[error("{0} could not be built: see cargo's output above")]
+    Build(&'static str),
     /// Tests failed; the harness has said which.
     #[error("there were failing tests: see above")]
     Tests,

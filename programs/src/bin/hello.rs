@@ -1,0 +1,17 @@
+//! The smallest whole program: prints its arguments, and ends with the number that the last one is.
+
+use std::env;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    println!("hello from ring 3");
+    let args: Vec<String> = env::args().skip(1).collect();
+    for (number, text) in (1..).zip(&args) {
+        println!("argument {number}: {text}");
+    }
+    if let Ok(value) = env::var("GREETING") {
+        println!("GREETING is {value}");
+    }
+    let status = args.last().and_then(|text| text.parse().ok()).unwrap_or(0);
+    ExitCode::from(status)
+}

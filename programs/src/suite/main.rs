@@ -1,0 +1,36 @@
+//! `suite GROUP`: the groups of calls, one module each. `suite all` runs every group in a child of its own.
+
+use std::env;
+use std::process::ExitCode;
+
+use farpage_programs::task;
+
+/// A group, and what runs it.
+type Group = (&'static str, fn());
+
+const GROUPS: &[Group] = &[];
+
+fn main() -> ExitCode {
+    let args: Vec<String> = env::args().skip(1).collect();
+    match args.first().map(String::as_str) {
+        Some("all") => {
+            for group in GROUPS {
+                println!("# group {}", group.0);
+                let status = task::child(|| {
+                    group.1();
+                    0
+                });
+                println!("# end {}: {status}", group.0);
+            }
+        }
+        Some(name) if GROUPS.iter().any(|group| group.0 == name) => {
+            GROUPS.iter().filter(|group| group.0 == name).for_each(|group| group.1());
+        }
+        _ => {
+            let names: Vec<&str> = GROUPS.iter().map(|group| group.0).collect();
+            eprintln!("suite: say all or one of: {}", names.join(" "));
+            return ExitCode::FAILURE;
+        }
+    }
+    ExitCode::SUCCESS
+}

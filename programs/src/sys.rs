@@ -1,0 +1,98 @@
+//! System calls as the kernel sees them: a number and six words in, one word out.
+//!
+//! The C library is not asked: it would check arguments itself, retry, and turn what the kernel says into `errno`. The functions
+//! are safe to call by convention and not by type: these programs exist to do to memory whatever an address allows. The
+//! convention is that ranges given to them are numbers of the program's own making (an arena, a hint, something wild), and never
+//! memory that Rust has handed out as an object, except where a buffer is passed on as such.
+
+use std::arch::asm;
+use std::fmt;
+
+/// What a call left in RAX.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub struct Ret(pub i64);
+
+impl Ret {
+    /// It is no error.
+    #[must_use]
+    pub fn is_ok(self) -> bool {
+        !(-4095..0).contains(&self.0)
+    }
+
+    /// The error number, or 0.
+    #[must_use]
+    pub fn errno(self) -> i32 {
+        if self.is_ok() { 0 } else { -self.0 as i32 }
+    }
+
+    /// The value; an error ends the program, for it cannot go on.
+    ///
+    /// # Panics
+    /// On an error.
+    #[must_use]
+    pub fn value(self, what: &str) -> u64 {
+        assert!(self.is_ok(), "{what}: {self}");
+        self.0 as u64
+    }
+
+    /// `ok` or the error's name: for values that differ from run to run.
+    #[must_use]
+    pub fn verdict(self) -> &'static str {
+        if self.is_ok() { "ok" } else { name(self.errno()) }
+    }
+}
+
+impl fmt::Display for Ret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_ok() { write!(f, "{}", self.0) } else { f.write_str(name(self.errno())) }
+    }
+}
+
+/// Makes a system call.
+pub fn call(number: i64, args: [u64; 6]) -> Ret {
+    let ret: i64;
+    // SAFETY: the call changes what it is asked to; see the module for who may ask for what.
+    unsafe {
+        asm!(
+            "syscall",
+            inlateout("rax") number => ret,
+            in("rdi") args[0], in("rsi") args[1], in("rdx") args[2],
+            in("r10") args[3], in("r8") args[4], in("r9") args[5],
+            lateout("rcx") _, lateout("r11") _,
+            options(nostack)
+        );
+    }
+    Ret(ret)
+}
+
+/// Makes a system call by its name in `libc`, with up to six arguments of any integer type.
+#[macro_export]
+macro_rules! sys {
+    ($name:ident $(, $arg:expr)* $(,)?) => {{
+        let given: &[u64] = &[$($arg as u64),*];
+        let mut args = [0_u64; 6];
+        args[..given.len()].copy_from_slice(given);
+        $crate::sys::call(libc::$name, args)
+    }};
+}
+
+/// Declares the names of errors.
+macro_rules! names {
+    ($($name:ident)*) => {
+        /// The name of an error number.
+        #[must_use]
+        pub fn name(errno: i32) -> &'static str {
+            match errno {
+                $(libc::$name => stringify!($name),)*
+                _ => "an error without a name",
+            }
+        }
+    };
+}
+
+names! {
+    EPERM ENOENT ESRCH EINTR EIO ENXIO E2BIG ENOEXEC EBADF ECHILD EAGAIN ENOMEM EACCES EFAULT ENOTBLK EBUSY EEXIST EXDEV
+    ENODEV ENOTDIR EISDIR EINVAL ENFILE EMFILE ENOTTY ETXTBSY EFBIG ENOSPC ESPIPE EROFS EMLINK EPIPE EDOM ERANGE EDEADLK
+    ENAMETOOLONG ENOSYS ENOTEMPTY ELOOP EOVERFLOW EOPNOTSUPP ETIMEDOUT
+}
