@@ -4,6 +4,8 @@
 //! its output is the same wherever it is run, on Linux and on farpage, if both do the same. Nothing else is checked here: the
 //! harness runs each program on both and compares (docs/PROGRAMS.md).
 
+pub mod area;
+pub mod dmirror;
 pub mod memory;
 pub mod sys;
 pub mod task;
