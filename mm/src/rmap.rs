@@ -113,6 +113,17 @@ impl<M: Machine> AnonSet<M> {
         }
     }
 
+    /// Calls `f` with every VMA of the set, under its lock.
+    pub(crate) fn for_each_vma(&self, mm: &Mm<M>, f: &mut dyn FnMut(&Vma)) {
+        let head = self.vmas.lock();
+        let mut at = *head;
+        while at != NIL {
+            let vma = mm.vmas.get(at);
+            f(vma);
+            at = self.link(vma).load(Relaxed);
+        }
+    }
+
     /// Returns when the walks that were under way have ended.
     pub(crate) fn wait_for_walks(&self) {
         drop(self.vmas.lock());

@@ -33,8 +33,11 @@ impl<M: Machine> Space<M> {
         if vma.kind() == VmaKind::Private && fault.access == Access::Write {
             return self.fault_private_write(vma, fault, pte, object);
         }
-        let page = object.page_or_alloc_for(index, |page| self.charge(page));
-        let page = page.map_err(|no_page| no_page.at(fault.addr))?;
+        let page = match object.page_or_alloc_for(index, |page| self.charge(page)) {
+            Ok(page) => page,
+            Err(_) if index >= object.pages() => return Ok(Step::Again),
+            Err(no_page) => return Err(no_page.at(fault.addr)),
+        };
         copied_if_traced::<M>(Place::RAM, &page);
         let mut attrs = Attrs::YOUNG | exec_of(vma);
         if vma.kind() == VmaKind::Shared && vma.prot().contains(Prot::WRITE) {
@@ -43,7 +46,8 @@ impl<M: Machine> Space<M> {
             attrs.set(Attrs::DIRTY, fault.access == Access::Write);
         }
         let mut cursor = self.cursor_in(pte, Level::Pte, fault.addr);
-        if !cursor.is_still(0) {
+        // Who makes the object shorter says so first, and then empties the entries, under this lock.
+        if !cursor.is_still(0) || index >= object.pages() {
             return Ok(Step::Again);
         }
         page.add_maps(1);
@@ -67,7 +71,7 @@ impl<M: Machine> Space<M> {
         copy.set_link(RmapLink { anon: vma.anon(), index });
         copied_if_traced::<M>(Place::RAM, &copy);
         let mut cursor = self.cursor_in(pte, Level::Pte, fault.addr);
-        if !cursor.is_still(0) {
+        if !cursor.is_still(0) || index >= object.pages() {
             return Ok(Step::Again);
         }
         cursor.install(map_fresh(vma, copy));

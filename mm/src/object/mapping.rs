@@ -24,10 +24,11 @@ struct Mapping<'a, M: Machine> {
 }
 
 impl<M: Machine> Space<M> {
-    /// Maps pages of an object from `pgoff` on at exactly `range`, to be shared with all who map them (`MAP_SHARED`).
+    /// Maps pages of an object from `pgoff` on at exactly `range`, to be shared with all who map them (`MAP_SHARED`). The range
+    /// may reach beyond the object's end: a touch there finds no page, unless the object has grown.
     ///
     /// # Errors
-    /// [`RangeError::Invalid`], also where the object ends before the range; [`RangeError::Exists`]; [`RangeError::Oom`].
+    /// [`RangeError::Invalid`], also for page numbers beyond [`Object::MAX_PGOFF`]; [`RangeError::Exists`]; [`RangeError::Oom`].
     pub fn map_shared(
         &'static self,
         range: VaRange,
@@ -57,7 +58,7 @@ impl<M: Machine> Space<M> {
     /// Maps a driver's pages, all at once (`VM_MIXEDMAP`). The entries are not counted; the mapping keeps the object.
     ///
     /// # Errors
-    /// As [`Space::map_shared`]; [`RangeError::Invalid`] for an object of another kind.
+    /// As [`Space::map_shared`]; [`RangeError::Invalid`] for an object of another kind, or one that ends before the range.
     pub fn map_device_pages(
         &'static self,
         range: VaRange,
@@ -71,8 +72,9 @@ impl<M: Machine> Space<M> {
 
     fn map_object(&'static self, range: VaRange, mapping: &Mapping<'_, M>) -> Result<(), RangeError> {
         let Mapping { object, pgoff, .. } = *mapping;
-        let fits = pgoff.checked_add(range.nr_pages()).is_some_and(|end| end <= object.pages());
         let is_driver = object.kind() == ObjectKind::Driver;
+        let most = if is_driver { object.pages() } else { Object::<M>::MAX_PGOFF };
+        let fits = pgoff.checked_add(range.nr_pages()).is_some_and(|end| end <= most);
         if !range.is_user_pages() || !fits || is_driver != (mapping.kind == VmaKind::Device) {
             return Err(RangeError::Invalid(range));
         }

@@ -9,6 +9,7 @@
 //! the allocators'.
 
 mod mapping;
+mod resize;
 
 use core::fmt;
 use core::ops::Deref;
@@ -22,7 +23,7 @@ use crate::mm::Mm;
 use crate::rmap::{AnonSet, SetOf};
 use crate::slab::{NIL, Pool, PoolBox, Pooled, Slot, SlotHeader};
 use crate::sync::SpinLock;
-use crate::types::{Order, Place};
+use crate::types::{Order, PAGE_SHIFT, Place};
 use crate::vma::Vma;
 use crate::zone::Need;
 
@@ -138,6 +139,25 @@ impl<M: Machine> Index<M> {
         }
     }
 
+    /// Lets go of the pages from `end` on, and of the nodes that hold nothing else.
+    fn truncate(&mut self, end: u64) {
+        let mut first = 0;
+        for root in &mut self.roots {
+            let next = first + (MIDDLE * LEAF) as u64;
+            if let Some(middle) = root.as_mut().filter(|_| end < next) {
+                for leaf in &mut middle.leaves {
+                    let keep = end.saturating_sub(first).min(LEAF as u64) as usize;
+                    leaf.iter_mut()
+                        .for_each(|leaf| leaf.pages[keep..].iter_mut().for_each(|page| *page = None));
+                    leaf.take_if(|leaf| keep < LEAF && leaf.pages.iter().all(Option::is_none));
+                    first += LEAF as u64;
+                }
+                root.take_if(|middle| middle.leaves.iter().all(Option::is_none));
+            }
+            first = next;
+        }
+    }
+
     /// Middle nodes and lowest nodes in use.
     fn nodes(&self) -> (u32, u32) {
         let middles = self.roots.iter().flatten();
@@ -189,6 +209,9 @@ impl<M: Machine> Object<M> {
     /// Most pages of an object (3.8 GiB).
     pub const MAX_PAGES: u64 = (ROOTS * MIDDLE * LEAF) as u64;
 
+    /// No mapping has a page number as high: those of files end at 2^63 bytes.
+    pub const MAX_PGOFF: u64 = 1 << (63 - PAGE_SHIFT);
+
     /// Shared anonymous memory of `pages` pages, all zero and not there yet.
     ///
     /// # Errors
@@ -237,7 +260,13 @@ impl<M: Machine> Object<M> {
         Ok(ObjectRef(object))
     }
 
-    /// Pages, there or not.
+    /// A number that no other object has while this one lives.
+    #[must_use]
+    pub fn key(&self) -> u32 {
+        self.header.key()
+    }
+
+    /// Pages, there or not. Mappings may reach beyond; a touch there finds no page.
     #[must_use]
     pub fn pages(&self) -> u64 {
         self.pages.load(Relaxed)
@@ -291,6 +320,9 @@ impl<M: Machine> Object<M> {
         M::zero(fresh.frame(), Order::BASE);
         fresh.set_link(RmapLink { anon: self.set.load(Relaxed), index });
         let mut tree = self.index.lock();
+        if index >= self.pages() {
+            return Err(NoPage::Memory); // it became shorter meanwhile
+        }
         // Somebody else may have been faster; then the fresh one goes, and their page is the page.
         let page = tree.slot(mm, index)?.get_or_insert(fresh).clone();
         drop(tree);
@@ -369,12 +401,6 @@ impl<M: Machine> Object<M> {
 /// A counted handle of an object.
 #[derive(Debug)]
 pub struct ObjectRef<M: Machine>(&'static Object<M>);
-
-impl<M: Machine> ObjectRef<M> {
-    fn key(&self) -> u32 {
-        self.0.header.key()
-    }
-}
 
 impl<M: Machine> Clone for ObjectRef<M> {
     fn clone(&self) -> Self {

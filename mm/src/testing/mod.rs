@@ -48,6 +48,7 @@ mod random;
 mod regressions;
 mod relieve;
 mod remap;
+mod resize;
 mod shared;
 mod splits;
 mod stats;

@@ -207,9 +207,10 @@ fn a_mapping_fits_its_object() {
     let (file, driver) = (Object::file(8).expect("memory"), Object::driver(2).expect("memory"));
     let space = kit.space.space();
     let invalid = |r| matches!(r, Err(RangeError::Invalid(_)));
-    assert!(invalid(space.map_shared(range(0, 8), Prot::RW, &file, 1)));
+    let most = Object::<Soft>::MAX_PGOFF;
+    assert!(invalid(space.map_shared(range(0, 8), Prot::RW, &file, most - 7)));
     assert!(invalid(space.map_shared(range(0, 8), Prot::RW, &file, u64::MAX)));
-    assert!(invalid(space.map_private(range(0, 9), Prot::RW, &file, 0, Small)));
+    assert!(invalid(space.map_device_pages(range(0, 3), Prot::RW, &driver, 0)));
     assert!(invalid(space.map_device_pages(range(0, 2), Prot::RW, &file, 0)));
     assert!(invalid(space.map_shared(range(0, 2), Prot::RW, &driver, 0)));
     shared(&kit, 0, 8, &file, 0);

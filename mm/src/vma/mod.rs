@@ -155,6 +155,16 @@ impl Vma {
     pub(crate) fn set_prot(&self, prot: Prot) {
         self.prot.store(u32::from(prot.bits()), Relaxed);
     }
+    /// The key of the object that it maps ([`crate::Object::key`]).
+    #[must_use]
+    pub fn object_key(&self) -> Option<u32> {
+        Some(self.object()).filter(|&object| object != NIL)
+    }
+    /// The page of the object at its start; for anonymous memory a number without meaning outside.
+    #[must_use]
+    pub fn page_offset(&self) -> u64 {
+        self.pgoff.load(Relaxed)
+    }
     /// The object that it maps; `NIL` for none.
     pub(crate) fn object(&self) -> u32 {
         self.object.load(Relaxed)
