@@ -163,11 +163,15 @@ pub struct Qemu {
     pub timeout: Option<Duration>,
 }
 
+/// A chipset with ECAM. Without its disk controller: the firmware waits for disks at its six ports, by counting, and where
+/// instructions are counted too that takes 0.6 s of a boot's 0.7 s.
+const MACHINE: &str = "q35,sata=off";
+
 impl Default for Qemu {
     /// The machine of the tour: 256 MiB of RAM, one CPU, one device of 64 MiB, instructions counted.
     fn default() -> Self {
         Self {
-            machine: "q35".into(),
+            machine: MACHINE.into(),
             cpu: "max".into(),
             memory: Size::mib(256),
             cpus: 1,

@@ -21,8 +21,8 @@ fn the_default_machine_is_the_tours() {
     let qemu = Qemu { command: GuestCommand::run("tour").with("log", "info"), ..Qemu::default() };
     assert_eq!(
         line(&qemu),
-        "qemu-system-x86_64 -machine q35 -cpu max -m size=256M -accel tcg -icount shift=0,sleep=off -display none \
-         -nodefaults -serial stdio -monitor none -no-reboot -device isa-debug-exit,iobase=0xf4,iosize=0x4 \
+        "qemu-system-x86_64 -machine q35,sata=off -cpu max -m size=256M -accel tcg -icount shift=0,sleep=off \
+         -display none -nodefaults -serial stdio -monitor none -no-reboot -device isa-debug-exit,iobase=0xf4,iosize=0x4 \
          -object memory-backend-ram,id=dev0,size=64M,share=on -device ivshmem-plain,memdev=dev0 \
          -kernel /b/boot -initrd /b/kernel.cpio -fw_cfg 'name=opt/farpage/cmd,string=run=tour log=info'"
     );
