@@ -6,6 +6,7 @@
 
 pub mod area;
 pub mod dmirror;
+pub mod maps;
 pub mod memory;
 pub mod sys;
 pub mod task;

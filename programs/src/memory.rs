@@ -165,18 +165,45 @@ pub fn written(addr: u64, value: u64) -> String {
     }
 }
 
+/// Reading and writing.
+pub const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
+/// Private anonymous memory.
+pub const PRIVATE: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+/// Shared anonymous memory.
+pub const SHARED: i32 = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
+
+/// `mmap` without a file.
+pub fn mmap(addr: u64, len: u64, prot: i32, flags: i32) -> Ret {
+    sys!(SYS_mmap, addr, len, prot, flags, -1_i32, 0)
+}
+
+/// `munmap`.
+pub fn munmap(addr: u64, len: u64) -> Ret {
+    sys!(SYS_munmap, addr, len)
+}
+
+/// `mprotect`.
+pub fn mprotect(addr: u64, len: u64, prot: i32) -> Ret {
+    sys!(SYS_mprotect, addr, len, prot)
+}
+
+/// `mremap`; `new` counts with `MREMAP_FIXED`.
+pub fn mremap(old: u64, old_len: u64, new_len: u64, flags: i32, new: u64) -> Ret {
+    sys!(SYS_mremap, old, old_len, new_len, flags, new)
+}
+
+/// `madvise`.
+pub fn madvise(addr: u64, len: u64, advice: i32) -> Ret {
+    sys!(SYS_madvise, addr, len, advice)
+}
+
 /// New private anonymous memory where the kernel likes.
 ///
 /// # Panics
 /// There is none.
 #[must_use]
 pub fn anon(len: u64) -> u64 {
-    anon_ret(len).value("mmap of anonymous memory")
-}
-
-fn anon_ret(len: u64) -> Ret {
-    const PLAIN: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-    sys!(SYS_mmap, 0, len, libc::PROT_READ | libc::PROT_WRITE, PLAIN, -1_i32, 0)
+    mmap(0, len, RW, PRIVATE).value("mmap of anonymous memory")
 }
 
 /// An address range of one's own: `len` bytes that nothing else is mapped in, at a multiple of 2 MiB, `PROT_NONE`.
@@ -185,7 +212,6 @@ fn anon_ret(len: u64) -> Ret {
 /// There is none.
 #[must_use]
 pub fn reserve(len: u64) -> u64 {
-    const NOTHING: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-    let whole = sys!(SYS_mmap, 0, len + crate::HUGE, libc::PROT_NONE, NOTHING, -1_i32, 0);
+    let whole = mmap(0, len + crate::HUGE, libc::PROT_NONE, PRIVATE | libc::MAP_NORESERVE);
     whole.value("mmap of an arena").next_multiple_of(crate::HUGE)
 }

@@ -30,7 +30,6 @@ impl Ret {
     ///
     /// # Panics
     /// On an error.
-    #[must_use]
     pub fn value(self, what: &str) -> u64 {
         assert!(self.is_ok(), "{what}: {self}");
         self.0 as u64
@@ -64,6 +63,20 @@ pub fn call(number: i64, args: [u64; 6]) -> Ret {
         );
     }
     Ret(ret)
+}
+
+/// Is the kernel's version at least this? A program asks before it uses what older ones of Linux lack, and prints `skip NAME`
+/// for what it leaves out; the harness then leaves it out on the other side too.
+///
+/// # Panics
+/// The kernel has no version.
+#[must_use]
+pub fn since(major: u32, minor: u32) -> bool {
+    let mut names = [[0_u8; 65]; 6];
+    call(libc::SYS_uname, [names.as_mut_ptr() as u64, 0, 0, 0, 0, 0]).value("uname");
+    let text = String::from_utf8_lossy(&names[2]);
+    let mut numbers = text.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (major, minor)
 }
 
 /// Makes a system call by its name in `libc`, with up to six arguments of any integer type.

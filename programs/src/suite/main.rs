@@ -1,5 +1,10 @@
 //! `suite GROUP`: the groups of calls, one module each. `suite all` runs every group in a child of its own.
 
+mod madvise;
+mod mmap;
+mod mremap;
+mod seeds;
+
 use std::env;
 use std::process::ExitCode;
 
@@ -8,7 +13,7 @@ use farpage_programs::task;
 /// A group, and what runs it.
 type Group = (&'static str, fn());
 
-const GROUPS: &[Group] = &[];
+const GROUPS: &[Group] = &[("mmap", mmap::run), ("mremap", mremap::run), ("madvise", madvise::run)];
 
 fn main() -> ExitCode {
     let args: Vec<String> = env::args().skip(1).collect();
@@ -23,6 +28,7 @@ fn main() -> ExitCode {
                 println!("# end {}: {status}", group.0);
             }
         }
+        Some("seeds") => seeds::run(&args[1..]),
         Some(name) if GROUPS.iter().any(|group| group.0 == name) => {
             GROUPS.iter().filter(|group| group.0 == name).for_each(|group| group.1());
         }
