@@ -1,9 +1,12 @@
 //! `suite GROUP`: the groups of calls, one module each. `suite all` runs every group in a child of its own.
 
+mod fork;
+mod futex;
 mod madvise;
 mod mmap;
 mod mremap;
 mod seeds;
+mod threads;
 
 use std::env;
 use std::process::ExitCode;
@@ -13,7 +16,14 @@ use farpage_programs::task;
 /// A group, and what runs it.
 type Group = (&'static str, fn());
 
-const GROUPS: &[Group] = &[("mmap", mmap::run), ("mremap", mremap::run), ("madvise", madvise::run)];
+const GROUPS: &[Group] = &[
+    ("mmap", mmap::run),
+    ("mremap", mremap::run),
+    ("madvise", madvise::run),
+    ("fork", fork::run),
+    ("threads", threads::run),
+    ("futex", futex::run),
+];
 
 fn main() -> ExitCode {
     let args: Vec<String> = env::args().skip(1).collect();
