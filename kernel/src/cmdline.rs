@@ -93,6 +93,8 @@ pub struct CommandLine<'a> {
     pub seed: u64,
     /// `coherent=2,3`: numbers of the devices whose memory CPUs map where it lies; none if empty.
     pub coherent: &'a str,
+    /// `stdin=0|1`: somebody types to the program of `run=exec`.
+    pub stdin: bool,
     /// The whole line, if there is a `set=KNOB=VALUE` in it.
     settings: &'a str,
 }
@@ -124,7 +126,7 @@ impl fmt::Display for CommandLineError<'_> {
             Self::UnknownKey(key) => write!(
                 f,
                 "command line: there is no \"{key}\"; known are run, log, filter, exact, icount, list, wall, sizes, \
-                 counters, actions, seed, coherent and set"
+                 counters, actions, seed, coherent, stdin and set"
             ),
             Self::BadValue { key, value, expected } => {
                 write!(f, "command line: {key} cannot be \"{value}\"; it is one of {expected}")
@@ -221,6 +223,7 @@ impl<'a> CommandLine<'a> {
             "actions" => self.actions = Some(number("actions", value)?),
             "seed" => self.seed = number("seed", value)?,
             "coherent" if value.split(',').all(|n| n.parse::<u8>().is_ok()) => self.coherent = value,
+            "stdin" => self.stdin = flag("stdin", value)?,
             // What knobs there are and what they can be is not known here.
             "set" if value.contains('=') => {}
             "set" => return Err(bad("set", value, "KNOB=VALUE")),

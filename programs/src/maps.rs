@@ -44,7 +44,7 @@ pub fn runs(start: u64, len: u64) -> Vec<Run> {
         let run = Run { offset: from - start, len: to - from, kind: kind.to_owned() };
         match runs.last_mut() {
             Some(last) if last.offset + last.len == run.offset && last.kind == run.kind => {
-                last.len += run.len
+                last.len += run.len;
             }
             _ => runs.push(run),
         }

@@ -88,18 +88,18 @@ enum LogLevel {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Machine")]
 pub struct MachineArgs {
-    /// RAM, like 256M or 3G [default: 256M; exp: 1G; bench: 2G]
+    /// RAM, like 256M or 3G [default: 256M; exp: 1G; bench, exec: 2G]
     #[arg(long, global = true, value_name = "SIZE")]
     memory: Option<Size>,
     /// Number of CPUs [default: 1]
     #[arg(long, global = true, value_name = "N", default_value_t = 1, hide_default_value = true)]
     cpus: u32,
-    /// Memory of each device, a power of two [default: 64M; exp: 256M; bench: 512M]
+    /// Memory of each device, a power of two [default: 64M; exp: 256M; bench, exec: 512M]
     #[arg(long, global = true, value_name = "SIZE")]
     device_size: Option<Size>,
-    /// Number of devices, 0 to 4 [default: 1]
-    #[arg(long, global = true, value_name = "N", default_value_t = 1, hide_default_value = true)]
-    device_count: u32,
+    /// Number of devices, 0 to 4 [default: 1; exec: 4, of which 2 and 3 are coherent]
+    #[arg(long, global = true, value_name = "N")]
+    device_count: Option<u32>,
     /// Keep the device's memory in this file, where other programs see it
     #[arg(long, global = true, value_name = "PATH")]
     device_file: Option<PathBuf>,
@@ -146,13 +146,19 @@ fn setting(text: &str) -> Result<String, String> {
 pub(crate) struct Defaults {
     pub(crate) memory: Size,
     pub(crate) device_size: Size,
+    pub(crate) device_count: u32,
     pub(crate) icount: bool,
     pub(crate) timeout_secs: Option<u64>,
 }
 
 impl Defaults {
-    pub(crate) const TOUR: Self =
-        Self { memory: Size::mib(256), device_size: Size::mib(64), icount: true, timeout_secs: Some(60) };
+    pub(crate) const TOUR: Self = Self {
+        memory: Size::mib(256),
+        device_size: Size::mib(64),
+        device_count: 1,
+        icount: true,
+        timeout_secs: Some(60),
+    };
 }
 
 impl MachineArgs {
@@ -189,7 +195,7 @@ impl MachineArgs {
 
     /// The machine that was asked for, to run this command.
     pub(crate) fn qemu(&self, defaults: &Defaults, command: GuestCommand) -> Result<Qemu, Error> {
-        let count = if self.no_device { 0 } else { self.device_count };
+        let count = if self.no_device { 0 } else { self.device_count.unwrap_or(defaults.device_count) };
         if count > MAX_DEVICES {
             return Err(Error::Devices(count));
         }

@@ -170,6 +170,14 @@ pub enum Error {
     /// Something that several machines cannot have together.
     #[error("a report starts several machines, which cannot share what {0} names; leave it out")]
     ReportShares(&'static str),
+    /// A program that cannot be run.
+    #[error("{} cannot be run: {why}", path.display())]
+    NoProgram {
+        /// Its file.
+        path: PathBuf,
+        /// Why, and the way out.
+        why: String,
+    },
     /// The program that was run ended with this status, and the runner does too.
     #[error("the program ended with status {0}")]
     Program(u8),

@@ -1,26 +1,30 @@
 //! `exec`: a static Linux program, run by the kernel in ring 3.
 //!
-//! The program, its arguments and its environment go into the boot archive, behind the kernel. What it writes to its console
-//! comes out here as it is; `@exit status=` or `@exit signal=` says how it ended, and the runner ends the same way.
+//! The program, its arguments, its environment and the files that it is given go into the boot archive, behind the kernel. What it
+//! writes comes out here as it is, and what is typed or piped goes to it; what the kernel has to say goes to standard error.
+//! `@exit status=` or `@exit signal=` says how it ended, and the runner ends the same way.
+
+mod archive;
+mod input;
+#[cfg(test)]
+mod tests;
 
 use crate::boot;
-use crate::build::Built;
 use crate::cli::{Defaults, MachineArgs};
-use crate::cpio;
-use crate::error::{Error, at};
-use crate::qemu::{Ending, GuestCommand};
+use crate::error::Error;
+use crate::qemu::{Ending, GuestCommand, Qemu, Run};
 use crate::size::Size;
 use crate::symbolize::Symbolizer;
+use archive::Archive;
 use ktest::exit::Exit;
 use ktest::wire::Record;
-use std::fs;
-use std::io::Write;
+use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 
 /// Options of `exec`.
 #[derive(Debug, clap::Args)]
 pub struct ExecArgs {
-    /// A static x86-64 Linux program
+    /// A static x86-64 Linux program; a name without a slash may be one of ours, of programs/
     program: PathBuf,
     /// Its arguments
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -28,74 +32,92 @@ pub struct ExecArgs {
     /// A variable of its environment (repeatable)
     #[arg(long, value_name = "NAME=VALUE")]
     env: Vec<String>,
-}
-
-/// The boot archive of one run; deleted with it.
-struct Archive(PathBuf);
-
-impl Archive {
-    fn new(built: &Built, args: &ExecArgs) -> Result<Self, Error> {
-        let program = fs::read(&args.program).map_err(at(&args.program))?;
-        let kernel = fs::read(&built.archive).map_err(at(&built.archive))?;
-        let name = args.program.display().to_string();
-        let arguments = texts(std::iter::once(&name).chain(&args.args));
-        let environment = texts(&args.env);
-        let files: [(&str, &[u8]); 3] =
-            [("exec/program", &program), ("exec/arguments", &arguments), ("exec/environment", &environment)];
-        let path = built.archive.with_extension(format!("{}.cpio", std::process::id()));
-        fs::write(&path, cpio::extended(&kernel, files)).map_err(at(&path))?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for Archive {
-    fn drop(&mut self) {
-        // Nothing depends on it; the next build cleans up.
-        let _ = fs::remove_file(&self.0);
-    }
-}
-
-/// Each text, ended by a zero byte.
-fn texts<'a>(texts: impl IntoIterator<Item = &'a String>) -> Vec<u8> {
-    texts.into_iter().flat_map(|text| [text.as_bytes(), b"\0"].concat()).collect()
+    /// A file that the program finds under another name, like data.txt:/tmp/data (repeatable)
+    #[arg(long, value_name = "HOST:GUEST", value_parser = archive::GuestFile::read)]
+    file: Vec<archive::GuestFile>,
 }
 
 /// Runs the program; the status to end with.
 pub(crate) fn run(args: &ExecArgs, machine: &MachineArgs) -> Result<(), Error> {
+    let input = input::is_there();
     let defaults = Defaults {
         memory: Size::mib(2048),
         device_size: Size::mib(512),
+        device_count: 4,
         icount: true,
-        timeout_secs: Some(600),
+        // Nobody is cut off who types.
+        timeout_secs: (!io::stdin().is_terminal()).then_some(600),
     };
-    let qemu = machine.qemu(&defaults, GuestCommand::run("exec"))?;
+    let command = GuestCommand::run("exec").with("coherent", "2,3").with("stdin", u8::from(input));
+    let qemu = Qemu { input, pieces: true, ..machine.qemu(&defaults, command)? };
+    let files = archive::read(args, qemu.memory)?;
     let mut built = machine.prepare(&qemu)?;
-    let archive = Archive::new(&built, args)?;
-    built.archive = archive.0.clone();
-    let mut symbolizer = Symbolizer::new(&built.kernel);
+    let archive = Archive::write(&built, &files)?;
+    built.archive = archive.path().to_path_buf();
     let mut run = qemu.spawn(&built)?;
-    let mut out = std::io::stdout().lock();
-    let mut status = None;
-    while let Some(line) = run.next_line() {
-        match end(&line.text) {
-            Some(end) => status = Some(end),
-            None => {
-                for line in symbolizer.expand(&line.text) {
-                    writeln!(out, "{line}")?;
-                }
-            }
-        }
+    if let Some(to) = run.take_input() {
+        input::pass_on(to);
     }
-    match (run.finish(), status) {
+    let end = pass_out(&mut run, &mut Symbolizer::new(&built.kernel))?;
+    match (run.finish(), end) {
         (Ending::Exit(Exit::Success), Some(0)) => Ok(()),
         (Ending::Exit(Exit::Success), Some(status)) => Err(Error::Program(status)),
         (ending, _) => boot::verdict(ending),
     }
 }
 
-/// What a shell would call the end of the program.
-fn end(line: &str) -> Option<u8> {
-    let record = Record::parse(line).filter(|record| record.kind() == "exit")?;
-    let number = |key| record.u64(key).and_then(|number| u8::try_from(number).ok());
-    number("status").or_else(|| number("signal").map(|signal| signal.wrapping_add(128)))
+/// Passes the console out until it ends; how the program ended, if it did.
+fn pass_out(run: &mut Run, symbolizer: &mut Symbolizer) -> Result<Option<u8>, Error> {
+    let mut out = io::stdout().lock();
+    let mut begins_line = true;
+    // What may have been the last word of all.
+    let mut last: Option<(u8, Vec<u8>)> = None;
+    while let Some(line) = run.next_line() {
+        if let Some((_, bytes)) = last.take() {
+            out.write_all(&bytes)?;
+        }
+        let is_whole = begins_line && line.bytes.ends_with(b"\n");
+        begins_line = line.bytes.ends_with(b"\n");
+        match whose(&line.text, is_whole) {
+            Whose::End(end) => last = Some((end, line.bytes)),
+            Whose::Kernels => {
+                out.flush()?;
+                symbolizer.expand(&line.text).iter().for_each(|line| eprintln!("{line}"));
+            }
+            Whose::Programs => {
+                out.write_all(&line.bytes)?;
+                out.flush()?;
+            }
+        }
+    }
+    Ok(last.map(|(end, _)| end))
+}
+
+/// Who wrote a line.
+#[derive(Debug, PartialEq, Eq)]
+enum Whose {
+    Programs,
+    Kernels,
+    /// The kernel, and it says what a shell would call the program's end.
+    End(u8),
+}
+
+fn whose(line: &str, is_whole: bool) -> Whose {
+    if !is_whole {
+        return Whose::Programs;
+    }
+    if let Some(record) = Record::parse(line) {
+        let number = |key| record.u64(key).and_then(|number| u8::try_from(number).ok());
+        return match record.kind() {
+            "exit" => {
+                let end =
+                    number("status").or_else(|| number("signal").map(|signal| signal.wrapping_add(128)));
+                end.map_or(Whose::Programs, Whose::End)
+            }
+            "pc" => Whose::Kernels,
+            _ => Whose::Programs,
+        };
+    }
+    let levels = ["[ERROR ", "[WARN  ", "[INFO  ", "[DEBUG ", "[TRACE "];
+    if levels.iter().any(|level| line.starts_with(level)) { Whose::Kernels } else { Whose::Programs }
 }

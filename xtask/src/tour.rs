@@ -164,9 +164,10 @@ mod tests {
         let mut symbolizer = Symbolizer::new(Path::new("/nonexistent"));
         let mut out = Vec::new();
         for &(text, ms) in lines {
-            out.extend(
-                screen.show(&Line { text: text.into(), at: Duration::from_millis(ms) }, &mut symbolizer),
-            );
+            out.extend(screen.show(
+                &Line { text: text.into(), bytes: Vec::new(), at: Duration::from_millis(ms) },
+                &mut symbolizer,
+            ));
         }
         out.extend(screen.end(Duration::from_millis(1500)));
         out.iter().map(|line| console::strip_ansi_codes(line).into_owned()).collect()

@@ -149,7 +149,8 @@ fn processes() {
             let _ = futex(word, FUTEX_WAIT, 0, None, 0);
         }
         word.store(2, Ordering::Release);
-        futex(word, FUTEX_WAKE, 1, None, 0).0 as i32 & 0
+        let _ = futex(word, FUTEX_WAKE, 1, None, 0);
+        0
     });
     word.store(1, Ordering::Release);
     let _ = futex(word, FUTEX_WAKE, 1, None, 0);

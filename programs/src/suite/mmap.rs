@@ -117,7 +117,7 @@ fn protection() {
     fact!("all of it", "{}", maps::line(arena, 16 * PAGE));
     let code = anon(PAGE);
     // mov eax, 42; ret
-    store(code, 0x00c3_0000_002a_b8).expect("a page");
+    store(code, u64::from_le_bytes([0xb8, 42, 0, 0, 0, 0xc3, 0, 0])).expect("a page");
     let run = || {
         let function = code as *const ();
         // SAFETY: the bytes are a function without arguments; without PROT_EXEC the call faults, in a child.

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use farpage_programs::task::child;
-use farpage_programs::{fact, memory, sys};
+use farpage_programs::{PAGE, fact, memory, sys};
 
 /// Runs the group.
 pub(crate) fn run() {
@@ -189,11 +189,11 @@ fn ends() {
         "{}",
         child(|| {
             (0..4).for_each(|_| {
-                _ = thread::spawn(|| {
+                thread::spawn(|| {
                     loop {
-                        std::hint::spin_loop()
+                        std::hint::spin_loop();
                     }
-                })
+                });
             });
             5
         })
@@ -235,20 +235,18 @@ fn faults() {
         })
     );
     memory::catch_faults();
-    let pages = memory::anon(256 * farpage_programs::PAGE);
+    let pages = memory::anon(256 * PAGE);
     thread::scope(|scope| {
         for n in 0..8_u64 {
             scope.spawn(move || {
                 (0..256).for_each(|page| {
-                    memory::store(pages + page * farpage_programs::PAGE + n * 8, n).expect("a page")
-                })
+                    memory::store(pages + page * PAGE + n * 8, n).expect("a page");
+                });
             });
         }
     });
     let sum: u64 = (0..256)
-        .flat_map(|page| {
-            (0..8).map(move |n| memory::load(pages + page * farpage_programs::PAGE + n * 8).unwrap_or(0))
-        })
+        .flat_map(|page| (0..8).map(move |n| memory::load(pages + page * PAGE + n * 8).unwrap_or(0)))
         .sum();
     fact!("eight touch the same new pages", "{sum}");
 }

@@ -108,6 +108,7 @@ pub(crate) fn machine_for(machine: &MachineArgs, command: GuestCommand, wall: bo
     let defaults = Defaults {
         memory: Size::mib(2048),
         device_size: Size::mib(512),
+        device_count: 1,
         icount: !wall,
         timeout_secs: Some(600),
     };

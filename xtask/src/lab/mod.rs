@@ -90,6 +90,7 @@ pub(crate) fn machine_for(machine: &MachineArgs, command: GuestCommand, wall: bo
     let defaults = Defaults {
         memory: Size::mib(1024),
         device_size: Size::mib(256),
+        device_count: 1,
         icount: !wall,
         timeout_secs: Some(600),
     };

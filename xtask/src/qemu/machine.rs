@@ -157,6 +157,8 @@ pub struct Qemu {
     pub gdb: Option<u16>,
     /// The guest takes input: the serial line is open in both directions, and while it waits the host sleeps too.
     pub input: bool,
+    /// The console is a program's: what has come is passed on before its line ends.
+    pub pieces: bool,
     /// Further arguments, last.
     pub extra: Vec<String>,
     /// How long the run may take; `None` for a run with a person at a debugger.
@@ -182,6 +184,7 @@ impl Default for Qemu {
             qmp: None,
             gdb: None,
             input: false,
+            pieces: false,
             extra: Vec::new(),
             timeout: Some(Duration::from_secs(60)),
         }

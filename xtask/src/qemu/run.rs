@@ -18,6 +18,8 @@ use std::time::{Duration, Instant};
 pub struct Line {
     /// Its text, without the line end.
     pub text: String,
+    /// Every byte of it: of a console that is read in pieces ([`Qemu::pieces`]) not always up to a line end.
+    pub bytes: Vec<u8>,
     /// When it was complete, since QEMU was started.
     pub at: Duration,
 }
@@ -68,15 +70,19 @@ impl Qemu {
             .map_err(|source| Error::Spawn(PROGRAM.into(), source))?;
         let (sender, lines) = sync_channel(1024);
         let console = child.stdout.take();
+        let pieces = self.pieces;
         std::thread::spawn(move || {
             let Some(console) = console else { return };
             let mut reader = BufReader::new(console);
-            let mut bytes = Vec::new();
-            while reader.read_until(b'\n', &mut bytes).is_ok_and(|len| len != 0) {
-                let at = started.elapsed();
+            let mut begins_line = true;
+            loop {
+                let bytes = next_bytes(&mut reader, pieces, begins_line);
+                if bytes.is_empty() {
+                    return;
+                }
+                begins_line = bytes.ends_with(b"\n");
                 let text = String::from_utf8_lossy(&bytes).trim_end_matches(['\r', '\n']).to_string();
-                bytes.clear();
-                if sender.send(Line { text, at }).is_err() {
+                if sender.send(Line { text, bytes, at: started.elapsed() }).is_err() {
                     return;
                 }
             }
@@ -113,6 +119,23 @@ impl Qemu {
     }
 }
 
+/// Up to and with the next line end, or the end of all. In `pieces`, what has come is not kept waiting for its line end, except
+/// where it may be a word of the kernel's.
+fn next_bytes(reader: &mut impl BufRead, pieces: bool, begins_line: bool) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    loop {
+        let Ok(come) = reader.fill_buf() else { return bytes };
+        let end = come.iter().position(|byte| *byte == b'\n').map(|at| at + 1);
+        let len = end.unwrap_or(come.len());
+        bytes.extend_from_slice(&come[..len]);
+        reader.consume(len);
+        let is_kernels = begins_line && bytes.first().is_some_and(|byte| b"@[".contains(byte));
+        if len == 0 || end.is_some() || (pieces && !is_kernels) {
+            return bytes;
+        }
+    }
+}
+
 impl Run {
     /// The next line; `None` when the console has ended or the time is up. The last lines of a run whose time is up say what
     /// each CPU was doing.
@@ -137,7 +160,8 @@ impl Run {
             return Some(line);
         }
         let text = self.report.next()?;
-        Some(Line { text, at: self.started.elapsed() })
+        let bytes = [text.as_bytes(), b"\n"].concat();
+        Some(Line { text, bytes, at: self.started.elapsed() })
     }
 
     /// Asks what the CPUs are doing, and ends the machine.
@@ -156,6 +180,11 @@ impl Run {
     pub fn send(&mut self, line: &str) -> io::Result<()> {
         let input = self.input.as_mut().ok_or(io::ErrorKind::NotConnected)?;
         input.write_all(&[line.as_bytes(), b"\n"].concat())
+    }
+
+    /// Takes the way to the guest, for somebody who types without asking; [`send`](Self::send) is over then.
+    pub fn take_input(&mut self) -> Option<ChildStdin> {
+        self.input.take()
     }
 
     /// How long it has been running.
