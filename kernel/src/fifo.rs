@@ -3,7 +3,7 @@
 /// At most `N` numbers, first in, first out.
 #[derive(Clone, Debug)]
 pub struct Fifo<const N: usize> {
-    items: [u8; N],
+    items: [u16; N],
     len: usize,
 }
 
@@ -11,7 +11,7 @@ impl<const N: usize> Fifo<N> {
     /// An empty queue.
     #[must_use]
     pub const fn new() -> Self {
-        assert!(N <= 1 << 8, "numbers are bytes");
+        assert!(N <= 1 << 16, "numbers have 16 bits");
         Self { items: [0; N], len: 0 }
     }
 
@@ -27,12 +27,17 @@ impl<const N: usize> Fifo<N> {
     /// When the queue is full, or the number is too large.
     pub fn push(&mut self, number: usize) {
         assert!(
-            self.len < N && number < 1 << 8,
+            self.len < N && number < 1 << 16,
             "the queue holds {} of {N}, and {number} is added",
             self.len
         );
-        self.items[self.len] = number as u8;
+        self.items[self.len] = number as u16;
         self.len += 1;
+    }
+
+    /// The numbers, first come first.
+    pub fn iter(&self) -> impl Iterator<Item = usize> {
+        self.items[..self.len].iter().map(|&item| usize::from(item))
     }
 
     /// Takes the first number.

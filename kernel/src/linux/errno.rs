@@ -2,6 +2,7 @@
 
 use farpage_mm::{OutOfMemory, RangeError};
 
+use super::image::BadProgram;
 use crate::vm::user::UserFault;
 
 /// An error number of the Linux ABI (`asm-generic/errno-base.h`, `errno.h`).
@@ -56,6 +57,39 @@ errnos! {
     ETIMEDOUT = 110,
 }
 
+/// What a call answers that a signal has interrupted. No program sees it: before it goes on, the call begins again or fails with
+/// EINTR.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Interrupted {
+    /// It begins again if no handler runs, or one that wants that (`SA_RESTART`).
+    Restart,
+    /// It begins again only if no handler runs.
+    RestartWithoutHandler,
+}
+
+impl Interrupted {
+    const RESTART: u16 = 512;
+    const WITHOUT_HANDLER: u16 = 514;
+
+    /// As RAX has it.
+    pub(super) fn of_rax(rax: u64) -> Option<Self> {
+        match rax.wrapping_neg() {
+            n if n == u64::from(Self::RESTART) => Some(Self::Restart),
+            n if n == u64::from(Self::WITHOUT_HANDLER) => Some(Self::RestartWithoutHandler),
+            _ => None,
+        }
+    }
+}
+
+impl From<Interrupted> for Errno {
+    fn from(interrupted: Interrupted) -> Self {
+        Self(match interrupted {
+            Interrupted::Restart => Interrupted::RESTART,
+            Interrupted::RestartWithoutHandler => Interrupted::WITHOUT_HANDLER,
+        })
+    }
+}
+
 impl Errno {
     /// What RAX says.
     pub(super) fn to_rax(self) -> u64 {
@@ -72,6 +106,16 @@ impl From<UserFault> for Errno {
 impl From<OutOfMemory> for Errno {
     fn from(_: OutOfMemory) -> Self {
         Self::ENOMEM
+    }
+}
+
+impl From<BadProgram> for Errno {
+    fn from(error: BadProgram) -> Self {
+        match error {
+            BadProgram::File(_) => Self::ENOEXEC,
+            BadProgram::Range(_) | BadProgram::Memory(_) => Self::ENOMEM,
+            BadProgram::Fault(_) => Self::EFAULT,
+        }
     }
 }
 

@@ -135,6 +135,11 @@ pub(super) trait File: Send + Sync {
         poll::IN | poll::OUT
     }
 
+    /// What those sleep on who wait for that to change; `None` where it does not change.
+    fn ready_key(&self) -> Option<usize> {
+        None
+    }
+
     /// The names in a directory from the `index`-th on: number, type (`DT_*`), name. `None` at the end.
     ///
     /// # Errors

@@ -9,7 +9,8 @@ use core::fmt;
 use elf::ElfBytes;
 use elf::abi::{EM_X86_64, ET_DYN, ET_EXEC, PF_R, PF_W, PF_X, PT_INTERP, PT_LOAD, PT_PHDR};
 use elf::endian::LittleEndian;
-use farpage_mm::{HugeAdvice, PAGE_SIZE, Prot, RangeError, Space, VaRange};
+use elf::segment::ProgramHeader;
+use farpage_mm::{HugeAdvice, OutOfMemory, PAGE_SIZE, Prot, RangeError, Space, USER_END, VaRange};
 
 use crate::arch::x86_64::uaccess::copy_to_user;
 use crate::vm::Machine;
@@ -36,6 +37,8 @@ pub(super) enum BadProgram {
     File(&'static str),
     /// It does not fit into memory.
     Range(RangeError),
+    /// There is no memory for it at all.
+    Memory(OutOfMemory),
     /// Its own memory could not be written.
     Fault(UserFault),
 }
@@ -43,6 +46,12 @@ pub(super) enum BadProgram {
 impl From<RangeError> for BadProgram {
     fn from(error: RangeError) -> Self {
         Self::Range(error)
+    }
+}
+
+impl From<OutOfMemory> for BadProgram {
+    fn from(error: OutOfMemory) -> Self {
+        Self::Memory(error)
     }
 }
 
@@ -59,6 +68,7 @@ impl fmt::Display for BadProgram {
                 write!(f, "the program cannot be run: {why}; link it statically for x86-64 Linux")
             }
             Self::Range(error) => write!(f, "the program does not fit into memory: {error}"),
+            Self::Memory(error) => write!(f, "there is no memory for the program: {error}"),
             Self::Fault(fault) => write!(f, "the program's memory cannot be written: {fault}"),
         }
     }
@@ -68,11 +78,15 @@ fn bad<T>(why: &'static str) -> Result<T, BadProgram> {
     Err(BadProgram::File(why))
 }
 
-/// Puts a program into an address space, which is loaded.
-///
-/// # Errors
-/// What is wrong with the file; no memory. A part of it may be mapped then.
-pub(super) fn load(space: &'static Space<Machine>, file: &[u8]) -> Result<Image, BadProgram> {
+/// A program's file, looked at.
+struct File<'a> {
+    elf: ElfBytes<'a, LittleEndian>,
+    segments: Vec<ProgramHeader>,
+    base: u64,
+}
+
+/// Reads what can be known of a program before there is memory for it.
+fn read(file: &[u8]) -> Result<File<'_>, BadProgram> {
     let Ok(elf) = ElfBytes::<LittleEndian>::minimal_parse(file) else { return bad("it is no ELF64 file") };
     let header = elf.ehdr;
     if header.e_machine != EM_X86_64 {
@@ -84,21 +98,48 @@ pub(super) fn load(space: &'static Space<Machine>, file: &[u8]) -> Result<Image,
         _ => return bad("it is neither a program nor position-independent"),
     };
     let Some(segments) = elf.segments() else { return bad("it has no program headers") };
+    let segments: Vec<_> = segments.iter().collect();
     if segments.iter().any(|segment| segment.p_type == PT_INTERP) {
         return bad("it wants a dynamic linker");
     }
-    let loads: Vec<_> =
-        segments.iter().filter(|segment| segment.p_type == PT_LOAD && segment.p_memsz > 0).collect();
-    let mut image =
-        Image { entry: base.wrapping_add(header.e_entry), phdrs: (0, u64::from(header.e_phnum)), end: 0 };
-    for segment in &loads {
-        let start = base.wrapping_add(segment.p_vaddr);
-        let (Some(end), Ok(bytes)) = (start.checked_add(segment.p_memsz), elf.segment_data(segment)) else {
+    for segment in segments.iter().filter(|segment| is_loaded(segment)) {
+        let end = base.checked_add(segment.p_vaddr).and_then(|start| start.checked_add(segment.p_memsz));
+        if end.is_none_or(|end| end > USER_END) || elf.segment_data(segment).is_err() {
             return bad("a segment reaches beyond the file or the address space");
-        };
+        }
         if segment.p_filesz > segment.p_memsz {
             return bad("a segment has more bytes in the file than in memory");
         }
+    }
+    Ok(File { elf, segments, base })
+}
+
+fn is_loaded(segment: &ProgramHeader) -> bool {
+    segment.p_type == PT_LOAD && segment.p_memsz > 0
+}
+
+/// Can this file be run?
+///
+/// # Errors
+/// Why not.
+pub(super) fn check(file: &[u8]) -> Result<(), BadProgram> {
+    read(file).map(drop)
+}
+
+/// Puts a program into an address space, which is loaded.
+///
+/// # Errors
+/// What is wrong with the file; no memory. A part of it may be mapped then.
+pub(super) fn load(space: &'static Space<Machine>, file: &[u8]) -> Result<Image, BadProgram> {
+    let File { elf, segments, base } = read(file)?;
+    let header = elf.ehdr;
+    let loads: Vec<_> = segments.iter().filter(|segment| is_loaded(segment)).collect();
+    let mut image =
+        Image { entry: base.wrapping_add(header.e_entry), phdrs: (0, u64::from(header.e_phnum)), end: 0 };
+    for segment in &loads {
+        let start = base + segment.p_vaddr;
+        let end = start + segment.p_memsz;
+        let Ok(bytes) = elf.segment_data(segment) else { return bad("a segment reaches beyond the file") };
         let range = pages(start, end);
         space.map_anon(range, Prot::RW, HugeAdvice::Default)?;
         copy_to_user(start, bytes)?;

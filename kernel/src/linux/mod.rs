@@ -16,63 +16,58 @@
 
 mod calls;
 mod errno;
+mod exec;
 mod file;
+mod futex;
 mod image;
+mod limits;
 mod memory;
+mod path;
+mod place;
 mod process;
+mod signal;
 mod start;
+mod strings;
 mod thread;
 
+use alloc::borrow::Cow;
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use farpage_boot::cpio;
+use farpage_mm::HugePages;
 use ktest::exit::Exit;
 use ktest::record;
 
 use crate::arch::x86_64::paging;
-use crate::{boot, console, exit};
+use crate::arch::x86_64::user::Context;
+use crate::arch::x86_64::xstate::Area;
+use crate::vm::mm;
+use crate::{boot, console, exit, task};
 
-use process::Process;
+use exec::Program;
+use file::Descriptors;
+use memory::Memory;
+use process::{End, Process, init};
+use signal::{Info, KILL, ThreadSignals};
+use thread::{Start, Thread};
 
 /// The names of the archive's files: the program, its arguments and its environment, each text ended by a zero byte.
 const PROGRAM: &[u8] = b"exec/program";
 const ARGUMENTS: &[u8] = b"exec/arguments";
 const ENVIRONMENT: &[u8] = b"exec/environment";
 
-/// How a program ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
-    /// By `exit` or `exit_group`.
-    Exited(u8),
-    /// By a signal.
-    Killed(u8),
-}
-
 /// Runs the program of the boot archive, and ends as it does.
 pub(crate) fn run() -> ! {
-    let Some(archive) = boot().archive.map(paging::boot_archive) else {
-        exit::fail(&"there is no boot archive, so there is no program; use cargo run -- exec PROGRAM");
-    };
-    let file = |name| cpio::find(archive, name).ok().flatten().map(|found| found.data);
-    let Some(program) = file(PROGRAM) else {
-        exit::fail(&"the boot archive holds no program; use cargo run -- exec PROGRAM");
-    };
-    let texts = |name| -> Vec<&[u8]> {
-        let whole = file(name).unwrap_or_default();
-        whole
-            .split_inclusive(|byte| *byte == 0)
-            .map(|text| text.strip_suffix(b"\0").unwrap_or(text))
-            .collect()
-    };
-    let process = match Process::new("/program") {
-        Ok(process) => process,
+    task::on_deadlock(|| {
+        exit::fail(&"every thread of the program sleeps, and nothing is left that could wake one")
+    });
+    // As Linux does it where nobody has said otherwise.
+    mm().policy.set_huge(HugePages::Always);
+    let end = match first() {
+        Ok(process) => wait_for(&process),
         Err(error) => exit::fail(&error),
     };
-    let end = match thread::run(&process, program, &texts(ARGUMENTS), &texts(ENVIRONMENT)) {
-        Ok(end) => end,
-        Err(error) => exit::fail(&error),
-    };
-    drop(process);
     if let Err(error) = crate::memory::mm_audit() {
         exit::fail(&error);
     }
@@ -83,4 +78,66 @@ pub(crate) fn run() -> ! {
         };
     });
     exit::exit(Exit::Success)
+}
+
+/// The process that was asked for.
+fn first() -> Result<alloc::sync::Arc<Process>, image::BadProgram> {
+    let Some(archive) = boot().archive.map(paging::boot_archive) else {
+        exit::fail(&"there is no boot archive, so there is no program; use cargo run -- exec PROGRAM");
+    };
+    let file = |name| cpio::find(archive, name).ok().flatten().map(|found| found.data);
+    let Some(contents) = file(PROGRAM) else {
+        exit::fail(&"the boot archive holds no program; use cargo run -- exec PROGRAM");
+    };
+    path::FIRST.call_once(|| contents);
+    let texts = |name| -> Vec<Vec<u8>> {
+        let whole: &[u8] = file(name).unwrap_or_default();
+        whole
+            .split_inclusive(|byte| *byte == 0)
+            .map(|text| text.strip_suffix(b"\0").unwrap_or(text).to_vec())
+            .collect()
+    };
+    let (args, env) = (texts(ARGUMENTS), texts(ENVIRONMENT));
+    let program = Program::new("/program".into(), Cow::Borrowed(contents), args, env)?;
+    let process = Process::first(Memory::new()?, Descriptors::default());
+    process.exe.lock().clone_from(&program.path);
+    process.set_memory(alloc::sync::Arc::clone(&program.memory));
+    let thread = Thread::new(&process, true, ThreadSignals::default());
+    let start = Start {
+        context: Box::new(Context::new(0, 0)),
+        state: Area::new()?,
+        fs_base: 0,
+        set_tid: None,
+        program: Some(program),
+    };
+    if thread.start(start).is_err() {
+        exit::fail(&"there is no memory for the program's first thread");
+    }
+    Ok(process)
+}
+
+/// How the first process ends. Those that it has left behind are ended then, so that nothing is left of them.
+fn wait_for(first: &Process) -> End {
+    let init = init();
+    let mut end = None;
+    loop {
+        let children = init.children();
+        let ended: Vec<_> = children.iter().filter_map(|child| Some((child, child.ended()?))).collect();
+        for (child, how) in &ended {
+            init.let_go(child);
+            if child.pid == first.pid {
+                end = Some(*how);
+            }
+        }
+        if let Some(end) = end {
+            let others = process::all();
+            if others.is_empty() {
+                return end;
+            }
+            others.iter().for_each(|process| signal::send(process, Info::of_sender(KILL, 0, init.pid)));
+        }
+        if ended.is_empty() {
+            task::wait(init.child_key(), &|| init.children().iter().all(|child| child.ended().is_none()));
+        }
+    }
 }

@@ -35,7 +35,13 @@ const PHENT: u64 = 56;
 ///
 /// # Errors
 /// The stack cannot be written.
-pub(super) fn stack(top: u64, image: &Image, args: &[&[u8]], env: &[&[u8]]) -> Result<u64, UserFault> {
+pub(super) fn stack(
+    top: u64,
+    image: &Image,
+    path: &str,
+    args: &[Vec<u8>],
+    env: &[Vec<u8>],
+) -> Result<u64, UserFault> {
     let mut at = top - 16;
     let mut push = |bytes: &[u8], nul: &[u8]| {
         at -= (bytes.len() + nul.len()) as u64;
@@ -43,7 +49,7 @@ pub(super) fn stack(top: u64, image: &Image, args: &[&[u8]], env: &[&[u8]]) -> R
         copy_to_user(at + bytes.len() as u64, nul)?;
         Ok::<_, UserFault>(at)
     };
-    let name = push(args.first().copied().unwrap_or_default(), b"\0")?;
+    let name = push(path.as_bytes(), b"\0")?;
     let env = env.iter().map(|text| push(text, b"\0")).collect::<Result<Vec<_>, _>>()?;
     let args = args.iter().map(|text| push(text, b"\0")).collect::<Result<Vec<_>, _>>()?;
     // Under instruction counting the same in every run.

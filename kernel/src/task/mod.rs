@@ -1,8 +1,10 @@
 //! Kernel threads: made, run, put to sleep, woken, preempted.
 //!
-//! They serve two things: a fault that finds a folio busy sleeps on it, and tests of races run on them. Each has a stack with
+//! They serve three things: a fault that finds a folio busy sleeps on it, tests of races run on them, and each thread of a
+//! program of Linux is one. Each has a stack with
 //! a guard page and, if it wants, an address space of its own, which is loaded whenever it runs. A thread is a slot of a
-//! fixed table; it lives until its [`JoinHandle`] is joined or dropped, so none outlives what it works for.
+//! fixed table; it lives until its [`JoinHandle`] is joined or dropped, so none outlives what it works for. Those of programs have
+//! none ([`spawn_detached`]): their slot is free when they end.
 //!
 //! ```text
 //!   spawn ──► runnable ──► running ──► done ──► (joined: the slot is free)
@@ -16,23 +18,26 @@
 
 mod preempt;
 mod tests;
+pub(crate) mod timer;
 mod wait;
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::fmt;
-use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
+use farpage_mm::OutOfMemory;
 use kernel_logic::fifo::Fifo;
+use spin::Once;
 use x86_64::instructions::interrupts;
 
 use crate::arch::x86_64::percpu::{self, MAX_CPUS, OpenRecord, Spurious};
 use crate::arch::x86_64::stacks::MAX_THREADS;
-use crate::arch::x86_64::switch;
+use crate::arch::x86_64::{switch, user};
 use crate::vm::{self, Loaded};
 
 pub(crate) use preempt::{tick, with_preemption_every};
-pub(crate) use wait::{wait, wake};
+pub(crate) use wait::{Woken, has_notice, notify, take_notice, wait, wait_until, wake};
 
 /// A lock for threads, with interrupts on and preemption on: whoever finds it taken lets others run. For short holds; it keeps no
 /// order among those who wait.
@@ -60,6 +65,16 @@ struct Thread {
     work: spin::Mutex<Option<Work>>,
     /// What it sleeps on; 0 when it does not sleep.
     sleeps_on: AtomicUsize,
+    /// When its sleep ends by itself.
+    deadline: AtomicU64,
+    /// A notice ends its sleep.
+    can_be_noticed: AtomicBool,
+    /// There is something for it to look at.
+    noticed: AtomicBool,
+    /// Why its sleep has ended ([`Woken`]).
+    woken: AtomicU8,
+    /// Nobody joins it.
+    detached: AtomicBool,
     /// The address space to be loaded when it runs.
     space: spin::Mutex<Loaded>,
     spurious: spin::Mutex<Spurious>,
@@ -74,6 +89,11 @@ impl Thread {
             name: spin::Mutex::new("boot"),
             work: spin::Mutex::new(None),
             sleeps_on: AtomicUsize::new(0),
+            deadline: AtomicU64::new(timer::NEVER),
+            can_be_noticed: AtomicBool::new(false),
+            noticed: AtomicBool::new(false),
+            woken: AtomicU8::new(0),
+            detached: AtomicBool::new(false),
             space: spin::Mutex::new(Loaded::NONE),
             spurious: spin::Mutex::new(Spurious::NONE),
             recorded: spin::Mutex::new(OpenRecord::NONE),
@@ -135,26 +155,46 @@ fn join_key(number: usize) -> usize {
 /// Makes a thread that does `work`, with interrupts on. It begins when the running one sleeps, yields or is preempted.
 ///
 /// # Panics
-/// There are as many threads as there can be.
+/// There are as many threads as there can be, or no memory for another.
 pub(crate) fn spawn<T: Send + 'static>(
     name: &'static str,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> JoinHandle<T> {
-    preempt::init();
     let result = Arc::new(spin::Mutex::new(None));
     let there = Arc::clone(&result);
     let work: Work = Box::new(move || *there.lock() = Some(work()));
+    match start(name, work, false) {
+        Ok(number) => JoinHandle { thread: Joining(number), result },
+        Err(error) => panic!("a thread is made only while there is room for one: {error}"),
+    }
+}
+
+/// As [`spawn`], for a thread that nobody waits for; its number.
+///
+/// # Errors
+/// There are as many threads as there can be, or no memory for another.
+pub(crate) fn spawn_detached(
+    name: &'static str,
+    work: impl FnOnce() + Send + 'static,
+) -> Result<usize, OutOfMemory> {
+    start(name, Box::new(work), true)
+}
+
+fn start(name: &'static str, work: Work, detached: bool) -> Result<usize, OutOfMemory> {
+    preempt::init();
     let free = (1..MAX_THREADS).find(|&n| !THREADS[n].used.swap(true, Relaxed));
-    let number = free.expect("a thread is made only while there are fewer than there can be");
+    let number = free.ok_or(OutOfMemory { order: 0 })?;
     let thread = &THREADS[number];
+    switch::prepare(number).inspect_err(|_| thread.used.store(false, Relaxed))?;
     thread.done.store(false, Relaxed);
+    thread.noticed.store(false, Relaxed);
+    thread.detached.store(detached, Relaxed);
     *thread.space.lock() = Loaded::NONE;
     *thread.name.lock() = name;
     *thread.work.lock() = Some(work);
     *thread.spurious.lock() = Spurious::NONE;
-    switch::prepare(number);
     interrupts::without_interrupts(|| make_runnable(number));
-    JoinHandle { thread: Joining(number), result }
+    Ok(number)
 }
 
 /// Where a new thread begins, with interrupts off; see [`switch::prepare`].
@@ -167,8 +207,14 @@ pub(crate) fn begin() -> ! {
     }
     interrupts::disable();
     assert_eq!(Loaded::now(), Loaded::NONE, "{} ends with an address space loaded", current());
-    THREADS[number].done.store(true, Relaxed);
-    wake(join_key(number));
+    let thread = &THREADS[number];
+    thread.done.store(true, Relaxed);
+    if thread.detached.load(Relaxed) {
+        switch::abandon(number);
+        thread.used.store(false, Relaxed);
+    } else {
+        wake(join_key(number));
+    }
     schedule();
     unreachable!("a thread that has ended runs no more")
 }
@@ -191,8 +237,12 @@ fn make_runnable(number: usize) {
 /// interrupts off.
 fn schedule() {
     assert_eq!(percpu::preempt_count(), 0, "{} gives up the CPU with preemption off", current());
-    let (from, next) = (percpu::current_thread(), queue().lock().pop());
-    let Some(to) = next else { wait::nobody_can_run() };
+    let (from, mut next) = (percpu::current_thread(), queue().lock().pop());
+    if next.is_none() && (timer::soonest() != timer::NEVER || EXPECTS_INPUT.load(Relaxed)) {
+        preempt::idle();
+        next = queue().lock().pop();
+    }
+    let Some(to) = next else { nobody_can_run() };
     preempt::start();
     if to == from {
         return;
@@ -204,13 +254,47 @@ fn schedule() {
     THREADS[to].recorded.lock().put();
     vm::trace::thread_runs(to);
     vm::load(*THREADS[to].space.lock());
+    user::exchange(from, to);
     percpu::set_current_thread(to);
     switch::switch(from, to);
+    // A notice that came meanwhile: a fault goes back to its program by itself, and would not look.
+    if THREADS[from].noticed.load(Relaxed) {
+        preempt::look_again();
+    }
+}
+
+/// An interrupt other than the timer's may make a thread runnable: who waits for one says so.
+static EXPECTS_INPUT: AtomicBool = AtomicBool::new(false);
+
+/// Says whether a thread waits for something that only an interrupt brings.
+pub(crate) fn expect_input(expected: bool) {
+    EXPECTS_INPUT.store(expected, Relaxed);
+}
+
+/// What to do when no thread can ever run again; nothing is a panic.
+static ON_DEADLOCK: Once<fn() -> !> = Once::new();
+
+/// Says what is done when no thread can ever run again, where that is no mistake of the kernel's.
+pub(crate) fn on_deadlock(action: fn() -> !) {
+    ON_DEADLOCK.call_once(|| action);
+}
+
+#[cold]
+fn nobody_can_run() -> ! {
+    match ON_DEADLOCK.get() {
+        Some(action) => action(),
+        None => wait::nobody_can_run(),
+    }
 }
 
 /// A thread, to be named in reports.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Named(usize);
+
+/// The number of the running thread.
+pub(crate) fn number() -> usize {
+    percpu::current_thread()
+}
 
 /// The running thread.
 pub(crate) fn current() -> Named {

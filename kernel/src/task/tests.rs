@@ -6,14 +6,15 @@ use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use spin::Mutex;
 
-use super::{MAX_THREADS, current, spawn, wait, wake, with_preemption_every, yield_now};
+use super::{current, spawn, wait, wake, with_preemption_every, yield_now};
+use crate::arch::x86_64::stacks::IN_IMAGE;
 use crate::arch::x86_64::uaccess::user_read_u64;
 use crate::arch::x86_64::{fault, percpu, stacks};
 
 crate::ktest! {
     fn threads_run_in_order_and_return_what_they_made() {
         let order = Arc::new(Mutex::new(Vec::new()));
-        let handles: Vec<_> = (0..MAX_THREADS - 1)
+        let handles: Vec<_> = (0..IN_IMAGE - 1)
             .map(|n| {
                 let order = Arc::clone(&order);
                 spawn("numbered", move || {
@@ -29,7 +30,7 @@ crate::ktest! {
         for (n, handle) in handles.into_iter().enumerate() {
             crate::check_eq!(handle.join(), n * n);
         }
-        let expected: Vec<_> = (0..3).flat_map(|round| (0..MAX_THREADS - 1).map(move |n| (round, n))).collect();
+        let expected: Vec<_> = (0..3).flat_map(|round| (0..IN_IMAGE - 1).map(move |n| (round, n))).collect();
         crate::check_eq!(*order.lock(), expected);
     }
 }

@@ -17,15 +17,17 @@ pub(crate) mod way;
 use core::marker::PhantomData;
 use core::mem::size_of;
 use core::ptr;
-use core::sync::atomic::AtomicU64;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use farpage_device::mmio::{CopyRoutine, copy_words, store_fence, zero_words};
 use farpage_mm::trace::{Open, Phase, Record, Tracing};
 use farpage_mm::{
     Access, AddressSpace, Event, FaultBits, FaultError, FaultInfo, FaultOutcome, FlushRequest, FlushScope,
-    Frame, FreshFrame, MapStorage, Mm, Order, PAGE_SIZE, Space, TableWords, Vaddr, WaitKey,
+    Frame, FreshFrame, MapStorage, Mm, Object, ObjectRef, Order, OutOfMemory, PAGE_SIZE, Space, TableWords,
+    Vaddr, WaitKey,
 };
 use kernel_logic::ranges::OutOfFrames;
+use spin::Once;
 use x86_64::instructions::interrupts;
 use x86_64::{PhysAddr, VirtAddr};
 
@@ -273,6 +275,20 @@ pub(crate) fn map_storage(frames: u32) -> Result<MapStorage, OutOfFrames> {
     let first: *const AtomicU64 = ram(first);
     // SAFETY: the frames were given for this and are never taken back; they are zeroed, and used only as atomics.
     Ok(MapStorage::new(unsafe { core::slice::from_raw_parts(first, words) }))
+}
+
+/// A frame of RAM for the kernel itself, for ever: its physical address. Once the memory manager has started. The frames are those
+/// of an object that nobody maps, so that they are accounted for.
+///
+/// # Errors
+/// Out of memory.
+pub(crate) fn kept_frame() -> Result<u64, OutOfMemory> {
+    static KEPT: Once<ObjectRef<Machine>> = Once::new();
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let kept = KEPT.try_call_once(|| Object::file(Object::<Machine>::MAX_PAGES))?;
+    let page = kept.page_or_alloc(NEXT.load(Ordering::Relaxed))?;
+    NEXT.fetch_add(1, Ordering::Relaxed);
+    Ok(u64::from(page.frame().index()) * PAGE_SIZE)
 }
 
 /// An address space is loaded for this thread while this lives; then the kernel's own table is again.

@@ -126,7 +126,7 @@ crate::ktest! {
             crate::check!(super::walk::Walk::current(guard.end).leaf().is_some(), "no stack above {guard:#x?}");
             guards += 1;
         }
-        crate::check_eq!(guards, stacks::MAX_THREADS + stacks::Ist::ALL.len());
+        crate::check_eq!(guards, stacks::IN_IMAGE + stacks::Ist::ALL.len());
     }
 }
 

@@ -28,6 +28,7 @@ pub(crate) mod uaccess;
 mod uaccess_tests;
 pub(crate) mod user;
 pub(crate) mod walk;
+pub(crate) mod xstate;
 
 use kernel_logic::ranges::OutOfFrames;
 
@@ -42,6 +43,7 @@ pub(crate) fn init_cpu() -> Result<(), features::Missing> {
     features::init()?;
     memtype::init();
     user::init();
+    xstate::init();
     Ok(())
 }
 

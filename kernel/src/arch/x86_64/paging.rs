@@ -8,13 +8,15 @@
 //!   of a region; the frames of the kernel's image are left out, so that code and constants have no writable alias and
 //!   guard pages no alias at all;
 //! * the **image**, by 4 KiB pages: code not writable, nothing else executable, guard pages not mapped;
-//! * the **device window** at [`DEVICE_WINDOW`], filled by [`super::device_map`].
+//! * the **device window** at [`DEVICE_WINDOW`], filled by [`super::device_map`];
+//! * the **stack window** at [`STACK_WINDOW`], filled by [`super::stacks`] as threads are made.
 //!
 //! All is global, and A and D are set from the start, so that the CPU never writes these tables. All 256 slots of the
 //! kernel half have their table from the start: address spaces copy the slots once and see every later mapping.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use farpage_mm::OutOfMemory;
 use kernel_logic::PAGE_SIZE;
 use kernel_logic::cover::{PageSize, cover};
 use kernel_logic::ranges::{Class, Merged, OutOfFrames, Region, Want};
@@ -29,6 +31,8 @@ use crate::bootmem;
 pub(crate) const DIRECT_MAP: u64 = 0xffff_8880_0000_0000;
 /// Where device memory is mapped.
 pub(crate) const DEVICE_WINDOW: u64 = 0xffff_c900_0000_0000;
+/// Where the stacks of most threads are mapped.
+pub(super) const STACK_WINDOW: u64 = 0xffff_ca00_0000_0000;
 
 /// Entry bits.
 pub(super) mod bits {
@@ -179,6 +183,20 @@ pub(super) fn map<E>(
     let large = if size == PageSize::Size4KiB { 0 } else { bits::LEAF };
     table.write(at, phys | leaf | large);
     Ok(())
+}
+
+/// Maps the page at `virt` to memory of the memory manager, for ever, unless it is mapped already. Once that has started; for one
+/// caller at a time.
+///
+/// # Errors
+/// Out of memory.
+pub(super) fn map_kept(virt: u64) -> Result<(), OutOfMemory> {
+    if Walk::current(virt).leaf().is_some() {
+        return Ok(());
+    }
+    let root = kernel_root().start_address().as_u64();
+    let phys = crate::vm::kept_frame()?;
+    map(root, virt, phys, PageSize::Size4KiB, bits::DATA, &mut crate::vm::kept_frame)
 }
 
 /// Says where the loader mapped physical memory. First of all.

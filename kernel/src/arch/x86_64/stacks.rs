@@ -1,14 +1,20 @@
 //! The stacks: one for the thread that boots, one for each other thread there can be, and one for each use of the interrupt
 //! stack table of the boot CPU.
 //!
-//! Each has a guard page below, which is left out when the kernel's image is mapped, so that running over the end is a
-//! page fault and not a silent write into the next object. The compiler probes large frames page by page, so no frame
+//! The first [`IN_IMAGE`] threads have theirs in the kernel's image. Those of the others lie in a window of their own and get
+//! memory when a thread of that number is made first; they keep it.
+//!
+//! Each has a guard page below, which is not mapped, so that running over the end is a page fault and not a silent write into
+//! the next object. The compiler probes large frames page by page, so no frame
 //! jumps over a guard page.
 
 use core::cell::UnsafeCell;
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use farpage_mm::{OutOfMemory, PAGE_SIZE};
+
+use super::paging::{self, STACK_WINDOW};
 use super::percpu;
 
 /// Bytes of a guard page.
@@ -18,7 +24,11 @@ const THREAD_STACK: usize = 512 * 1024;
 /// Bytes of the stack of another thread.
 const SPAWNED_STACK: usize = 64 * 1024;
 /// How many threads there can be, the boot thread among them.
-pub(crate) const MAX_THREADS: usize = 17;
+pub(crate) const MAX_THREADS: usize = 2048;
+/// How many of them have a stack from the start.
+pub(crate) const IN_IMAGE: usize = 17;
+/// From one stack of the window to the next.
+const STRIDE: u64 = (GUARD + SPAWNED_STACK) as u64;
 /// Bytes of an interrupt stack. The report of a fatal fault runs on it.
 const INTERRUPT_STACK: usize = 24 * 1024;
 
@@ -74,7 +84,7 @@ impl Ist {
 }
 
 static THREAD: Stack<THREAD_STACK> = Stack::new();
-static SPAWNED: [Stack<SPAWNED_STACK>; MAX_THREADS - 1] = [const { Stack::new() }; MAX_THREADS - 1];
+static SPAWNED: [Stack<SPAWNED_STACK>; IN_IMAGE - 1] = [const { Stack::new() }; IN_IMAGE - 1];
 static INTERRUPT: [Stack<INTERRUPT_STACK>; 5] = [const { Stack::new() }; 5];
 
 /// Where the traps and calls of each thread's program put their frames; 0 while there is no program.
@@ -100,7 +110,30 @@ pub(super) fn thread_top() -> u64 {
 /// # Panics
 /// There is no such thread.
 pub(super) fn of_thread(number: usize) -> Range<u64> {
-    if number == 0 { THREAD.bytes() } else { SPAWNED[number - 1].bytes() }
+    match number {
+        0 => THREAD.bytes(),
+        1..IN_IMAGE => SPAWNED[number - 1].bytes(),
+        _ => {
+            assert!(number < MAX_THREADS, "there is no thread {number}");
+            let start = STACK_WINDOW + (number - IN_IMAGE) as u64 * STRIDE + GUARD as u64;
+            start..start + SPAWNED_STACK as u64
+        }
+    }
+}
+
+/// Gives the stack of thread `number` its memory, if it has none yet. For one caller at a time, which [`super::switch::prepare`]
+/// is.
+///
+/// # Errors
+/// Out of memory; what was mapped stays for the next time.
+pub(super) fn provide(number: usize) -> Result<(), OutOfMemory> {
+    if number < IN_IMAGE {
+        return Ok(());
+    }
+    for virt in of_thread(number).step_by(PAGE_SIZE as usize) {
+        paging::map_kept(virt)?;
+    }
+    Ok(())
 }
 
 /// Tells the trap stub that the stack of thread `number` is in use from now on.

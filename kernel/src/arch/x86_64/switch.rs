@@ -11,6 +11,7 @@
 use core::arch::global_asm;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use farpage_mm::OutOfMemory;
 use x86_64::instructions::interrupts;
 
 use super::stacks::{self, MAX_THREADS};
@@ -74,13 +75,21 @@ extern "C" fn begin() -> ! {
 
 /// Gives thread `number` a stack on which it will begin in [`crate::task::begin`].
 ///
+/// # Errors
+/// There is no memory for it.
+///
 /// # Panics
 /// The thread has one already, or is the boot thread.
-pub(crate) fn prepare(number: usize) {
+pub(crate) fn prepare(number: usize) -> Result<(), OutOfMemory> {
+    static ONE_AT_A_TIME: crate::task::Mutex<()> = crate::task::Mutex::new(());
     assert!(
         number != 0 && !IN_USE[number].swap(true, Ordering::Relaxed),
         "thread {number} has a stack already"
     );
+    {
+        let _alone = ONE_AT_A_TIME.lock();
+        stacks::provide(number).inspect_err(|_| IN_USE[number].store(false, Ordering::Relaxed))?;
+    }
     let top = stacks::of_thread(number).end;
     // From the top: two words that end the chain of frames, where to begin, the flags, six registers.
     let frame = [0, 0, 0, 0, 0, 0, NEW_FLAGS, switch_begin as *const () as u64, 0, 0];
@@ -88,6 +97,7 @@ pub(crate) fn prepare(number: usize) {
     // SAFETY: the upper end of a mapped stack, aligned, that no thread uses: it was not in use until the swap above.
     unsafe { (start as *mut [u64; 10]).write(frame) };
     PARKED[number].store(start, Ordering::Relaxed);
+    Ok(())
 }
 
 /// Takes the stack of thread `number` back, which has run to its end.
@@ -96,6 +106,12 @@ pub(crate) fn prepare(number: usize) {
 /// The thread runs, or has no stack.
 pub(crate) fn release(number: usize) {
     assert!(PARKED[number].swap(0, Ordering::Relaxed) != 0, "thread {number} is not parked");
+    IN_USE[number].store(false, Ordering::Relaxed);
+}
+
+/// The running thread ends without anybody to wait for it: its stack may be used again once another one runs. With interrupts off
+/// from here to the switch, so that nobody on this CPU can make a thread on it before; other CPUs there are none.
+pub(crate) fn abandon(number: usize) {
     IN_USE[number].store(false, Ordering::Relaxed);
 }
 

@@ -367,7 +367,12 @@ pub(crate) fn unexpected_interrupts() -> u64 {
 /// Any vector but #PF and the paranoid ones. Interrupts are off.
 extern "C" fn dispatch(frame: &mut TrapFrame) {
     match frame.vector as u8 {
-        vector::TIMER => apic::timer_interrupt(),
+        vector::TIMER => {
+            apic::timer_interrupt();
+            if frame.is_from_user() && crate::task::has_notice() {
+                user::leave(frame, Why::Interrupted);
+            }
+        }
         vector::COM1 => apic::end_of_8259_interrupt(),
         exception @ 0..32 if frame.is_from_user() => {
             user::leave(frame, Why::Exception { vector: exception, error: frame.error })

@@ -16,18 +16,21 @@
 //!
 //! Of the extended state, x87 and SSE registers are in the `Context` whenever the program does not run: the kernel is compiled
 //! with SSE. What else the program has (AVX and up) the kernel never touches; it is exchanged where threads are
-//! ([`Xstate`]). SYSRET is used after SYSCALL only, and only to addresses below the non-canonical hole: with another RCX it would
+//! ([`super::xstate`]), and so is the base of FS. SYSRET is used after SYSCALL only, and only to addresses below the non-canonical hole: with another RCX it would
 //! fault in ring 0 on the program's stack (CVE-2012-0217).
 
-use core::arch::{asm, global_asm};
+use core::arch::global_asm;
 use core::mem::offset_of;
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use x86_64::VirtAddr;
+use x86_64::instructions::interrupts;
 use x86_64::registers::model_specific::{Efer, EferFlags, LStar, Msr, SFMask};
 use x86_64::registers::rflags::RFlags;
 
+use super::stacks::MAX_THREADS;
 use super::trap::TrapFrame;
-use super::{percpu, stacks};
+use super::{percpu, stacks, xstate};
 
 /// Selectors of ring 3, in the order that SYSRET takes them from STAR.
 const USER_SS: u64 = 0x18 | 3;
@@ -86,6 +89,11 @@ impl Context {
         self.whole = 1;
     }
 
+    /// Was it left by a SYSCALL, and is it to go on behind that?
+    pub(crate) fn is_in_call(&self) -> bool {
+        self.whole == 0
+    }
+
     /// The FXSAVE area, for the frame of a signal.
     pub(crate) fn fx(&self) -> &[u8; 512] {
         &self.fx
@@ -110,7 +118,7 @@ global_asm!(
     r#"
     .pushsection .text.user, "ax", @progbits
 
-    # (rdi = context, rsi = where the thread keeps its stack pointer) -> rax = 256 for SYSCALL, else a code of `leave`
+    # With interrupts off. (rdi = context, rsi = where the thread keeps its stack pointer) -> rax = 256 for SYSCALL, else a code of `leave`
     .globl enter_user
     .type enter_user, @function
 enter_user:
@@ -121,7 +129,6 @@ enter_user:
     push    r14
     push    r15
     push    rdi
-    cli
     mov     [rsi], rsp
     mov     gs:[{top}], rsp
     fxrstor64 [rdi]
@@ -255,10 +262,16 @@ pub(crate) fn run(context: &mut Context) -> Why {
     (regs.cs, regs.ss) = (USER_CS, USER_SS);
     regs.rflags = regs.rflags & USER_FLAGS | FIXED_FLAGS;
     let keep = stacks::kernel_top_of_current().as_ptr();
+    interrupts::disable();
+    // From here on a notice finds the thread in its program, or before this look.
+    if crate::task::has_notice() {
+        interrupts::enable();
+        return Why::Interrupted;
+    }
     // SAFETY: the context is whole and ours alone until the call comes back; segments, flags and RIP are those of ring 3, so the
     // program can do what ring 3 can. The word is that of the running thread.
     let why = unsafe { enter_user(context, keep) };
-    stacks::kernel_top_of_current().store(0, core::sync::atomic::Ordering::Relaxed);
+    stacks::kernel_top_of_current().store(0, Relaxed);
     match why {
         SYSCALL => Why::Syscall,
         14 => Why::PageFault { addr: context.regs.vector, error: context.regs.error },
@@ -273,8 +286,8 @@ pub(crate) fn run(context: &mut Context) -> Why {
 /// The trap did not come from ring 3.
 pub(super) fn leave(frame: &TrapFrame, why: Why) -> ! {
     assert!(frame.is_from_user(), "only what interrupted a program can end its run");
-    x86_64::instructions::interrupts::disable();
-    let stack = stacks::kernel_top_of_current().load(core::sync::atomic::Ordering::Relaxed);
+    interrupts::disable();
+    let stack = stacks::kernel_top_of_current().load(Relaxed);
     // SAFETY: `enter_user` has pushed the address of the context there, which belongs to the `run` that is ended.
     let context: &mut Context = unsafe { &mut **(stack as *const *mut Context) };
     let fx = core::ptr::from_ref(frame) as u64 - 16 - 512;
@@ -299,9 +312,56 @@ pub(super) fn leave(frame: &TrapFrame, why: Why) -> ! {
     unsafe { user_leave(code, stack) }
 }
 
-/// Sets the base of FS, which is the running thread's until another one runs.
+/// The base of FS of each thread's program; [`NO_PROGRAM`] where there is none.
+static FS_BASE: [AtomicU64; MAX_THREADS] = [const { AtomicU64::new(NO_PROGRAM) }; MAX_THREADS];
+const NO_PROGRAM: u64 = u64::MAX;
+/// What FS is based on now.
+static FS_NOW: AtomicU64 = AtomicU64::new(0);
+
+/// The base of FS of the running thread's program.
+pub(crate) fn fs_base() -> u64 {
+    match FS_BASE[percpu::current_thread()].load(Relaxed) {
+        NO_PROGRAM => 0,
+        base => base,
+    }
+}
+
+/// Sets the base of FS of the running thread's program.
+///
+/// # Panics
+/// It is no address of a program.
 pub(crate) fn set_fs_base(base: u64) {
     assert!(base < super::uaccess::USER_END, "a program's FS base is an address of its own");
-    // SAFETY: a canonical address; the kernel does not use FS.
-    unsafe { Msr::new(IA32_FS_BASE).write(base) };
+    interrupts::without_interrupts(|| {
+        FS_BASE[percpu::current_thread()].store(base, Relaxed);
+        load_fs(base);
+    });
+}
+
+fn load_fs(base: u64) {
+    if FS_NOW.swap(base, Relaxed) != base {
+        // SAFETY: `set_fs_base` has seen that the address is canonical; the kernel does not use FS.
+        unsafe { Msr::new(IA32_FS_BASE).write(base) };
+    }
+}
+
+/// The running thread is to run a program, whose extended state is this.
+pub(crate) fn attach(state: xstate::Area) {
+    set_fs_base(0);
+    xstate::attach(state);
+}
+
+/// The running thread runs a program no more.
+pub(crate) fn detach() {
+    interrupts::without_interrupts(|| FS_BASE[percpu::current_thread()].store(NO_PROGRAM, Relaxed));
+    drop(xstate::detach());
+}
+
+/// Another thread runs from now on: what belongs to a program and is not in its context. With interrupts off.
+pub(crate) fn exchange(from: usize, to: usize) {
+    xstate::exchange(from, to);
+    match FS_BASE[to].load(Relaxed) {
+        NO_PROGRAM => {}
+        base => load_fs(base),
+    }
 }

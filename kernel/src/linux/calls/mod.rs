@@ -3,62 +3,133 @@
 mod files;
 mod memory;
 mod other;
+mod process;
+mod signals;
+mod threads;
+mod time;
 
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use super::End;
 use super::errno::Errno;
-use super::process::Process;
-use crate::arch::x86_64::trap::TrapFrame;
+use super::thread::{Caller, Next};
+use crate::arch::x86_64::uaccess::{copy_from_user, copy_to_user};
+use crate::vm::user::UserFault;
 
 /// What a call gives: what RAX will hold, or an error.
 pub(super) type Answer = Result<u64, Errno>;
 
-/// Does the call that the registers ask for; the end of the process, if that was it.
-pub(super) fn call(process: &Process, regs: &mut TrapFrame) -> Option<End> {
-    let [a, b, c, d, e, f] = [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9];
-    let memory = process.memory();
-    // Numbers of `arch/x86/entry/syscalls/syscall_64.tbl`.
-    let answer = match regs.rax {
+/// Does the call that the registers ask for.
+pub(super) fn call(caller: &mut Caller) -> Next {
+    let regs = &caller.context.regs;
+    let args = [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9];
+    caller.number = regs.rax;
+    let answer = match special(caller, args) {
+        Ok(None) => ordinary(caller, args),
+        Ok(Some(Done::Answer(value))) => Ok(value),
+        Ok(Some(Done::Next(next))) => return next,
+        Err(errno) => Err(errno),
+    };
+    caller.context.regs.rax = match answer {
+        Ok(value) => value,
+        Err(errno) => errno.to_rax(),
+    };
+    Next::Go
+}
+
+/// What a call does that has the thread itself in its hands.
+enum Done {
+    Answer(u64),
+    Next(Next),
+}
+
+/// The calls that may change registers, or do not come back; `None` for others.
+fn special(caller: &mut Caller, [a, b, c, d, e, _]: [u64; 6]) -> Result<Option<Done>, Errno> {
+    let answer = |value| Some(Done::Answer(value));
+    Ok(match caller.number {
+        15 => {
+            signals::rt_sigreturn(caller);
+            Some(Done::Next(Next::Go))
+        }
+        56 => answer(process::clone(caller, &process::CloneArgs::of_clone([a, b, c, d, e]))?),
+        57 => answer(process::fork(caller)?),
+        58 => answer(process::vfork(caller)?),
+        59 => Some(Done::Next(process::execve(caller, a, b, c)?)),
+        60 => Some(Done::Next(process::exit(caller, a as u8))),
+        231 => Some(Done::Next(process::exit_group(caller, a as u8))),
+        435 => answer(process::clone3(caller, a, b)?),
+        _ => None,
+    })
+}
+
+/// The others, by their numbers in `arch/x86/entry/syscalls/syscall_64.tbl`.
+fn ordinary(caller: &Caller, [a, b, c, d, e, f]: [u64; 6]) -> Answer {
+    let memory = &caller.memory;
+    let process = caller.process();
+    match caller.number {
         0 => files::read(a, b, c),
         1 => files::write(a, b, c),
         3 => files::close(a),
         5 => files::fstat(a, b),
-        7 => Ok(0), // poll: nothing ever waits
         8 => Err(Errno::ESPIPE),
-        9 => memory::mmap(&memory, a, b, c, d, e, f),
-        10 => memory::mprotect(&memory, a, b, c),
-        11 => memory::munmap(&memory, a, b),
-        12 => memory::brk(&memory, a),
-        13 | 14 | 131 => Ok(0), // rt_sigaction, rt_sigprocmask, sigaltstack: no signal has a handler yet
+        9 => memory::mmap(memory, a, b, c, d, e, f),
+        10 => memory::mprotect(memory, a, b, c),
+        11 => memory::munmap(memory, a, b),
+        12 => memory::brk(memory, a),
+        13 => signals::rt_sigaction(process, a, b, c, d),
+        14 => signals::rt_sigprocmask(caller, a, b, c, d),
         16 => Err(Errno::ENOTTY),
         20 => files::writev(a, b, c),
-        24 => Ok(0),
-        25 => memory::mremap(&memory, a, b, c, d, e),
-        28 => memory::madvise(&memory, a, b, c),
-        39 | 186 => Ok(1),
-        60 | 231 => return Some(End::Exited(a as u8)),
+        24 => threads::sched_yield(),
+        25 => memory::mremap(memory, a, b, c, d, e),
+        28 => memory::madvise(memory, a, b, c),
+        34 => signals::pause(),
+        35 => time::nanosleep(a, b),
+        39 => Ok(u64::from(process.pid)),
+        61 => process::wait4(caller, a, b, c, d),
+        62 => signals::kill(caller, a, b),
         63 => other::uname(a),
-        96 => other::gettimeofday(a),
-        102 | 104 | 107 | 108 => Ok(0),
-        110 => Ok(0),
+        96 => time::gettimeofday(a, b),
+        97 => other::getrlimit(process, a, b),
+        98 => other::getrusage(a, b),
+        99 => other::sysinfo(a),
+        100 => time::times(a),
+        102 | 104 | 107 | 108 => Ok(0), // getuid, getgid, geteuid, getegid: there is one user
+        109 => process::setpgid(process, a, b),
+        110 => Ok(u64::from(process.ppid.load(Relaxed))),
+        111 => process::getpgid(process, 0),
+        112 => process::setsid(process),
+        121 => process::getpgid(process, a),
+        124 => process::getsid(process, a),
+        127 => signals::rt_sigpending(caller, a, b),
+        128 => signals::rt_sigtimedwait(caller, a, b, c, d),
+        130 => signals::rt_sigsuspend(caller, a, b),
+        131 => signals::sigaltstack(caller, a, b),
+        157 => other::prctl(a),
         158 => other::arch_prctl(a, b),
-        218 => Ok(1),
-        228 => other::clock_gettime(b),
+        160 => other::setrlimit(process, a, b),
+        186 => Ok(u64::from(caller.thread.tid)),
+        200 => signals::tkill(caller, a, b),
+        201 => time::time(a),
+        202 => threads::futex(caller, [a, b, c, d, e, f]),
+        204 => threads::sched_getaffinity(a, b, c),
+        218 => threads::set_tid_address(caller, a),
+        228 => time::clock_gettime(a, b),
+        229 => time::clock_getres(a, b),
+        230 => time::clock_nanosleep(a, b, c, d),
+        234 => signals::tgkill(caller, a, b, c),
+        247 => process::waitid(caller, a, b, c, d),
         262 => files::newfstatat(a, b, c, d),
-        273 => Ok(0),
-        302 => other::prlimit64(b, d),
-        318 => other::getrandom(a, b),
+        273 => Ok(0), // set_robust_list: the list is not walked
+        302 => other::prlimit64(process, a, b, c, d),
+        309 => threads::getcpu(a, b),
+        318 => other::getrandom(a, b, c),
+        424 => process::pidfd_send_signal(caller, a, b, c, d),
+        434 => process::pidfd_open(process, a, b),
         number => {
             name_once(number);
             Err(Errno::ENOSYS)
         }
-    };
-    regs.rax = match answer {
-        Ok(value) => value,
-        Err(errno) => errno.to_rax(),
-    };
-    None
+    }
 }
 
 /// Says of each call that is not here, once, that somebody wants it.
@@ -69,4 +140,22 @@ fn name_once(number: u64) {
     if seen.is_none_or(|word| word.fetch_or(bit, Relaxed) & bit == 0) {
         log::warn!("system call {number} is not here: it answers ENOSYS");
     }
+}
+
+/// Reads a word of 32 bits of the program's.
+///
+/// # Errors
+/// It cannot be read.
+pub(super) fn read_u32(at: u64) -> Result<u32, UserFault> {
+    let mut bytes = [0; 4];
+    copy_from_user(&mut bytes, at)?;
+    Ok(u32::from_le_bytes(bytes))
+}
+
+/// Writes a word of 32 bits of the program's.
+///
+/// # Errors
+/// It cannot be written.
+pub(super) fn write_u32(at: u64, value: u32) -> Result<(), UserFault> {
+    copy_to_user(at, &value.to_le_bytes())
 }

@@ -1,0 +1,125 @@
+//! Time: there is one clock, which runs from the machine's start.
+//!
+//! No clock chip is read, so that a run can be repeated: `CLOCK_REALTIME` is as if the machine had started at the epoch.
+
+use super::Answer;
+use crate::arch::x86_64::tsc;
+use crate::arch::x86_64::uaccess::copy_to_user;
+use crate::linux::errno::{Errno, Interrupted};
+use crate::measure::nanoseconds;
+use crate::task::{self, Woken, timer};
+use crate::vm::user::{user_read_u64, user_write_u64};
+
+const SECOND: u64 = 1_000_000_000;
+
+/// Clocks that there are: all of them go alike (`CLOCK_REALTIME` to `CLOCK_TAI`).
+fn check_clock(clock: u64) -> Result<(), Errno> {
+    if matches!(clock as u32, 0..=9 | 11) { Ok(()) } else { Err(Errno::EINVAL) }
+}
+
+/// Nanoseconds since the machine's start.
+pub(in crate::linux) fn now() -> u64 {
+    nanoseconds(tsc::now())
+}
+
+/// Reads a `timespec`, in nanoseconds.
+///
+/// # Errors
+/// EFAULT; EINVAL for less than nothing and for parts that are no parts.
+pub(in crate::linux) fn read(at: u64) -> Result<u64, Errno> {
+    let (seconds, part) = (user_read_u64(at)?, user_read_u64(at.wrapping_add(8))?);
+    if (seconds as i64) < 0 || part >= SECOND {
+        return Err(Errno::EINVAL);
+    }
+    Ok(seconds.saturating_mul(SECOND).saturating_add(part))
+}
+
+fn write(at: u64, time: u64) -> Result<(), Errno> {
+    user_write_u64(at, time / SECOND)?;
+    user_write_u64(at.wrapping_add(8), time % SECOND)?;
+    Ok(())
+}
+
+/// When a clock will show `time`, in ticks of the time-stamp counter.
+pub(super) fn deadline(_realtime: bool, time: u64) -> u64 {
+    timer::after_nanoseconds(time.saturating_sub(now()))
+}
+
+pub(super) fn clock_gettime(clock: u64, to: u64) -> Answer {
+    check_clock(clock)?;
+    write(to, now())?;
+    Ok(0)
+}
+
+pub(super) fn clock_getres(clock: u64, to: u64) -> Answer {
+    check_clock(clock)?;
+    if to != 0 {
+        write(to, 1)?;
+    }
+    Ok(0)
+}
+
+pub(super) fn gettimeofday(to: u64, zone: u64) -> Answer {
+    let now = now() / 1000;
+    if to != 0 {
+        user_write_u64(to, now / 1_000_000)?;
+        user_write_u64(to.wrapping_add(8), now % 1_000_000)?;
+    }
+    if zone != 0 {
+        user_write_u64(zone, 0)?;
+    }
+    Ok(0)
+}
+
+pub(super) fn time(to: u64) -> Answer {
+    let now = now() / SECOND;
+    if to != 0 {
+        user_write_u64(to, now)?;
+    }
+    Ok(now)
+}
+
+/// Time used is not counted for each process.
+pub(super) fn times(to: u64) -> Answer {
+    const PER_SECOND: u64 = 100;
+    if to != 0 {
+        copy_to_user(to, &[0; 32])?;
+    }
+    Ok(now() / (SECOND / PER_SECOND))
+}
+
+pub(super) fn nanosleep(wanted: u64, left: u64) -> Answer {
+    sleep(timer::after_nanoseconds(read(wanted)?), left)
+}
+
+pub(super) fn clock_nanosleep(clock: u64, flags: u64, wanted: u64, left: u64) -> Answer {
+    const ABSOLUTE: u64 = 1;
+    const PROCESS_CPU: u64 = 2;
+    const THREAD_CPU: u64 = 3;
+    check_clock(clock)?;
+    match clock {
+        THREAD_CPU => return Err(Errno::EINVAL),
+        PROCESS_CPU | 4..=6 => return Err(Errno::EOPNOTSUPP),
+        _ => {}
+    }
+    let wanted = read(wanted)?;
+    if flags & ABSOLUTE != 0 {
+        sleep(deadline(clock == 0, wanted), 0)
+    } else {
+        sleep(timer::after_nanoseconds(wanted), left)
+    }
+}
+
+/// Sleeps until the deadline; what was left when a signal came goes to `left`.
+fn sleep(deadline: u64, left: u64) -> Answer {
+    let nothing = 0_u8;
+    match task::wait_until(core::ptr::from_ref(&nothing).addr(), deadline, &|| true) {
+        Woken::Noticed => {
+            if left != 0 {
+                write(left, nanoseconds(deadline.saturating_sub(tsc::now())))?;
+            }
+            Err(Interrupted::RestartWithoutHandler.into())
+        }
+        _ => Ok(0),
+    }
+}
