@@ -371,7 +371,7 @@ fn frame_of(pfn: u32) -> x86_64::structures::paging::PhysFrame {
 ///
 /// # Errors
 /// Out of memory.
-pub(crate) fn new_space() -> Result<AddressSpace<Machine>, farpage_mm::OutOfMemory> {
+pub(crate) fn new_space() -> Result<AddressSpace<Machine>, OutOfMemory> {
     let space = AddressSpace::new(paging::fill_kernel_half)?;
     crate::knobs::join_group(space.space());
     Ok(space)
@@ -381,9 +381,7 @@ pub(crate) fn new_space() -> Result<AddressSpace<Machine>, farpage_mm::OutOfMemo
 ///
 /// # Errors
 /// Out of memory.
-pub(crate) fn clone_space(
-    space: &AddressSpace<Machine>,
-) -> Result<AddressSpace<Machine>, farpage_mm::OutOfMemory> {
+pub(crate) fn clone_space(space: &AddressSpace<Machine>) -> Result<AddressSpace<Machine>, OutOfMemory> {
     space.clone_of(paging::fill_kernel_half)
 }
 

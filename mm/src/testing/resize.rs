@@ -76,7 +76,10 @@ fn what_is_cut_off_is_unmapped_everywhere_and_copies_too() {
             assert_eq!(space.entry_at(at(page)).1, Entry::None, "page {page}");
             assert_eq!(touch(&kit, space, page, Some(1)), no_page(page));
         }
-        assert_eq!((read(&kit, space, 500), read(&kit, space, 1500), read(&kit, space, 2020)), (501, 502, 501));
+        assert_eq!(
+            (read(&kit, space, 500), read(&kit, space, 1500), read(&kit, space, 2020)),
+            (501, 502, 501)
+        );
     }
     kit.machine.mm.audit().expect("counts hold with a handle outside");
     // What comes back is not what was there.

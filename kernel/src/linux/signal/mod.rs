@@ -14,7 +14,7 @@ use farpage_mm::FaultError;
 
 pub(super) use frame::put_back;
 pub(super) use info::Info;
-pub(super) use sets::{Action, AltStack, Pending, ProcessSignals, Set, ThreadSignals, flag};
+pub(super) use sets::{Action, AltStack, ProcessSignals, Set, ThreadSignals, flag};
 
 use super::process::{End, Process};
 use super::thread::{Caller, Thread};
