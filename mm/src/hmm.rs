@@ -8,6 +8,8 @@
 //! Linux the two levels have a routine each, which disagree on foreign pages, on the frame where a walk begins inside a huge
 //! page, and on a write asked of a read-only entry.)
 
+use core::sync::atomic::Ordering::Relaxed;
+
 use crate::cursor::Peek;
 use crate::entry::{Attrs, Entry, SoftKind, SoftLeaf};
 use crate::error::FaultError;
@@ -15,6 +17,7 @@ use crate::fault::FaultInfo;
 use crate::machine::Machine;
 use crate::notifier::NotifierRef;
 use crate::space::Space;
+use crate::table::Table;
 use crate::types::{Access, Frame, Level, Order, PAGE_SIZE, Place, Prot, VaRange, Vaddr};
 use crate::vma::{Vma, VmaKind};
 
@@ -199,6 +202,46 @@ const fn access(want: HmmWant) -> Access {
     if want.contains(HmmWant::WRITE) { Access::Write } else { Access::Read }
 }
 
+impl Verdict {
+    /// What it leads to, where it is not that all is well.
+    fn look(self, vma: &Vma, addr: Vaddr) -> Result<Look, HmmError> {
+        match self {
+            Self::Tell(_) => Ok(Look::Done),
+            Self::Touch(Access::Write) if !vma.prot().contains(Prot::WRITE) => Err(HmmError::Perm(addr)),
+            Self::Touch(access) => Ok(Look::Touch(addr, access)),
+            Self::Wait => Ok(Look::Wait(addr)),
+            Self::Note => Ok(Look::Note(addr)),
+        }
+    }
+}
+
+/// Looks at the entries of a lowest table from `at` on, up to its end or `end`: all of one readable VMA. A range of small pages costs
+/// no way down the tables for each.
+fn look_at_small<M: Machine>(
+    request: &RangeFault<'_, M>,
+    vma: &Vma,
+    table: &Table<M>,
+    at: &mut Vaddr,
+    end: Vaddr,
+    out: &mut [HmmPfn],
+) -> Result<Look, HmmError> {
+    let end = at.align_down(Level::Pmd.size()).add(Level::Pmd.size()).min(end);
+    let part = VaRange::between(*at, end);
+    let first = ((at.0 - request.range.start.0) / PAGE_SIZE) as usize;
+    let index = at.index(Level::Pte);
+    let words = &table.words()[index..index + part.nr_pages() as usize];
+    for (word, page) in words.iter().zip(&mut out[first..]) {
+        let want = if request.per_page { request.want | page.wanted() } else { request.want };
+        let entry = Entry::decode(word.load(Relaxed), Level::Pte);
+        match judge(entry, Level::Pte, want, request.owner, vma) {
+            Verdict::Tell(found) => *page = found,
+            other => return other.look(vma, *at),
+        }
+        *at = at.add(PAGE_SIZE);
+    }
+    Ok(Look::Done)
+}
+
 impl<M: Machine> Space<M> {
     /// Looks at every page of the request's range, one element of `out` each, after making it what is wanted. May sleep; the
     /// caller holds no lock. With nothing wanted it neither sleeps on a page nor changes anything.
@@ -243,17 +286,23 @@ impl<M: Machine> Space<M> {
         let vmas = self.vmas.read();
         while *at < range.end {
             let addr = *at;
+            let vma = self.find_vma(&vmas, addr);
+            let vma_end = match vma {
+                Some(vma) => vma.range().end,
+                None => vmas.first_after(addr).map_or(range.end, Vma::start),
+            };
             let (level, entry) = match self.peek(addr) {
                 Peek::NoTable => (Level::Pmd, Entry::None),
                 Peek::Pmd(_, entry) => (Level::Pmd, entry),
-                Peek::Pte(_, entry) => (Level::Pte, entry),
+                Peek::Pte(table, entry) => match vma.filter(|vma| vma.prot().contains(Prot::READ)) {
+                    Some(vma) => match look_at_small(request, vma, table, at, vma_end.min(range.end), out)? {
+                        Look::Done => continue,
+                        other => return Ok(other),
+                    },
+                    None => (Level::Pte, entry),
+                },
             };
-            let mut end = addr.align_down(level.size()).add(level.size()).min(range.end);
-            let vma = self.find_vma(&vmas, addr);
-            match vma {
-                Some(vma) => end = end.min(vma.range().end),
-                None => end = end.min(vmas.first_after(addr).map_or(end, Vma::start)),
-            }
+            let end = addr.align_down(level.size()).add(level.size()).min(range.end).min(vma_end);
             let first = ((addr.0 - range.start.0) / PAGE_SIZE) as usize;
             let pages = &mut out[first..first + VaRange::between(addr, end).nr_pages() as usize];
             let want = pages
@@ -275,12 +324,7 @@ impl<M: Machine> Space<M> {
                     }
                     *at = end;
                 }
-                Verdict::Touch(Access::Write) if !vma.prot().contains(Prot::WRITE) => {
-                    return Err(HmmError::Perm(addr));
-                }
-                Verdict::Touch(access) => return Ok(Look::Touch(addr, access)),
-                Verdict::Wait => return Ok(Look::Wait(addr)),
-                Verdict::Note => return Ok(Look::Note(addr)),
+                other => return other.look(vma, addr),
             }
         }
         Ok(Look::Done)

@@ -138,11 +138,11 @@ pub trait Machine: Sized + Send + Sync + 'static {
     /// Copies RAM to RAM.
     fn copy(src: Frame, dst: Frame, order: Order);
 
-    /// Reads words of a page of RAM or of device memory, from word `word` of it on; they end inside the page. Programs and devices
-    /// may write it meanwhile: a word is read whole, no more is promised.
+    /// Reads words of RAM or of device memory, from word `word` of a page on; they end inside the folio that it is part of. Programs
+    /// and devices may write it meanwhile: a word is read whole, no more is promised.
     fn read_frame(frame: Frame, word: usize, to: &mut [u64]);
 
-    /// Writes words of such a page. They are there for every other reader on return.
+    /// Writes words of such memory. They are there for every other reader on return.
     fn write_frame(frame: Frame, word: usize, from: &[u64]);
 
     /// The number of the CPU that runs this, below [`MAX_CPUS`]. Stable only while preemption is off.

@@ -12,7 +12,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::fmt;
 
-use farpage_mm::dmirror::Dmirror;
+use farpage_mm::dmirror::{Dmirror, DmirrorError, PAGE_WORDS};
 use farpage_mm::{AddressSpace, HugeAdvice, Order, PAGE_SIZE, PMD_SIZE, Place, Prot, VaRange};
 use ktest::record;
 
@@ -34,6 +34,8 @@ const SIZES: [u64; 7] =
     [PMD_SIZE / 4, PMD_SIZE / 2, PMD_SIZE, 2 * PMD_SIZE, 4 * PMD_SIZE, 8 * PMD_SIZE, 128 * PMD_SIZE];
 const ROUNDS: u64 = 5;
 const BASE: u64 = 0x20_0000_0000;
+/// Pages that pass through the kernel at a time.
+const PIECE: usize = 32;
 /// Where the program gets what the device read.
 const BOUNCE: u64 = BASE + (1 << 36);
 const WORD: u64 = 0x0706_0504_0302_0100;
@@ -156,9 +158,9 @@ pub(super) fn run(size: u64, huge: bool, wall: bool) -> Result<(), Stop> {
 
 /// Measures the way to the device in the field's shape, in instructions.
 ///
-/// In each piece of 2 MiB, as that driver takes it: the migration, an entry in the device's table for each 4 KiB, reading all of
-/// it through these entries into memory of the kernel, copying that to memory of the program. The kernel's piece of memory is
-/// there before; allocating one for the whole buffer, which that driver does too, is not among the costs here.
+/// The migration, an entry in the device's table for each page, reading all of it through these entries into memory of the kernel,
+/// copying that to memory of the program, a piece at a time. The kernel's piece of memory is there before; allocating one for the
+/// whole buffer, which that driver does, is not among the costs here.
 pub(super) fn read_back(size: u64, huge: bool) -> Result<(), Stop> {
     fits(size, 2 * size)?;
     let failed = |_| Stop::Wrong("a command of the device failed");
@@ -167,18 +169,16 @@ pub(super) fn read_back(size: u64, huge: bool) -> Result<(), Stop> {
     let range = buffer(&space, BASE, size, advice(huge), WORD)?;
     let bounce = buffer(&space, BOUNCE, size, HugeAdvice::Huge, !0)?;
     let device = Dmirror::open(Place::device(0), &space).map_err(failed)?;
-    let mut piece = vec![0; (size.min(PMD_SIZE) / 8) as usize];
+    let mut piece = vec![0; PIECE * PAGE_WORDS];
     let mut samples = Samples::default();
     for round in 0..=ROUNDS {
         let (done, cost) = measure(|| {
-            for at in (0..size).step_by(PMD_SIZE as usize) {
-                let piece = &mut piece[..((size - at).min(PMD_SIZE) / 8) as usize];
-                device.migrate_to_device(range.start.add(at), piece).map_err(failed)?;
-                copy_words_to_user(bounce.start.0 + at, piece)?;
-            }
-            Ok::<_, Stop>(())
+            device.migrate_and_read(range, &mut piece, &mut |page, words| {
+                let to = bounce.start.0 + page * PAGE_SIZE;
+                copy_words_to_user(to, words).map_err(|_| DmirrorError::Fault)
+            })
         });
-        done?;
+        done.map_err(failed)?;
         device.migrate_to_system(range).map_err(failed)?;
         if round > 0 {
             // The engine counts what it moves; the two copies after that are not its own.

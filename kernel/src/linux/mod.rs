@@ -15,6 +15,7 @@
 //! ```
 
 mod calls;
+mod dev;
 mod errno;
 mod exec;
 mod file;

@@ -143,12 +143,12 @@ impl farpage_mm::Machine for Machine {
     }
 
     fn read_frame(frame: Frame, word: usize, to: &mut [u64]) {
-        assert!(word + to.len() <= words_of(Order::BASE), "words of one page");
+        assert!(word + to.len() <= words_of(Order::PMD), "words of one folio");
         match frame.place().device_number() {
             None => {
                 let at = ram::<u64>(frame.index()).wrapping_add(word);
-                // SAFETY: the words lie in one frame of RAM, which the direct map shows; the target is an exclusive slice. The
-                // frame belongs to a folio, whose users may write it meanwhile: no reference to it is made.
+                // SAFETY: the words lie in one folio of RAM, which the direct map shows; the target is an exclusive slice. The
+                // folio's users may write it meanwhile: no reference to it is made.
                 unsafe { copy_words(CopyRoutine::RepMovsq, to.as_mut_ptr(), at, to.len()) };
             }
             Some(number) => devmem::memory_of(number).read_words(frame, word, to),
@@ -156,7 +156,7 @@ impl farpage_mm::Machine for Machine {
     }
 
     fn write_frame(frame: Frame, word: usize, from: &[u64]) {
-        assert!(word + from.len() <= words_of(Order::BASE), "words of one page");
+        assert!(word + from.len() <= words_of(Order::PMD), "words of one folio");
         match frame.place().device_number() {
             None => {
                 let at = ram::<u64>(frame.index()).wrapping_add(word);

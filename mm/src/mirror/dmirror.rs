@@ -14,7 +14,8 @@ use crate::error::{OutOfMemory, RangeError};
 use crate::hmm::{HmmError, HmmPfn, HmmWant, RangeFault};
 use crate::machine::Machine;
 use crate::migrate::{MigrateFlags, Report, UnitReport, Verdict};
-use crate::mirror::{MirrorAttrs, MirrorRef};
+pub use crate::mirror::snap::Snap;
+use crate::mirror::{MirrorAttrs, MirrorEntry, MirrorRef};
 use crate::space::{AddressSpace, SpaceUser};
 use crate::types::{Access, Order, PAGE_SIZE, Place, VaRange, Vaddr};
 
@@ -91,58 +92,11 @@ impl From<OutOfMemory> for DmirrorError {
     }
 }
 
-bitflags::bitflags! {
-    /// A byte of a snapshot. The device kinds are numbers, not bits: compare the upper half as a whole.
-    #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-    pub struct Snap: u8 {
-        /// Readable.
-        const READ = 0x01;
-        /// Writable.
-        const WRITE = 0x02;
-        /// Part of a 2 MiB mapping.
-        const PMD = 0x04;
-        /// Part of a 1 GiB mapping, of which there are none.
-        const PUD = 0x08;
-        /// The shared zero page.
-        const ZERO = 0x10;
-        /// In this device's private memory.
-        const DEV_PRIVATE_LOCAL = 0x20;
-        /// In another device's private memory. It is never seen: what another device has is nothing to this one.
-        const DEV_PRIVATE_REMOTE = 0x30;
-        /// In this device's coherent memory.
-        const DEV_COHERENT_LOCAL = 0x40;
-        /// In another device's coherent memory.
-        const DEV_COHERENT_REMOTE = 0x50;
-        /// Nobody may have it.
-        const ERROR = 0xff;
-    }
-}
-
-impl Snap {
-    fn of(pfn: HmmPfn, here: Place) -> Self {
-        if pfn.is_error() {
-            return Self::ERROR;
-        }
-        let Some(frame) = pfn.frame() else { return Self::empty() };
-        let place = frame.place();
-        let kind = if place.is_coherent() {
-            if place.device_number() == here.device_number() {
-                Self::DEV_COHERENT_LOCAL
-            } else {
-                Self::DEV_COHERENT_REMOTE
-            }
-        } else if !place.is_ram() {
-            Self::DEV_PRIVATE_LOCAL
-        } else if pfn.is_zero() {
-            Self::ZERO
-        } else {
-            Self::empty()
-        };
-        let access = if pfn.is_writable() { Self::WRITE } else { Self::READ };
-        let size = if pfn.map_order() == Order::PMD { Self::PMD } else { Self::empty() };
-        kind | access | size
-    }
-}
+/// Is handed a piece of what a device has read, with the number of its first page in the range. EXCLUSIVE may begin again, and hand
+/// out a piece another time.
+pub type Take<'a> = dyn FnMut(u64, &[u64]) -> Result<(), DmirrorError> + 'a;
+/// Puts what a device is to write into a piece, whose first page in the range has this number.
+pub type Give<'a> = dyn FnMut(u64, &mut [u64]) -> Result<(), DmirrorError> + 'a;
 
 /// One opening of a device, for one address space. It ends as the command CLOSE does ([`Dmirror::close`]); one that is just dropped
 /// ends the mirroring alone, and pages that lie on the device stay there.
@@ -189,7 +143,12 @@ impl<M: Machine> Dmirror<M> {
     /// Makes the next allocation of a 2 MiB page fail, in a migration either way that this opening is told to do: single pages are
     /// taken for it (the flag `FAIL_ALLOC`). Once, and then only: it waits for a migration that has a 2 MiB page in it.
     pub fn fail_next_huge(&self) {
-        self.fail_alloc.store(true, Release);
+        self.refuse_next_huge(true);
+    }
+
+    /// The same, or takes it back (the command FLAGS).
+    pub fn refuse_next_huge(&self, refuse: bool) {
+        self.fail_alloc.store(refuse, Release);
     }
 
     /// READ: the device reads as many pages from `addr` on as `to` has room for.
@@ -197,13 +156,20 @@ impl<M: Machine> Dmirror<M> {
     /// # Errors
     /// [`DmirrorError`]; what `to` holds then is undefined.
     pub fn read(&self, addr: Vaddr, to: &mut [u64]) -> Result<Done, DmirrorError> {
-        let range = range_of(addr, to.len())?;
-        let mut done = Done::default();
-        while !self.try_read(range, to, &mut done.cpages) {
-            self.mirror.fault(rest(range, done.cpages), HmmWant::FAULT)?;
-            done.faults += 1;
-        }
-        Ok(done)
+        self.read_to(range_of(addr, to.len())?, to, &mut stays)
+    }
+
+    /// READ, piece by piece: each is read into `words`, whole pages, and handed to `take`.
+    ///
+    /// # Errors
+    /// [`DmirrorError`], that of `take` too; pieces before the one that failed were handed out.
+    pub fn read_to(
+        &self,
+        range: VaRange,
+        words: &mut [u64],
+        take: &mut Take<'_>,
+    ) -> Result<Done, DmirrorError> {
+        self.read_pieces(range, words, take, true)
     }
 
     /// WRITE: the device writes the pages of `from` from `addr` on.
@@ -213,40 +179,80 @@ impl<M: Machine> Dmirror<M> {
     pub fn write(&self, addr: Vaddr, from: &[u64]) -> Result<Done, DmirrorError> {
         let range = range_of(addr, from.len())?;
         let mut done = Done::default();
-        while !self.try_write(range, from, &mut done.cpages) {
-            self.mirror.fault(rest(range, done.cpages), HmmWant::FAULT | HmmWant::WRITE)?;
-            done.faults += 1;
+        self.write_piece(range, from, &mut done)?;
+        Ok(done)
+    }
+
+    /// WRITE, piece by piece: each is what `give` has put into `words`, which is told the number of its first page in the range.
+    ///
+    /// # Errors
+    /// [`DmirrorError`], that of `give` too; pages before the one that failed are written.
+    pub fn write_from(
+        &self,
+        range: VaRange,
+        words: &mut [u64],
+        give: &mut Give<'_>,
+    ) -> Result<Done, DmirrorError> {
+        let mut done = Done::default();
+        while done.cpages < range.nr_pages() {
+            let left = rest(range, done.cpages);
+            let piece = piece_of(words, left)?;
+            give(done.cpages, piece)?;
+            self.write_piece(left, piece, &mut done)?;
         }
         Ok(done)
     }
 
-    /// Reads through the device's page table from page `cpages` on; false at the first page that is not there.
-    fn try_read(&self, range: VaRange, to: &mut [u64], cpages: &mut u64) -> bool {
-        for page in to.chunks_exact_mut(PAGE_WORDS).skip(*cpages as usize) {
-            let addr = range.start.add(*cpages * PAGE_SIZE);
-            if self.mirror.access(addr, Access::Read, |frame| M::read_frame(frame, 0, page)).is_none() {
-                return false;
+    /// Writes the first pages of `left`; what is missing of any page there is faulted in, in one round.
+    fn write_piece(&self, left: VaRange, from: &[u64], done: &mut Done) -> Result<(), DmirrorError> {
+        let (mut written, pages) = (0, (from.len() / PAGE_WORDS) as u64);
+        loop {
+            let piece = VaRange::new(left.start.0 + written * PAGE_SIZE, (pages - written) * PAGE_SIZE);
+            let words = &from[words_to(written)..];
+            written += self.mirror.access_range(piece, Access::Write, &mut |frame, first, count| {
+                M::write_frame(frame, 0, &words[words_to(first)..words_to(first + count)]);
+            });
+            if written == pages {
+                done.cpages += pages;
+                return Ok(());
             }
-            *cpages += 1;
+            self.mirror.fault(rest(left, written), HmmWant::FAULT | HmmWant::WRITE)?;
+            done.faults += 1;
         }
-        true
     }
 
-    fn try_write(&self, range: VaRange, from: &[u64], cpages: &mut u64) -> bool {
-        for page in from.chunks_exact(PAGE_WORDS).skip(*cpages as usize) {
-            let addr = range.start.add(*cpages * PAGE_SIZE);
-            if self.mirror.access(addr, Access::Write, |frame| M::write_frame(frame, 0, page)).is_none() {
-                return false;
-            }
-            *cpages += 1;
-        }
-        true
-    }
-
-    /// Reads back what a command has put into the device's page table.
-    fn read_back(&self, range: VaRange, to: &mut [u64]) -> Result<Done, DmirrorError> {
+    /// Reads through the device's page table. A page that is not there is an error, or begins a round of faults.
+    fn read_pieces(
+        &self,
+        range: VaRange,
+        words: &mut [u64],
+        take: &mut Take<'_>,
+        fault: bool,
+    ) -> Result<Done, DmirrorError> {
         let mut done = Done::default();
-        if self.try_read(range, to, &mut done.cpages) { Ok(done) } else { Err(DmirrorError::NotThere) }
+        while done.cpages < range.nr_pages() {
+            let left = rest(range, done.cpages);
+            let piece = piece_of(words, left)?;
+            let (mut read, pages) = (0, (piece.len() / PAGE_WORDS) as u64);
+            loop {
+                let missing = VaRange::new(left.start.0 + read * PAGE_SIZE, (pages - read) * PAGE_SIZE);
+                let words = &mut piece[words_to(read)..];
+                read += self.mirror.access_range(missing, Access::Read, &mut |frame, first, count| {
+                    M::read_frame(frame, 0, &mut words[words_to(first)..words_to(first + count)]);
+                });
+                if read == pages {
+                    break;
+                }
+                if !fault {
+                    return Err(DmirrorError::NotThere);
+                }
+                self.mirror.fault(rest(left, read), HmmWant::FAULT)?;
+                done.faults += 1;
+            }
+            take(done.cpages, piece)?;
+            done.cpages += pages;
+        }
+        Ok(done)
     }
 
     /// `MIGRATE_TO_DEV`: moves the pages to the device, enters those that are there then in its page table, and reads all of
@@ -256,10 +262,22 @@ impl<M: Machine> Dmirror<M> {
     /// [`DmirrorError::NotThere`] when a page did not move; [`DmirrorError::Invalid`] when part of the range is not mapped or
     /// not to be read.
     pub fn migrate_to_device(&self, addr: Vaddr, to: &mut [u64]) -> Result<Done, DmirrorError> {
-        let range = range_of(addr, to.len())?;
+        self.migrate_and_read(range_of(addr, to.len())?, to, &mut stays)
+    }
+
+    /// `MIGRATE_TO_DEV`, which reads piece by piece.
+    ///
+    /// # Errors
+    /// As [`Dmirror::migrate_to_device`]; that of `take`, when all has moved.
+    pub fn migrate_and_read(
+        &self,
+        range: VaRange,
+        words: &mut [u64],
+        take: &mut Take<'_>,
+    ) -> Result<Done, DmirrorError> {
         self.migrate(range, self.device, None)?;
         self.enter_own(range)?;
-        self.read_back(range, to)
+        self.read_pieces(range, words, take, false)
     }
 
     /// `MIGRATE_TO_SYS`: moves the pages of the range that lie on a device to RAM. `cpages` counts what moved, a 2 MiB page that
@@ -326,7 +344,19 @@ impl<M: Machine> Dmirror<M> {
     /// # Errors
     /// [`DmirrorError`]; [`DmirrorError::NotThere`] when one was taken back before it could be read.
     pub fn exclusive(&self, addr: Vaddr, to: &mut [u64]) -> Result<Done, DmirrorError> {
-        let range = range_of(addr, to.len())?;
+        self.exclusive_to(range_of(addr, to.len())?, to, &mut stays)
+    }
+
+    /// EXCLUSIVE, which reads piece by piece.
+    ///
+    /// # Errors
+    /// As [`Dmirror::exclusive`]; that of `take`, when all are lent.
+    pub fn exclusive_to(
+        &self,
+        range: VaRange,
+        words: &mut [u64],
+        take: &mut Take<'_>,
+    ) -> Result<Done, DmirrorError> {
         let user = self.space()?;
         // A page that is brought in for its loan may take neighbours along that were lent already.
         for _ in 0..ROUNDS {
@@ -341,8 +371,9 @@ impl<M: Machine> Dmirror<M> {
                     at = lent.range().end;
                 }
             }
-            if let Ok(done) = self.read_back(range, to) {
-                return Ok(done);
+            match self.read_pieces(range, words, take, false) {
+                Err(DmirrorError::NotThere) => {}
+                done => return done,
             }
         }
         Err(DmirrorError::NotThere)
@@ -353,14 +384,8 @@ impl<M: Machine> Dmirror<M> {
     /// # Errors
     /// [`DmirrorError::Perm`] when one is.
     pub fn check_exclusive(&self, range: VaRange) -> Result<(), DmirrorError> {
-        let mut at = range.start;
-        while at < range.end {
-            if self.mirror.entry(at).is_some_and(|entry| entry.attrs.contains(MirrorAttrs::ATOMIC)) {
-                return Err(DmirrorError::Perm);
-            }
-            at = at.add(PAGE_SIZE);
-        }
-        Ok(())
+        let lent = |entry: MirrorEntry| entry.attrs.contains(MirrorAttrs::ATOMIC);
+        if self.mirror.any(range, &lent) { Err(DmirrorError::Perm) } else { Ok(()) }
     }
 
     /// RELEASE: brings everything that lies on the device back to RAM, whoever maps it.
@@ -408,4 +433,20 @@ fn entries_of(unit: &UnitReport) -> u64 {
 /// What is left of a range after so many pages.
 fn rest(range: VaRange, pages: u64) -> VaRange {
     VaRange::between(range.start.add(pages * PAGE_SIZE), range.end)
+}
+
+/// What was read stays in the words, which are one piece.
+fn stays(_: u64, _: &[u64]) -> Result<(), DmirrorError> {
+    Ok(())
+}
+
+/// The words of so many pages.
+const fn words_to(pages: u64) -> usize {
+    pages as usize * PAGE_WORDS
+}
+
+/// The part of `words` that the first pages of `left` fill.
+fn piece_of(words: &mut [u64], left: VaRange) -> Result<&mut [u64], DmirrorError> {
+    let pages = ((words.len() / PAGE_WORDS) as u64).min(left.nr_pages());
+    if pages == 0 { Err(DmirrorError::Invalid) } else { Ok(&mut words[..words_to(pages)]) }
 }

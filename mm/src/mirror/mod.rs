@@ -8,6 +8,7 @@
 //! [`dmirror`] is the command set of a device that is driven by tests.
 
 pub mod dmirror;
+mod snap;
 mod table;
 
 use core::fmt;
@@ -142,6 +143,13 @@ impl<M: Machine> MirrorRef<M> {
         self.mirror.table.lock().get::<M>(addr)
     }
 
+    /// Is there an entry in `range` of which `f` says so?
+    pub(crate) fn any(&self, range: VaRange, f: &dyn Fn(MirrorEntry) -> bool) -> bool {
+        let mut found = false;
+        self.mirror.table.lock().for_each_in::<M>(range, &mut |_, entry| found |= f(entry));
+        found
+    }
+
     /// An access of the device: calls `f` with the frame of the page at `addr`, with the mirror's lock held, so that the page
     /// stays while `f` runs. `None` when there is no entry, or one that does not allow it.
     pub fn access<R>(&self, addr: Vaddr, access: Access, f: impl FnOnce(Frame) -> R) -> Option<R> {
@@ -151,6 +159,23 @@ impl<M: Machine> MirrorRef<M> {
             return None;
         }
         Some(f(entry.frame))
+    }
+
+    /// An access of the device to the pages of `range`: calls `f`, with the mirror's lock held, with each run of frames that follow each
+    /// other, the number of its first page in the range, and how many pages they are. Ends before the first page that has no entry,
+    /// or one that does not allow it; how many pages were accessed.
+    pub fn access_range(&self, range: VaRange, access: Access, f: &mut dyn FnMut(Frame, u64, u64)) -> u64 {
+        let table = self.mirror.table.lock();
+        let (mut done, pages) = (0, range.nr_pages());
+        while done < pages {
+            let at = range.start.add(done * PAGE_SIZE);
+            let Some((frame, count)) = table.run::<M>(at, pages - done, access == Access::Write) else {
+                break;
+            };
+            f(frame, done, count);
+            done += count;
+        }
+        done
     }
 
     /// Makes the pages of `range` accessible: faults in what is missing and enters it. With nothing wanted, enters what is there.
@@ -263,6 +288,7 @@ fn enter<M: Machine>(
     only: Option<Place>,
 ) -> Result<Vaddr, HmmError> {
     let mut at = range.start;
+    let mut small = None;
     while at < range.end {
         let pfn = pfns[((at.0 - range.start.0) / PAGE_SIZE) as usize];
         let Some(frame) = pfn.frame().filter(|frame| only.is_none_or(|place| frame.place() == place)) else {
@@ -275,7 +301,20 @@ fn enter<M: Machine>(
         // A write is noted before it is allowed.
         let mut attrs = MirrorAttrs::empty();
         attrs.set(MirrorAttrs::WRITE, pfn.is_writable() && pfn.is_written());
-        table.put::<M>(start, level, first, attrs).map_err(|_| HmmError::Oom(at))?;
+        let oom = |_| HmmError::Oom(at);
+        if level == Level::Pte {
+            // Neighbours share a node: its way is gone once.
+            let base = at.align_down(Level::Pmd.size());
+            let node = match small {
+                Some((start, node)) if start == base => node,
+                _ => table.small_node::<M>(at).map_err(oom)?,
+            };
+            small = Some((base, node));
+            MirrorTable::put_small::<M>(node, at, first, attrs);
+        } else {
+            table.put::<M>(start, level, first, attrs).map_err(oom)?;
+            small = None;
+        }
         at = start.add(level.size());
     }
     Ok(at)

@@ -144,6 +144,37 @@ impl MirrorTable {
         None
     }
 
+    /// The pages from `addr` on, at most `most`, whose frames follow each other: the first frame, and how many. `None` when the first
+    /// has no entry, or one that does not allow `write`.
+    pub(crate) fn run<M: Machine>(&self, addr: Vaddr, most: u64, write: bool) -> Option<(Frame, u64)> {
+        let allows = |attrs: MirrorAttrs| !write || attrs.contains(MirrorAttrs::WRITE);
+        let mut key = self.root;
+        let mut level = Level::Pgd;
+        while key != NIL {
+            let here = node::<M>(key);
+            let first = addr.index(level);
+            match here.word(first) {
+                Word::Table(next) => (key, level) = (next, below(level)),
+                Word::None => return None,
+                Word::Leaf(_, attrs) if !allows(attrs) => return None,
+                Word::Leaf(frame, _) if level != Level::Pte => {
+                    let page = (addr.0 & (level.size() - 1)) >> crate::types::PAGE_SHIFT;
+                    let left = u64::from(level.order().pages()) - page;
+                    return Some((frame.offset(page as u32), left.min(most)));
+                }
+                Word::Leaf(frame, _) => {
+                    let last = PTRS.min(first + most as usize);
+                    let follows = |&i: &usize| match here.word(i) {
+                        Word::Leaf(next, attrs) => next == frame.offset((i - first) as u32) && allows(attrs),
+                        _ => false,
+                    };
+                    return Some((frame, 1 + (first + 1..last).take_while(follows).count() as u64));
+                }
+            }
+        }
+        None
+    }
+
     /// Enters `frame` for the page of `level` at `addr`, in place of what stands there.
     pub(crate) fn put<M: Machine>(
         &mut self,
@@ -152,6 +183,27 @@ impl MirrorTable {
         frame: Frame,
         attrs: MirrorAttrs,
     ) -> Result<(), OutOfMemory> {
+        let here = node::<M>(self.node_of::<M>(addr, level)?);
+        if let Word::Table(old) = here.word(addr.index(level)) {
+            free::<M>(old, below(level));
+        }
+        here.set(addr.index(level), Word::Leaf(frame, attrs));
+        Ok(())
+    }
+
+    /// The node that the small entries around `addr` stand in, for [`MirrorTable::put_small`]. It stays until an entry is cleared, or
+    /// put for a larger page.
+    pub(crate) fn small_node<M: Machine>(&mut self, addr: Vaddr) -> Result<u32, OutOfMemory> {
+        self.node_of::<M>(addr, Level::Pte)
+    }
+
+    /// As [`MirrorTable::put`] of a small page, in its node.
+    pub(crate) fn put_small<M: Machine>(key: u32, addr: Vaddr, frame: Frame, attrs: MirrorAttrs) {
+        node::<M>(key).set(addr.index(Level::Pte), Word::Leaf(frame, attrs));
+    }
+
+    /// The key of the node for entries of `level` around `addr`, made if it is not there.
+    fn node_of<M: Machine>(&mut self, addr: Vaddr, level: Level) -> Result<u32, OutOfMemory> {
         if self.root == NIL {
             self.root = alloc::<M>()?;
         }
@@ -170,12 +222,7 @@ impl MirrorTable {
             };
             at = below(at);
         }
-        let here = node::<M>(key);
-        if let Word::Table(old) = here.word(addr.index(level)) {
-            free::<M>(old, below(level));
-        }
-        here.set(addr.index(level), Word::Leaf(frame, attrs));
-        Ok(())
+        Ok(key)
     }
 
     /// Drops the entries of `range`. A huge one that lies partly in it is split, or dropped whole without memory for that.
@@ -187,8 +234,13 @@ impl MirrorTable {
 
     /// Calls `f` for every entry, by its first address.
     pub(crate) fn for_each<M: Machine>(&self, f: &mut dyn FnMut(Vaddr, MirrorEntry)) {
+        self.for_each_in::<M>(VaRange::between(Vaddr(0), Vaddr(u64::MAX)), f);
+    }
+
+    /// Calls `f` for every entry that lies in `range` or reaches into it.
+    pub(crate) fn for_each_in<M: Machine>(&self, range: VaRange, f: &mut dyn FnMut(Vaddr, MirrorEntry)) {
         if self.root != NIL {
-            each_in::<M>(self.root, Level::Pgd, Vaddr(0), f);
+            each_in::<M>(self.root, Level::Pgd, Vaddr(0), range, f);
         }
     }
 }
@@ -258,14 +310,23 @@ fn clear_in<M: Machine>(key: u32, level: Level, base: Vaddr, range: VaRange) -> 
     empty
 }
 
-fn each_in<M: Machine>(key: u32, level: Level, base: Vaddr, f: &mut dyn FnMut(Vaddr, MirrorEntry)) {
+fn each_in<M: Machine>(
+    key: u32,
+    level: Level,
+    base: Vaddr,
+    range: VaRange,
+    f: &mut dyn FnMut(Vaddr, MirrorEntry),
+) {
     let here = node::<M>(key);
-    for i in 0..PTRS {
-        let at = base.add(i as u64 * level.size());
-        match here.word(i) {
+    let size = level.size();
+    let span = VaRange::new(base.0, size << 9).intersect(range);
+    let mut at = span.start.align_down(size);
+    while at < span.end {
+        match here.word(at.index(level)) {
             Word::None => {}
-            Word::Table(next) => each_in::<M>(next, below(level), at, f),
+            Word::Table(next) => each_in::<M>(next, below(level), at, range, f),
             Word::Leaf(frame, attrs) => f(at, MirrorEntry { frame, attrs, order: level.order() }),
         }
+        at = at.add(size);
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::folio::FolioRef;
 use crate::migrate::MigrateOptions;
-use crate::mirror::dmirror::{Dmirror, Done, PAGE_WORDS};
+use crate::mirror::dmirror::{Dmirror, DmirrorError, Done, PAGE_WORDS};
 use crate::space::AddressSpace;
 use crate::testing::kit::{DEV, Kit, at, range};
 use crate::testing::machine::{Config, Soft, one};
@@ -135,5 +135,87 @@ fn a_refusal_waits_from_batch_to_batch_and_is_over_after_one_page() {
     assert_eq!(cpages(&device, 0, small + 1536), small + 512 + 512 + 1);
     assert_eq!([512, 1024].map(|page| level(&kit, small + page)), [Level::Pte, Level::Pmd]);
     kit.check(0, small + 1536);
+    kit.audit();
+}
+
+/// Data that passes through three pages of memory: what came, page by page, and the count.
+fn in_pieces(
+    command: impl FnOnce(
+        &mut [u64],
+        &mut dyn FnMut(u64, &[u64]) -> Result<(), DmirrorError>,
+    ) -> Result<Done, DmirrorError>,
+) -> (Result<Done, DmirrorError>, Vec<u64>) {
+    let (mut words, mut came) = (vec![0; 3 * PAGE_WORDS], Vec::new());
+    let done = command(&mut words, &mut |page, words| {
+        assert_eq!(page, came.len() as u64, "in order");
+        came.extend(words.chunks(PAGE_WORDS).map(|page| page[0]));
+        Ok(())
+    });
+    (done, came)
+}
+
+#[test]
+fn in_pieces_a_command_counts_and_reads_what_it_does_as_a_whole() {
+    let kit = Kit::new();
+    let device = open(&kit.space);
+    kit.map(0, 512, Huge);
+    kit.map(512, 100, Small);
+    kit.fill(0, 612);
+    let all = range(0, 612);
+    let values: Vec<u64> = (0..612).map(Kit::value).collect();
+    let done = |faults| Ok(Done { cpages: 612, faults });
+    assert_eq!(in_pieces(|words, take| device.read_to(all, words, take)), (done(1), values.clone()));
+    assert_eq!(in_pieces(|words, take| device.migrate_and_read(all, words, take)), (done(0), values.clone()));
+    assert_eq!(in_pieces(|words, take| device.read_to(all, words, take)), (done(0), values.clone()));
+    kit.check(600, 1);
+    assert_eq!(in_pieces(|words, take| device.read_to(all, words, take)).0, done(1), "one had gone");
+    assert_eq!(in_pieces(|words, take| device.exclusive_to(all, words, take)), (done(0), values));
+    kit.check(0, 612);
+    // A write takes each page from its own place; the first piece faults for all.
+    let mut words = vec![0; 3 * PAGE_WORDS];
+    let written = device.write_from(all, &mut words, &mut |page, words| {
+        for (number, words) in (page..).zip(words.chunks_mut(PAGE_WORDS)) {
+            words.fill(0);
+            words[0] = 7000 + number;
+        }
+        Ok(())
+    });
+    assert_eq!(written, done(1));
+    (0..612).for_each(|page| assert_eq!(kit.try_read(page), Ok(7000 + page)));
+    kit.audit();
+}
+
+#[test]
+fn memory_that_cannot_take_a_piece_ends_the_command() {
+    let kit = Kit::new();
+    let device = open(&kit.space);
+    kit.map(0, 8, Small);
+    kit.fill(0, 8);
+    let (mut words, mut pieces) = (vec![0; 3 * PAGE_WORDS], 0);
+    let mut take = |page, _: &[u64]| {
+        pieces += 1;
+        if page < 3 { Ok(()) } else { Err(DmirrorError::Fault) }
+    };
+    assert_eq!(device.migrate_and_read(range(0, 8), &mut words, &mut take), Err(DmirrorError::Fault));
+    assert_eq!(pieces, 2, "none after that");
+    assert_eq!(kit.free(DEV), 8 * 512 - 8, "all has moved");
+    let give = &mut |page, _: &mut [u64]| if page < 3 { Ok(()) } else { Err(DmirrorError::Fault) };
+    assert_eq!(device.write_from(range(0, 8), &mut words, give), Err(DmirrorError::Fault));
+    assert_eq!(device.read_to(range(0, 8), &mut [], &mut |_, _| Ok(())), Err(DmirrorError::Invalid));
+    kit.check(6, 2);
+    kit.audit();
+}
+
+#[test]
+fn what_is_lent_is_found_in_a_range_however_long_it_is() {
+    let kit = Kit::new();
+    let device = open(&kit.space);
+    kit.map(600, 8, Small);
+    kit.fill(600, 8);
+    let mut words = vec![0; 3 * PAGE_WORDS];
+    device.exclusive_to(range(603, 2), &mut words, &mut |_, _| Ok(())).expect("memory");
+    let found = [(0, 603), (605, 3), (604, 1), (0, 1 << 34)]
+        .map(|(start, len)| device.check_exclusive(range(start, len)));
+    assert_eq!(found, [Ok(()), Ok(()), Err(DmirrorError::Perm), Err(DmirrorError::Perm)]);
     kit.audit();
 }

@@ -63,16 +63,28 @@ impl Machine for Soft {
 
     /// A page here has a few words only: the others read as zero, and what is written to them is lost.
     fn read_frame(frame: Frame, word: usize, to: &mut [u64]) {
-        let page = state().data(frame);
-        for (i, to) in to.iter_mut().enumerate() {
-            *to = page.get(word + i).map_or(0, Cell::get);
+        assert!(
+            word == 0 || word + to.len() <= crate::dmirror::PAGE_WORDS,
+            "a part of a page, or whole pages"
+        );
+        for (n, to) in to.chunks_mut(crate::dmirror::PAGE_WORDS).enumerate() {
+            let page = state().data(frame.offset(n as u32));
+            for (i, to) in to.iter_mut().enumerate() {
+                *to = page.get(word + i).map_or(0, Cell::get);
+            }
         }
     }
 
     fn write_frame(frame: Frame, word: usize, from: &[u64]) {
-        let page = state().data(frame);
-        for (cell, from) in page.iter().skip(word).zip(from) {
-            cell.set(*from);
+        assert!(
+            word == 0 || word + from.len() <= crate::dmirror::PAGE_WORDS,
+            "a part of a page, or whole pages"
+        );
+        for (n, from) in from.chunks(crate::dmirror::PAGE_WORDS).enumerate() {
+            let page = state().data(frame.offset(n as u32));
+            for (cell, from) in page.iter().skip(word).zip(from) {
+                cell.set(*from);
+            }
         }
     }
 
