@@ -12,7 +12,7 @@ use alloc::vec::Vec;
 
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
-use crate::task::Mutex;
+use crate::task::{Event, Mutex};
 use farpage_mm::{Prot, VaRange};
 
 use super::errno::Errno;
@@ -135,8 +135,8 @@ pub(super) trait File: Send + Sync {
         poll::IN | poll::OUT
     }
 
-    /// What those sleep on who wait for that to change; `None` where it does not change.
-    fn ready_key(&self) -> Option<usize> {
+    /// What happens when that changes; `None` where it does not.
+    fn ready_event(&self) -> Option<&Event> {
         None
     }
 

@@ -122,6 +122,7 @@ fn wait_for(first: &Process) -> End {
     let init = init();
     let mut end = None;
     loop {
+        let seen = init.child_ended.seen();
         let children = init.children();
         let ended: Vec<_> = children.iter().filter_map(|child| Some((child, child.ended()?))).collect();
         for (child, how) in &ended {
@@ -138,7 +139,7 @@ fn wait_for(first: &Process) -> End {
             others.iter().for_each(|process| signal::send(process, Info::of_sender(KILL, 0, init.pid)));
         }
         if ended.is_empty() {
-            task::wait(init.child_key(), &|| init.children().iter().all(|child| child.ended().is_none()));
+            init.child_ended.wait_only(seen);
         }
     }
 }

@@ -23,7 +23,7 @@ use super::memory::Memory;
 use super::place::Whereabouts;
 use super::signal::{self, Info, ProcessSignals};
 use super::thread::Thread;
-use crate::task::{self, Mutex};
+use crate::task::{Event, Mutex};
 
 /// How a process ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +66,12 @@ pub(super) struct Process {
     pub(super) limits: Mutex<Limits>,
     pub(super) signals: ProcessSignals,
     threads: Mutex<Vec<Arc<Thread>>>,
+    /// A thread has left.
+    thread_left: Event,
+    /// A child has ended, or there is one more to wait for.
+    pub(super) child_ended: Event,
+    /// It has ended itself.
+    pub(super) end_event: Event,
     children: Mutex<Vec<Arc<Process>>>,
     /// What its first thread has given to `exit`, if that did not end the process.
     leader_status: AtomicU8,
@@ -73,6 +79,7 @@ pub(super) struct Process {
     ended: Mutex<Option<End>>,
     /// It runs in its parent's memory, which waits for it to run a program or to end (`CLONE_VFORK`).
     borrows: AtomicBool,
+    memory_returned: Event,
 }
 
 /// Every process that has not been waited for.
@@ -126,6 +133,10 @@ impl Process {
             limits: Mutex::new(Limits::default()),
             signals: ProcessSignals::default(),
             threads: Mutex::new(Vec::new()),
+            thread_left: Event::new(),
+            child_ended: Event::new(),
+            end_event: Event::new(),
+            memory_returned: Event::new(),
             children: Mutex::new(Vec::new()),
             leader_status: AtomicU8::new(0),
             ending: Mutex::new(None),
@@ -223,17 +234,14 @@ impl Process {
     pub(super) fn remove_thread(&self, tid: u32) -> bool {
         let mut threads = self.threads.lock();
         threads.retain(|thread| thread.tid != tid);
-        task::wake(self.threads_key());
+        self.thread_left.happens();
         threads.is_empty()
-    }
-
-    fn threads_key(&self) -> usize {
-        core::ptr::from_ref(&self.threads).addr()
     }
 
     /// Ends all threads but this one, for an exec; false when the process is ending anyway.
     pub(super) fn end_other_threads(&self, me: &Thread) -> bool {
         loop {
+            let seen = self.thread_left.seen();
             let others = self.with_threads(|threads| {
                 let others = threads.iter().filter(|thread| thread.tid != me.tid);
                 others.inspect(|thread| thread.end_alone()).count()
@@ -241,7 +249,7 @@ impl Process {
             if others == 0 {
                 return self.ending().is_none();
             }
-            task::wait(self.threads_key(), &|| self.threads.lock().len() > 1);
+            self.thread_left.wait_only(seen);
         }
     }
 
@@ -272,16 +280,6 @@ impl Process {
         *self.ended.lock()
     }
 
-    /// What those sleep on who wait for its end.
-    pub(super) fn end_key(&self) -> usize {
-        core::ptr::from_ref(&self.ended).addr()
-    }
-
-    /// What it sleeps on when it waits for a child.
-    pub(super) fn child_key(&self) -> usize {
-        core::ptr::from_ref(&self.children).addr()
-    }
-
     pub(super) fn children(&self) -> Vec<Arc<Process>> {
         self.children.lock().clone()
     }
@@ -298,9 +296,9 @@ impl Process {
             child.ppid.store(1, Relaxed);
             init().children.lock().push(child);
         }
-        task::wake(init().child_key());
+        init().child_ended.happens();
         *self.ended.lock() = Some(how);
-        task::wake(self.end_key());
+        self.end_event.happens();
         let Some(parent) = self.parent.lock().upgrade() else { return };
         if self.exit_signal == signal::CHLD && parent.signals.ignores_children() {
             parent.let_go(self);
@@ -308,7 +306,7 @@ impl Process {
         if self.exit_signal != 0 {
             signal::send(&parent, Info::of_child(self.exit_signal, self.pid, how));
         }
-        task::wake(parent.child_key());
+        parent.child_ended.happens();
     }
 
     /// It could not begin: as if it had never been.
@@ -329,11 +327,17 @@ impl Process {
     /// It uses its parent's memory no more (`CLONE_VFORK`).
     pub(super) fn returns_memory(&self) {
         self.borrows.store(false, Relaxed);
-        task::wake(core::ptr::from_ref(&self.borrows).addr());
+        self.memory_returned.happens();
     }
 
     /// Sleeps until a child has returned the memory that it runs in.
     pub(super) fn wait_for_memory(child: &Process) {
-        task::wait(core::ptr::from_ref(&child.borrows).addr(), &|| child.borrows.load(Relaxed));
+        loop {
+            let seen = child.memory_returned.seen();
+            if !child.borrows.load(Relaxed) {
+                return;
+            }
+            child.memory_returned.wait_only(seen);
+        }
     }
 }

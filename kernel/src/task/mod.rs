@@ -16,6 +16,7 @@
 //! The scheduler runs with interrupts off; its locks ([`wait`]'s buckets, then a run queue) are taken only so. A CPU has a run
 //! queue of its own; there is one CPU yet. What is done by registers and stacks is in [`crate::arch::x86_64::switch`].
 
+mod event;
 mod preempt;
 mod tests;
 pub(crate) mod timer;
@@ -36,6 +37,7 @@ use crate::arch::x86_64::stacks::MAX_THREADS;
 use crate::arch::x86_64::{switch, user};
 use crate::vm::{self, Loaded};
 
+pub(crate) use event::Event;
 pub(crate) use preempt::{tick, with_preemption_every};
 pub(crate) use wait::{Woken, has_notice, notify, take_notice, wait, wait_until, wake};
 

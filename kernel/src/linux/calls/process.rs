@@ -15,7 +15,7 @@ use crate::linux::process::{self, End, Heritage, Process};
 use crate::linux::signal::{self, Info};
 use crate::linux::thread::{Caller, Next, Start, Thread};
 use crate::linux::{path, strings};
-use crate::task::{self, Woken};
+use crate::task::{Event, Woken, timer};
 use crate::vm::user::user_read_u64;
 
 /// Flags of a clone (`uapi/linux/sched.h`).
@@ -261,14 +261,14 @@ fn wait_for(caller: &Caller, which: Which, hang: bool) -> Result<Option<(Arc<Pro
         of_these.peek().is_some().then(|| of_these.find_map(|child| Some((child.ended()?, child))))
     };
     loop {
+        let seen = parent.child_ended.seen();
         match found() {
             None => return Err(Errno::ECHILD),
             Some(Some((how, child))) => return Ok(Some((child, how))),
             Some(None) if !hang => return Ok(None),
             Some(None) => {}
         }
-        let still = || matches!(found(), Some(None));
-        if task::wait_until(parent.child_key(), task::timer::NEVER, &still) == Woken::Noticed {
+        if parent.child_ended.wait(seen, timer::NEVER) == Woken::Noticed {
             return Err(Interrupted::Restart.into());
         }
     }
@@ -390,8 +390,8 @@ impl File for PidFd {
         if self.0.ended().is_some() { poll::IN } else { 0 }
     }
 
-    fn ready_key(&self) -> Option<usize> {
-        Some(self.0.end_key())
+    fn ready_event(&self) -> Option<&Event> {
+        Some(&self.0.end_event)
     }
 
     fn process(&self) -> Option<Arc<Process>> {
