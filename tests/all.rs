@@ -1,6 +1,6 @@
 //! Every test there is, as one list. See the crate's documentation.
 
-use std::{collections::BTreeSet, process::ExitCode, sync::Arc};
+use std::{collections::BTreeSet, num::NonZero, process::ExitCode, sync::Arc, thread};
 
 use harness::{
     gdb,
@@ -11,25 +11,33 @@ use libtest_mimic::{Arguments, Failed, Trial};
 
 fn main() -> ExitCode {
     let args = Arguments::from_args();
-    let mut trials = host::trials();
-    let machine = QemuMachine::new().map(Arc::new);
-    let guests = machine.clone().and_then(|machine| Guests::find(machine));
-    match &guests {
-        Ok(guests) => trials.extend(guests.trials()),
-        Err(why) => trials.push(broken_kernel(why.clone())),
-    }
+    // Two builds with a lock each: side by side.
+    let (mut trials, (machine, guests)) = thread::scope(|scope| {
+        let others = scope.spawn(|| (host::trials(), runs::trials()));
+        let machine = QemuMachine::new().map(Arc::new);
+        let guests = machine.clone().and_then(|machine| Guests::find(machine));
+        let (mut trials, runs) = others.join().unwrap_or_else(|why| std::panic::resume_unwind(why));
+        trials.extend(runs);
+        (trials, (machine, guests))
+    });
     if let Ok(machine) = &machine {
         trials.extend(oracle::trials(machine));
         trials.extend(gdb::trials(machine));
     }
-    trials.extend(runs::trials());
+    match &guests {
+        Ok(guests) => trials.extend(guests.trials()),
+        Err(why) => trials.push(broken_kernel(why.clone())),
+    }
 
     trials.retain(|trial| !args.is_filtered_out(trial));
     if !args.list
         && let Ok(guests) = &guests
     {
         let chosen = trials.iter().filter(|trial| !args.is_ignored(trial));
-        guests.start(&chosen.map(|trial| trial.name().to_owned()).collect::<BTreeSet<_>>());
+        let at_once =
+            args.test_threads.and_then(NonZero::new).or_else(|| thread::available_parallelism().ok());
+        let chosen = chosen.map(|trial| trial.name().to_owned()).collect::<BTreeSet<_>>();
+        guests.start(&chosen, at_once.unwrap_or(NonZero::<usize>::MIN));
     }
     let conclusion = libtest_mimic::run(&args, trials);
     summary::finish(&args, &conclusion)

@@ -1,7 +1,8 @@
 //! In-kernel tests, each as one trial.
 //!
-//! The kernel is asked for its list. Tests that need the same machine share a boot, which runs in the
-//! background while the pool of the harness works on other trials; a trial waits for its own result only.
+//! The kernel is asked for its list. Tests that need the same machine share boots, which run in the
+//! background, several at once, while the pool of the harness works on other trials; a trial waits for its own
+//! result only, and comes late in the list, so that what waits does not keep others from working.
 //! A boot that dies takes no test with it that had not begun: those run in a further boot, until every test
 //! has had its turn or a boot gets nowhere. A destructive test has a boot of its own.
 
@@ -10,8 +11,10 @@ mod boots;
 mod machine;
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    num::NonZero,
+    sync::{Arc, Mutex, PoisonError},
     thread,
 };
 
@@ -27,6 +30,9 @@ pub use board::Board;
 pub use boots::run_group;
 pub(crate) use machine::qemu;
 pub use machine::{Machine, QemuMachine};
+
+/// Tests that share a boot, at most. A boot takes a tenth of a second; parts of this size keep all CPUs busy to the end.
+const SHARE: usize = 32;
 
 /// What the kernel says of one of its tests.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,21 +58,23 @@ impl Guests {
     /// # Errors
     /// The kernel does not build, does not boot, or does not list its tests.
     pub fn find(machine: Arc<dyn Machine>) -> Result<Self, String> {
-        let entries = list(&*machine)?;
+        let mut entries = list(&*machine)?;
+        // In the order of their boots. Machines of their own come first: what is large is there.
+        entries.sort_by_key(|entry| (entry.expect.is_none(), Reverse(entry.needs)));
         Ok(Self { machine, entries, board: Arc::new(Board::default()) })
     }
 
-    /// A trial for every test.
+    /// A trial for every test: first those that boot by themselves, then those that wait for shared boots.
     #[must_use]
     pub fn trials(&self) -> Vec<Trial> {
         self.entries.iter().map(|entry| self.trial(entry)).collect()
     }
 
-    /// Starts the shared boots of those tests whose trials were chosen.
-    pub fn start(&self, chosen: &BTreeSet<String>) {
-        let mut groups: BTreeMap<Needs, (Vec<String>, Vec<String>)> = BTreeMap::new();
+    /// Starts the shared boots of those tests whose trials were chosen, so many at once.
+    pub fn start(&self, chosen: &BTreeSet<String>, at_once: NonZero<usize>) {
+        let mut groups: BTreeMap<Reverse<Needs>, (Vec<String>, Vec<String>)> = BTreeMap::new();
         for entry in self.entries.iter().filter(|entry| entry.expect.is_none()) {
-            let (all, mine) = groups.entry(entry.needs).or_default();
+            let (all, mine) = groups.entry(Reverse(entry.needs)).or_default();
             all.push(entry.name.clone());
             if chosen.contains(&entry.name) {
                 mine.push(entry.name.clone());
@@ -75,9 +83,20 @@ impl Guests {
         let alone = groups.len() == 1;
         let (machine, board) = (Arc::clone(&self.machine), Arc::clone(&self.board));
         thread::spawn(move || {
-            for (needs, (all, mine)) in &groups {
-                run_group(&*machine, needs, all, mine, alone, &board);
-            }
+            let parts = groups.iter().flat_map(|(Reverse(needs), (all, mine))| {
+                mine.chunks(SHARE).map(move |part| (needs, all.as_slice(), part))
+            });
+            let parts = Mutex::new(parts);
+            let next = || parts.lock().unwrap_or_else(PoisonError::into_inner).next();
+            thread::scope(|scope| {
+                for _ in 0..at_once.get() {
+                    scope.spawn(|| {
+                        while let Some((needs, all, part)) = next() {
+                            run_group(&*machine, needs, all, part, alone, &board);
+                        }
+                    });
+                }
+            });
             board.close();
         });
     }

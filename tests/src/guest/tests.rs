@@ -3,7 +3,9 @@
 use std::{
     collections::{BTreeSet, VecDeque},
     fmt::Write,
-    sync::{Arc, Mutex},
+    num::NonZero,
+    sync::{Arc, Condvar, Mutex},
+    time::Duration,
 };
 
 use ktest::{
@@ -11,9 +13,9 @@ use ktest::{
     exit::Exit,
     stream::{Ending, Outcome},
 };
-use libtest_mimic::{Arguments, Conclusion};
+use libtest_mimic::{Arguments, Conclusion, Trial};
 
-use super::{Board, Guests, Machine, run_group};
+use super::{Board, Guests, Machine, SHARE, run_group};
 
 const SUCCESS: Ending = Ending::Exit(Exit::Success);
 
@@ -115,44 +117,114 @@ fn what_goes_wrong_between_tests_is_not_lost() {
 const LIST: &str = "@test name=kernel::a\n@test name=kernel::b memory_mib=3072\n\
                     @test name=kernel::df expect=double-fault\n@test name=kernel::p expect=panic\n";
 
+fn start(guests: &Guests, trials: &[Trial], at_once: usize) {
+    let chosen = trials.iter().map(|trial| trial.name().to_owned()).collect::<BTreeSet<_>>();
+    guests.start(&chosen, NonZero::new(at_once).unwrap());
+}
+
 fn harness(boots: &[(&str, Ending)], filter: Option<&str>) -> (Arc<Script>, Conclusion) {
     let mut script = vec![(LIST, SUCCESS)];
     script.extend_from_slice(boots);
     let script = Arc::new(Script::new(&script));
     let guests = Guests::find(Arc::clone(&script) as Arc<dyn Machine>).unwrap();
-    // One thread, so that the boots of destructive tests come after those of the groups.
     let logfile = Some("/dev/null".into());
     let args =
         Arguments { test_threads: Some(1), logfile, filter: filter.map(str::to_owned), ..Default::default() };
     let mut trials = guests.trials();
     trials.retain(|trial| !args.is_filtered_out(trial));
-    guests.start(&trials.iter().map(|trial| trial.name().to_owned()).collect::<BTreeSet<_>>());
+    start(&guests, &trials, 1);
     let conclusion = libtest_mimic::run(&args, trials);
     (script, conclusion)
 }
 
+/// A machine on which all pass. It notes what it was asked, and may wait until so many boots run at once.
+struct Obedient {
+    list: String,
+    asked: Mutex<Vec<String>>,
+    together: usize,
+    came: Condvar,
+}
+
+impl Obedient {
+    fn new(list: &str, together: usize) -> Arc<Self> {
+        Arc::new(Self { list: list.to_owned(), asked: Mutex::default(), together, came: Condvar::new() })
+    }
+
+    fn asked(&self) -> Vec<String> {
+        self.asked.lock().unwrap().clone()
+    }
+}
+
+impl Machine for Obedient {
+    fn boot(&self, needs: &Needs, words: &str, line: &mut dyn FnMut(&str)) -> Result<Ending, String> {
+        if words == "run=list" {
+            self.list.lines().for_each(line);
+            return Ok(SUCCESS);
+        }
+        let (_, filter) = words.split_once("filter=").ok_or("no filter")?;
+        let names: Vec<&str> = filter.split(',').collect();
+        let mut asked = self.asked.lock().unwrap();
+        asked.push(needs.memory_mib.map_or(words.to_owned(), |mib| format!("{words} on {mib} MiB")));
+        self.came.notify_all();
+        let alone = |asked: &mut Vec<String>| asked.len() < self.together;
+        let (asked, late) = self
+            .came
+            .wait_timeout_while(asked, Duration::from_secs(60), alone)
+            .map_err(|error| error.to_string())?;
+        drop(asked);
+        if late.timed_out() {
+            return Err("the other boot has not begun".to_owned());
+        }
+        if words.contains("exact=1") {
+            let panics = names[0].ends_with("::p");
+            line("1..1");
+            line(&format!("# begin {filter}"));
+            line(if panics { "@panic message=x" } else { "@fault kind=double-fault" });
+            return Ok(Ending::Exit(if panics { Exit::Panic } else { Exit::Fault }));
+        }
+        line(&format!("1..{}", names.len()));
+        for (n, name) in names.iter().enumerate() {
+            line(&format!("# begin {name}"));
+            line(&format!("ok {} - {name}", n + 1));
+        }
+        Ok(SUCCESS)
+    }
+
+    fn explain(&self, line: &str) -> String {
+        line.to_owned()
+    }
+}
+
+fn obeyed(machine: &Arc<Obedient>, at_once: usize) -> Conclusion {
+    let guests = Guests::find(Arc::clone(machine) as Arc<dyn Machine>).unwrap();
+    let trials = guests.trials();
+    start(&guests, &trials, at_once);
+    let logfile = Some("/dev/null".into());
+    libtest_mimic::run(&Arguments { test_threads: Some(1), logfile, ..Default::default() }, trials)
+}
+
 #[test]
 fn each_machine_has_its_boot_and_each_destructive_test_its_own() {
-    let (script, conclusion) = harness(
-        &[
-            ("1..1\n# begin kernel::a\nok 1 - kernel::a\n", SUCCESS),
-            ("1..1\n# begin kernel::b\nok 1 - kernel::b\n", SUCCESS),
-            ("1..1\n# begin kernel::df\n@fault kind=double-fault\n", Ending::Exit(Exit::Fault)),
-            ("1..1\n# begin kernel::p\n@panic message=x\n", Ending::Exit(Exit::Panic)),
-        ],
-        None,
-    );
+    let machine = Obedient::new(LIST, 1);
+    let conclusion = obeyed(&machine, 1);
     assert_eq!((conclusion.num_passed, conclusion.num_failed), (4, 0));
-    assert_eq!(
-        script.asked(),
-        [
-            "run=list",
-            "run=test filter=kernel::a",
-            "run=test filter=kernel::b on 3072 MiB",
-            "run=test exact=1 filter=kernel::df",
-            "run=test exact=1 filter=kernel::p",
-        ]
-    );
+    // Shared boots run beside the others: only their own order is certain.
+    let (alone, shared): (Vec<_>, Vec<_>) =
+        machine.asked().into_iter().partition(|words| words.contains("exact=1"));
+    assert_eq!(shared, ["run=test filter=kernel::b on 3072 MiB", "run=test filter=kernel::a"]);
+    assert_eq!(alone, ["run=test exact=1 filter=kernel::df", "run=test exact=1 filter=kernel::p"]);
+}
+
+#[test]
+fn many_tests_of_one_machine_take_several_boots_which_run_at_once() {
+    let list: String =
+        (0..2 * SHARE + 1).fold(String::new(), |list, n| format!("{list}@test name=k::t{n:03}\n"));
+    let machine = Obedient::new(&list, 2);
+    let conclusion = obeyed(&machine, 2);
+    assert_eq!((conclusion.num_passed, conclusion.num_failed), (2 * SHARE as u64 + 1, 0));
+    let mut shares: Vec<_> = machine.asked().iter().map(|words| words.split(',').count()).collect();
+    shares.sort_unstable();
+    assert_eq!(shares, [1, SHARE, SHARE]);
 }
 
 #[test]
