@@ -18,6 +18,7 @@
 
 mod event;
 mod preempt;
+mod sleep_tests;
 mod tests;
 pub(crate) mod timer;
 mod wait;

@@ -211,7 +211,7 @@ crate::ktest! {
 
 /// Uses the stack up.
 #[inline(never)]
-fn recurse(depth: u64) -> u64 {
+pub(super) fn recurse(depth: u64) -> u64 {
     let here = core::hint::black_box([depth; 32]);
     if core::hint::black_box(depth) == 0 { 0 } else { recurse(depth + 1) + here[7] }
 }
