@@ -258,7 +258,7 @@ fn schedule() {
     vm::trace::thread_runs(to);
     vm::load(*THREADS[to].space.lock());
     user::exchange(from, to);
-    percpu::set_current_thread(to);
+    percpu::set_current_thread(to, THREADS[to].noticed.load(Relaxed));
     switch::switch(from, to);
     // A notice that came meanwhile: a fault goes back to its program by itself, and would not look.
     if THREADS[from].noticed.load(Relaxed) {

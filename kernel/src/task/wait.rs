@@ -126,6 +126,9 @@ pub(crate) fn notify(number: usize) {
     interrupts::without_interrupts(|| {
         let thread = &THREADS[number];
         thread.noticed.store(true, Relaxed);
+        if number == percpu::current_thread() {
+            percpu::set_notice(true);
+        }
         if thread.can_be_noticed.load(Relaxed) {
             wake_one(number, Woken::Noticed);
         }
@@ -136,12 +139,15 @@ pub(crate) fn notify(number: usize) {
 /// Has the running thread a notice?
 #[inline(always)]
 pub(crate) fn has_notice() -> bool {
-    THREADS[percpu::current_thread()].noticed.load(Relaxed)
+    percpu::has_notice()
 }
 
 /// Takes the running thread's notice; what it is about must be looked at after.
 pub(crate) fn take_notice() -> bool {
-    THREADS[percpu::current_thread()].noticed.swap(false, Relaxed)
+    interrupts::without_interrupts(|| {
+        percpu::set_notice(false);
+        THREADS[percpu::current_thread()].noticed.swap(false, Relaxed)
+    })
 }
 
 /// The running thread sleeps or has ended, no other can run, and nothing that could wake one is expected: that is the end.

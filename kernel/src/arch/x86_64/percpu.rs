@@ -39,6 +39,8 @@ pub(crate) struct PerCpu {
     current_space: AtomicU64,
     /// The number of the running thread.
     current_thread: AtomicU32,
+    /// Has the running thread a notice?
+    notice: AtomicU32,
     /// Room for what the running thread records of its fault; whose layout that is, the trace knows.
     open_record: [AtomicU64; OPEN_WORDS],
     /// Page faults taken, to tell what "running" means for spurious ones.
@@ -69,6 +71,7 @@ impl PerCpu {
             scratch: AtomicU64::new(0),
             current_space: AtomicU64::new(0),
             current_thread: AtomicU32::new(0),
+            notice: AtomicU32::new(0),
             open_record: [const { AtomicU64::new(0) }; OPEN_WORDS],
             page_faults: AtomicU64::new(0),
             spurious: [const { AtomicU64::new(0) }; 4],
@@ -245,9 +248,27 @@ pub(crate) fn current_thread() -> usize {
     this().current_thread.load(Ordering::Relaxed) as usize
 }
 
-/// Says which thread runs on this CPU. With interrupts off.
-pub(crate) fn set_current_thread(number: usize) {
+/// Says which thread runs on this CPU, and whether it has a notice. With interrupts off.
+pub(crate) fn set_current_thread(number: usize, has_notice: bool) {
     this().current_thread.store(number as u32, Ordering::Relaxed);
+    set_notice(has_notice);
+}
+
+/// Has the running thread a notice?
+#[inline(always)]
+pub(crate) fn has_notice() -> bool {
+    let notice: u32;
+    // SAFETY: reads a word of this CPU's block.
+    unsafe {
+        asm!("mov {:e}, gs:[{}]", out(reg) notice, const offset_of!(PerCpu, notice),
+             options(nostack, preserves_flags, readonly));
+    }
+    notice != 0
+}
+
+/// Says whether it has. With interrupts off.
+pub(crate) fn set_notice(on: bool) {
+    this().notice.store(u32::from(on), Ordering::Relaxed);
 }
 
 /// What the running thread knows of its last spurious fault; kept for it while others run. See [`super::fault::spurious`].

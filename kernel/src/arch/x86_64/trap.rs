@@ -374,7 +374,7 @@ extern "C" fn dispatch(frame: &mut TrapFrame) {
             }
         }
         vector::COM1 => apic::end_of_8259_interrupt(),
-        exception @ 0..32 if frame.is_from_user() => {
+        exception @ 0..32 if frame.is_from_user() && user::is_running() => {
             user::leave(frame, Why::Exception { vector: exception, error: frame.error })
         }
         3 => breakpoint(frame),
@@ -420,6 +420,10 @@ extern "C" fn off_stack(frame: &mut TrapFrame, cr2: u64) -> ! {
 /// #DB, #NMI, #DF, #MC.
 extern "C" fn paranoid(frame: &mut TrapFrame, cr2: u64) {
     match frame.vector {
+        // A program steps through itself, by the flag TF. Its frame is complete, and the GS base is the kernel's by now.
+        1 if frame.is_from_user() && user::is_running() => {
+            user::leave(frame, Why::Exception { vector: 1, error: 0 })
+        }
         // Neither is used: a debugger outside has its own breakpoints, and no NMI source is set up.
         1 | 2 => {
             UNEXPECTED.fetch_add(1, Ordering::Relaxed);

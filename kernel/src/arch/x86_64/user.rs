@@ -258,26 +258,34 @@ pub(crate) fn run(context: &mut Context) -> Why {
     if context.regs.rip >= super::uaccess::USER_END {
         return Why::PageFault { addr: context.regs.rip, error: 1 << 2 | 1 << 4 };
     }
-    let regs = &mut context.regs;
-    (regs.cs, regs.ss) = (USER_CS, USER_SS);
-    regs.rflags = regs.rflags & USER_FLAGS | FIXED_FLAGS;
-    let keep = stacks::kernel_top_of_current().as_ptr();
+    if !context.is_in_call() {
+        // What IRET loads; after a SYSCALL, SYSRET has its own segments, and flags that the program had before.
+        let regs = &mut context.regs;
+        (regs.cs, regs.ss) = (USER_CS, USER_SS);
+        regs.rflags = regs.rflags & USER_FLAGS | FIXED_FLAGS;
+    }
+    let keep = stacks::kernel_top_of_current();
     interrupts::disable();
     // From here on a notice finds the thread in its program, or before this look.
-    if crate::task::has_notice() {
+    if percpu::has_notice() {
         interrupts::enable();
         return Why::Interrupted;
     }
     // SAFETY: the context is whole and ours alone until the call comes back; segments, flags and RIP are those of ring 3, so the
     // program can do what ring 3 can. The word is that of the running thread.
-    let why = unsafe { enter_user(context, keep) };
-    stacks::kernel_top_of_current().store(0, Relaxed);
+    let why = unsafe { enter_user(context, keep.as_ptr()) };
+    keep.store(0, Relaxed);
     match why {
         SYSCALL => Why::Syscall,
         14 => Why::PageFault { addr: context.regs.vector, error: context.regs.error },
         257 => Why::Interrupted,
         vector => Why::Exception { vector: vector as u8, error: context.regs.error },
     }
+}
+
+/// Does the running thread run a program, by [`run`]?
+pub(super) fn is_running() -> bool {
+    stacks::kernel_top_of_current().load(Relaxed) != 0
 }
 
 /// From the handler of a trap that came from ring 3: ends the [`run`] of this thread.
