@@ -99,7 +99,7 @@ fn on_loader_tables(info: &'static mut BootInfo) -> ! {
 /// The second step, on the kernel's own tables and stack: the heap, the interrupt controller, and what was asked for.
 extern "C" fn on_own_tables() -> ! {
     let boot = boot();
-    if let Err(error) = heap::init() {
+    if let Err(error) = heap::init(boot.command.run == Run::Exec) {
         exit::fail(&format_args!("no RAM for the heap: {} frames in one piece are missing", error.frames));
     }
     if let Err(error) = x86_64::init_on_own_tables() {

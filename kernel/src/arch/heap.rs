@@ -17,6 +17,10 @@ use crate::bootmem;
 
 /// The heap's size. It does not grow.
 const BYTES: u64 = 8 << 20;
+/// The size where programs run, each with files and threads of its own: this part of RAM, between the usual size and
+/// [`MOST`].
+const PART_OF_RAM: u64 = 16;
+const MOST: u64 = 128 << 20;
 
 struct KernelHeap {
     heap: Mutex<Heap>,
@@ -54,11 +58,13 @@ unsafe impl GlobalAlloc for KernelHeap {
 ///
 /// # Errors
 /// There is not as much.
-pub(crate) fn init() -> Result<(), OutOfFrames> {
-    let phys = bootmem::allocate(BYTES / PAGE_SIZE, 1)?;
+pub(crate) fn init(for_programs: bool) -> Result<(), OutOfFrames> {
+    let ram: u64 = bootmem::ram().map(|range| range.end - range.start).sum();
+    let bytes = if for_programs { (ram / PART_OF_RAM).clamp(BYTES, MOST) & !(PAGE_SIZE - 1) } else { BYTES };
+    let phys = bootmem::allocate(bytes / PAGE_SIZE, 1)?;
     let start = super::x86_64::paging::phys_to_virt(x86_64::PhysAddr::new(phys));
     // SAFETY: RAM in the direct map, which bootmem has given to nobody else.
-    unsafe { HEAP.heap.lock().init(start.as_mut_ptr(), BYTES as usize) };
+    unsafe { HEAP.heap.lock().init(start.as_mut_ptr(), bytes as usize) };
     Ok(())
 }
 
