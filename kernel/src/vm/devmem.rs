@@ -244,7 +244,24 @@ impl Device {
 
     #[inline(always)]
     fn copy(&self, op: &CopyOp) -> bool {
-        if way::is_usual() { self.copy_by(op, CopyRoutine::RepMovsq) } else { self.copy_unusually(op) }
+        if way::is_usual() { self.copy_by(op, 1, CopyRoutine::RepMovsq) } else { self.copy_unusually(op) }
+    }
+
+    /// Single pages that follow each other at both ends are one copy.
+    #[inline(always)]
+    fn copy_list(&self, ops: &[CopyOp]) -> u32 {
+        if !way::is_usual() {
+            return ops.iter().zip(0..).fold(0, |failed, (op, i)| failed | u32::from(!self.copy(op)) << i);
+        }
+        let (mut failed, mut at) = (0, 0);
+        while let Some(op) = ops.get(at) {
+            let count = run_of(&ops[at..]);
+            if !self.copy_by(op, count, CopyRoutine::RepMovsq) {
+                failed |= (u32::MAX >> (COPY_LIST - count)) << at;
+            }
+            at += count;
+        }
+        failed
     }
 
     /// By another routine, or not at all.
@@ -253,24 +270,25 @@ impl Device {
     fn copy_unusually(&self, op: &CopyOp) -> bool {
         // Other devices ask for themselves.
         let fails = way::first_fails() && self.place == Place::device(0) && is_to_fail();
-        !fails && self.copy_by(op, way::routine())
+        !fails && self.copy_by(op, 1, way::routine())
     }
 
+    /// Does `count` operations like this one, each for the frames after those of the one before.
     #[inline(always)]
-    fn copy_by(&self, op: &CopyOp, routine: CopyRoutine) -> bool {
+    fn copy_by(&self, op: &CopyOp, count: usize, routine: CopyRoutine) -> bool {
         let memory = self.memory.by(routine);
         let (CopyOp::Copy { order, .. } | CopyOp::Zero { order, .. }) = *op;
-        let words = words_of(order);
+        let words = words_of(order) * count;
         count_bulk(words as u64);
         let done = match *op {
             CopyOp::Copy { src, dst, .. } if src.place() == Place::RAM => {
-                // SAFETY: the source folio is unmapped and flushed everywhere (`Migration<Unmapped>`): nobody writes it
-                // now. It is a whole folio in the direct map.
+                // SAFETY: the source folios are unmapped and flushed everywhere (`Migration<Unmapped>`): nobody writes them
+                // now. They are whole folios in the direct map, one after the other.
                 let from = unsafe { core::slice::from_raw_parts(ram::<u64>(src.index()), words) };
                 memory.copy_in(device_addr(dst), from)
             }
             CopyOp::Copy { src, dst, .. } if dst.place() == Place::RAM => {
-                // SAFETY: the destination was just allocated and is not mapped: it is the caller's alone.
+                // SAFETY: the destinations were just allocated and are not mapped: they are the caller's alone.
                 let to = unsafe { core::slice::from_raw_parts_mut(ram::<u64>(dst.index()), words) };
                 memory.copy_out(device_addr(src), to)
             }
@@ -278,9 +296,9 @@ impl Device {
                 return self.copy_between(src, dst, words);
             }
             CopyOp::Copy { src, dst, .. } => {
-                memory.copy_within(device_addr(src), device_addr(dst), order.bytes())
+                memory.copy_within(device_addr(src), device_addr(dst), words as u64 * 8)
             }
-            CopyOp::Zero { dst, .. } => memory.zero(device_addr(dst), order.bytes()),
+            CopyOp::Zero { dst, .. } => memory.zero(device_addr(dst), words as u64 * 8),
         };
         done.is_ok()
     }
@@ -308,6 +326,17 @@ impl Device {
     }
 }
 
+/// How many of the operations, the first included, copy single pages that follow each other at both ends.
+#[inline(always)]
+fn run_of(ops: &[CopyOp]) -> usize {
+    let Some(&CopyOp::Copy { src, dst, order: Order::BASE }) = ops.first() else { return 1 };
+    if src.place() == dst.place() {
+        return 1; // the pages of one may be those of another's other end
+    }
+    let next = |n| CopyOp::Copy { src: src.offset(n), dst: dst.offset(n), order: Order::BASE };
+    1 + ops[1..].iter().zip(1..).take_while(|&(op, n)| *op == next(n)).count()
+}
+
 /// Where a frame whose number counts from the start of its device lies in it.
 #[inline(always)]
 const fn device_addr(frame: Frame) -> DeviceAddr {
@@ -325,12 +354,7 @@ impl CopyEngine for Device {
     #[inline]
     fn submit(&self, ops: &[CopyOp]) -> Fence {
         debug_assert!(ops.len() <= COPY_LIST);
-        let mut failed = 0;
-        for (i, op) in ops.iter().enumerate() {
-            if !self.copy(op) {
-                failed |= 1 << i;
-            }
-        }
+        let failed = self.copy_list(ops);
         // The BAR is write-combining: what was stored must be there before an entry leads to it.
         store_fence();
         Fence::Done { failed }

@@ -1,6 +1,7 @@
 //! Last phase, and its mirror image: entries get a name again, the destination's or, where a unit failed, the source's.
 
 use crate::counters::Event;
+use crate::device::{Device, PagemapOps};
 use crate::entry::Attrs;
 use crate::folio::{Folio, FolioRef, LockedFolio};
 use crate::frames::{FrameBin, Frames};
@@ -158,12 +159,22 @@ struct Ending<M: Machine> {
     new: (u64, u64),
     /// Units and pages that came from another device.
     between: (u64, u64),
+    /// The device that the last folio came from, and single pages that have left it since it was told.
+    from: Option<Leaving<M>>,
+}
+
+/// A device that folios leave: what is asked of it for each is looked up once.
+struct Leaving<M: Machine> {
+    place: Place,
+    device: &'static Device<M>,
+    ops: &'static dyn PagemapOps<M>,
+    singles: u64,
 }
 
 impl<M: Machine> Ending<M> {
     const fn new(to: Place, driver_word: u64) -> Self {
         let word = if to.is_ram() { 0 } else { driver_word };
-        Self { to, word, bin: FrameBin::new(), new: (0, 0), between: (0, 0) }
+        Self { to, word, bin: FrameBin::new(), new: (0, 0), between: (0, 0), from: None }
     }
 
     /// Gives the folios of a committed unit the driver's word, while they are locked. One that comes from another device has that
@@ -183,7 +194,8 @@ impl<M: Machine> Ending<M> {
 
     /// Counts what arrived, and what left a device; which device it was is counted folio by folio.
     #[inline(always)]
-    fn count(&self, space: Option<&Space<M>>, report: &Report) {
+    fn count(&mut self, space: Option<&Space<M>>, report: &Report) {
+        self.told();
         let Some(number) = self.to.device_number() else {
             let (units, pages) = (report.units - self.new.0, report.pages - self.new.1);
             count_out::<M>(units, pages);
@@ -201,10 +213,45 @@ impl<M: Machine> Ending<M> {
     /// Notes that a folio of `order` has left `from`.
     #[inline(always)]
     fn left(&mut self, from: Place, order: Order) {
-        let Some(number) = from.device_number() else { return };
-        M::mm().device(number).left(order);
+        if from.is_ram() {
+            return;
+        }
+        let leaving = match &mut self.from {
+            Some(leaving) if leaving.place == from => leaving,
+            _ => return self.left_another(from, order),
+        };
+        if order == Order::BASE {
+            leaving.singles += 1;
+        } else {
+            leaving.device.left(order, 1);
+        }
         if !self.to.is_ram() {
             self.between = (self.between.0 + 1, self.between.1 + u64::from(order.pages()));
+        }
+    }
+
+    /// The first folio from a device.
+    #[inline(never)]
+    fn left_another(&mut self, from: Place, order: Order) {
+        self.told();
+        let Some(number) = from.device_number() else { return };
+        let device = M::mm().device(number);
+        self.from = Some(Leaving { place: from, device, ops: device.ops(), singles: 0 });
+        self.left(from, order);
+    }
+
+    /// Tells the device that pages come from of those that it does not know of.
+    fn told(&mut self) {
+        if let Some(leaving) = &mut self.from {
+            leaving.device.left(Order::BASE, core::mem::take(&mut leaving.singles));
+        }
+    }
+
+    /// Tells the driver where `old` lies, which was noted as left, that the folio has no claim to it any more.
+    #[inline(always)]
+    fn tell_left(&self, folio: &Folio, old: &Frames<M>) {
+        if let Some(leaving) = &self.from {
+            leaving.ops.folio_free(old.first(), old.order(), folio.take_driver_word());
         }
     }
 }
@@ -376,7 +423,7 @@ fn arrive<M: Machine>(
     }
     if !old.first().place().is_ram() {
         ending.left(old.first().place(), order);
-        folio.tell_left(&old);
+        ending.tell_left(&folio, &old);
         if !to.is_ram() && ending.word != 0 {
             note_arrived::<M>(&folio, ending.word);
         }

@@ -13,7 +13,7 @@ use core::sync::atomic::{AtomicBool, Ordering::AcqRel, Ordering::Release};
 use crate::error::{OutOfMemory, RangeError};
 use crate::hmm::{HmmError, HmmPfn, HmmWant, RangeFault};
 use crate::machine::Machine;
-use crate::migrate::{MigrateFlags, Report, UnitReport, Verdict};
+use crate::migrate::{MigrateFlags, Report};
 pub use crate::mirror::snap::Snap;
 use crate::mirror::{MirrorAttrs, MirrorEntry, MirrorRef};
 use crate::space::{AddressSpace, SpaceUser};
@@ -275,7 +275,7 @@ impl<M: Machine> Dmirror<M> {
         words: &mut [u64],
         take: &mut Take<'_>,
     ) -> Result<Done, DmirrorError> {
-        self.migrate(range, self.device, None)?;
+        self.migrate(range, self.device)?;
         self.enter_own(range)?;
         self.read_pieces(range, words, take, false)
     }
@@ -286,20 +286,16 @@ impl<M: Machine> Dmirror<M> {
     /// # Errors
     /// [`DmirrorError::Invalid`] as above.
     pub fn migrate_to_system(&self, range: VaRange) -> Result<Done, DmirrorError> {
-        let mut cpages = 0;
-        self.migrate(range, Place::RAM, Some(&mut |unit| cpages += entries_of(unit)))?;
-        Ok(Done { cpages, faults: 0 })
+        let report = self.migrate(range, Place::RAM)?;
+        // The entries that a driver would have had: one for a 2 MiB page in one piece, else one for each page.
+        let huge = report.huge_pages;
+        Ok(Done { cpages: report.pages - huge + huge / u64::from(Order::PMD.pages()), faults: 0 })
     }
 
-    fn migrate(
-        &self,
-        range: VaRange,
-        to: Place,
-        observer: Option<&mut dyn FnMut(&UnitReport)>,
-    ) -> Result<Report, DmirrorError> {
+    fn migrate(&self, range: VaRange, to: Place) -> Result<Report, DmirrorError> {
         let mut flags = MigrateFlags::empty();
         flags.set(MigrateFlags::REFUSE_HUGE, self.fail_alloc.swap(false, AcqRel));
-        let report = self.mirror.migrate_observed(range, to, &mut flags, observer);
+        let report = self.mirror.migrate_with(range, to, &mut flags);
         if flags.contains(MigrateFlags::REFUSE_HUGE) {
             self.fail_alloc.store(true, Release); // there was none to refuse
         }
@@ -419,15 +415,6 @@ fn bring_back<M: Machine>(device: Place) -> Result<Report, DmirrorError> {
 fn range_of(addr: Vaddr, words: usize) -> Result<VaRange, DmirrorError> {
     let range = VaRange::new(addr.0, words as u64 * 8);
     if range.is_user_pages() { Ok(range) } else { Err(DmirrorError::Invalid) }
-}
-
-/// The entries that a driver would have had for a unit that moved: one for a 2 MiB page in one piece, else one for each page.
-fn entries_of(unit: &UnitReport) -> u64 {
-    match unit.verdict {
-        Verdict::Stayed(_) => 0,
-        Verdict::Moved if unit.order == Order::PMD => 1,
-        _ => u64::from(unit.pages),
-    }
 }
 
 /// What is left of a range after so many pages.

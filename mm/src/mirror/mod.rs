@@ -18,7 +18,7 @@ use crate::error::{OutOfMemory, RangeError};
 use crate::exclusive::ExclusiveGuard;
 use crate::hmm::{HmmError, HmmPfn, HmmWant, RangeFault};
 use crate::machine::Machine;
-use crate::migrate::{MigrateFlags, MigrateOptions, Report, UnitReport};
+use crate::migrate::{MigrateFlags, MigrateOptions, Report};
 use crate::notifier::{NotifierOps, NotifierRef, NotifyEvent, Owner};
 use crate::slab::{Slot, SlotHeader};
 use crate::space::{Space, SpaceUser};
@@ -231,21 +231,20 @@ impl<M: Machine> MirrorRef<M> {
     /// # Errors
     /// As [`Space::migrate`]; [`RangeError::NotMapped`] when the space has ended.
     pub fn migrate(&self, range: VaRange, to: Place) -> Result<Report, RangeError> {
-        self.migrate_observed(range, to, &mut MigrateFlags::empty(), None)
+        self.migrate_with(range, to, &mut MigrateFlags::empty())
     }
 
-    /// The same with flags, without [`MigrateFlags::REFUSE_HUGE`] afterwards if that had its turn; `observer` hears of every unit.
-    pub(crate) fn migrate_observed(
+    /// The same with flags, without [`MigrateFlags::REFUSE_HUGE`] afterwards if that had its turn.
+    pub(crate) fn migrate_with(
         &self,
         range: VaRange,
         to: Place,
         flags: &mut MigrateFlags,
-        observer: Option<&mut dyn FnMut(&UnitReport)>,
     ) -> Result<Report, RangeError> {
         let user = self.space().ok_or(RangeError::NotMapped(range.start))?;
         let mut options = MigrateOptions::to(to).by(self.mirror.as_owner()).with(*flags);
         let drop_copies = &mut |taken| self.mirror.table.lock().clear::<M>(taken);
-        let report = user.space().migrate_batches(range, to, &mut options, observer, Some(drop_copies));
+        let report = user.space().migrate_batches(range, to, &mut options, None, Some(drop_copies));
         *flags = options.flags;
         report
     }

@@ -124,8 +124,8 @@ impl<M: Machine> Device<M> {
     }
     /// A folio left.
     #[inline(always)]
-    pub(crate) fn left(&self, order: Order) {
-        self.counters.left[order.get() as usize].fetch_add(1, Relaxed);
+    pub(crate) fn left(&self, order: Order, units: u64) {
+        self.counters.left[order.get() as usize].fetch_add(units, Relaxed);
     }
     /// Units arrived.
     pub(crate) fn arrived(&self, units: u64, pages: u64) {
