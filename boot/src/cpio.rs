@@ -23,28 +23,46 @@ pub struct Found<'a> {
 /// [`LoadError::BadArchive`] where the archive breaks off or is something else.
 pub fn find<'a>(archive: &'a [u8], name: &[u8]) -> Result<Option<Found<'a>>, LoadError> {
     let mut at = 0;
-    loop {
-        let bad = LoadError::BadArchive { offset: at };
-        let header = archive.get(at..).and_then(|rest| rest.get(..HEADER_LEN)).ok_or(bad)?;
-        if !header.starts_with(b"070701") && !header.starts_with(b"070702") {
-            return Err(bad);
+    while let Some((this, found)) = member(archive, &mut at)? {
+        if this == name {
+            return Ok(Some(found));
         }
-        let len_data = hex_field(header, 6).ok_or(bad)?;
-        let len_name = hex_field(header, 11).ok_or(bad)?;
-        let name_at = at + HEADER_LEN;
-        let data_at = align4(name_at.checked_add(len_name).ok_or(bad)?).ok_or(bad)?;
-        let data_end = data_at.checked_add(len_data).ok_or(bad)?;
-        let this = archive.get(name_at..name_at + len_name).ok_or(bad)?;
-        let this = this.strip_suffix(b"\0").unwrap_or(this);
-        if this == TRAILER {
-            return Ok(None);
-        }
-        let data = archive.get(data_at..data_end).ok_or(bad)?;
-        if this.strip_prefix(b"./").unwrap_or(this) == name {
-            return Ok(Some(Found { offset: data_at, data }));
-        }
-        at = align4(data_end).ok_or(bad)?;
     }
+    Ok(None)
+}
+
+/// Calls `f` with the name and the data of every file, in the order of the archive.
+///
+/// # Errors
+/// As [`find`]; what stands before was told.
+pub fn for_each<'a>(archive: &'a [u8], mut f: impl FnMut(&'a [u8], &'a [u8])) -> Result<(), LoadError> {
+    let mut at = 0;
+    while let Some((name, found)) = member(archive, &mut at)? {
+        f(name, found.data);
+    }
+    Ok(())
+}
+
+/// The file whose header stands at `at`, which becomes that of the next; none at the end.
+fn member<'a>(archive: &'a [u8], at: &mut usize) -> Result<Option<(&'a [u8], Found<'a>)>, LoadError> {
+    let bad = LoadError::BadArchive { offset: *at };
+    let header = archive.get(*at..).and_then(|rest| rest.get(..HEADER_LEN)).ok_or(bad)?;
+    if !header.starts_with(b"070701") && !header.starts_with(b"070702") {
+        return Err(bad);
+    }
+    let len_data = hex_field(header, 6).ok_or(bad)?;
+    let len_name = hex_field(header, 11).ok_or(bad)?;
+    let name_at = *at + HEADER_LEN;
+    let data_at = align4(name_at.checked_add(len_name).ok_or(bad)?).ok_or(bad)?;
+    let data_end = data_at.checked_add(len_data).ok_or(bad)?;
+    let name = archive.get(name_at..name_at + len_name).ok_or(bad)?;
+    let name = name.strip_suffix(b"\0").unwrap_or(name);
+    if name == TRAILER {
+        return Ok(None);
+    }
+    let data = archive.get(data_at..data_end).ok_or(bad)?;
+    *at = align4(data_end).ok_or(bad)?;
+    Ok(Some((name.strip_prefix(b"./").unwrap_or(name), Found { offset: data_at, data })))
 }
 
 /// Header field `index` (eight hexadecimal digits each, after the six of the magic).
@@ -93,6 +111,15 @@ mod tests {
         let found = find(&bytes, b"kernel").unwrap().unwrap();
         assert_eq!(found.data, b"ELF");
         assert_eq!(&bytes[found.offset..found.offset + 3], b"ELF");
+    }
+
+    #[test]
+    fn all_files_are_told_in_order() {
+        let bytes = archive(&[("a", b"12345"), ("./root/b", b""), ("c", b"6")]);
+        let mut told = Vec::new();
+        for_each(&bytes, |name, data| told.push((name, data))).unwrap();
+        assert_eq!(told, [(&b"a"[..], &b"12345"[..]), (b"root/b", b""), (b"c", b"6")]);
+        assert!(for_each(&bytes[..bytes.len() - 130], |_, _| ()).is_err());
     }
 
     #[test]

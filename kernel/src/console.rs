@@ -18,11 +18,18 @@ pub(crate) struct Console(Option<Serial>);
 
 static CONSOLE: Mutex<Console> = Mutex::new(Console(None));
 
+impl Console {
+    /// Sends bytes as they are.
+    pub(crate) fn write_bytes(&mut self, bytes: &[u8]) {
+        if let Some(serial) = &mut self.0 {
+            serial.send_bytes_exact(bytes);
+        }
+    }
+}
+
 impl Write for Console {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        if let Some(serial) = &mut self.0 {
-            serial.send_bytes_exact(text.as_bytes());
-        }
+        self.write_bytes(text.as_bytes());
         Ok(())
     }
 }

@@ -97,7 +97,7 @@ pub use pagemap::PagemapEntry;
 pub use policy::{FlushPolicy, HugePages, MAX_BATCH_UNITS, MAX_FLUSH_PAGES, Policy};
 pub use remap::{RemapFlags, RemapTarget};
 pub use space::{AddressSpace, Space, SpaceUser};
-pub use stats::{DeviceStat, Folios, Resident, SpaceStat};
+pub use stats::{DeviceStat, Folios, Resident, SpaceStat, VmaUse};
 pub use types::{
     Access, Frame, FrameRange, Level, MAX_DEVICES, Order, PAGE_SHIFT, PAGE_SIZE, PMD_SHIFT, PMD_SIZE,
     PUD_SIZE, Place, Prot, USER_END, VaRange, Vaddr,

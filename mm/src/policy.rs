@@ -86,6 +86,16 @@ impl Policy {
         self.settle_huge();
     }
 
+    /// Where 2 MiB pages are wanted, as it was set.
+    #[must_use]
+    pub fn huge(&self) -> HugePages {
+        match self.huge.load(Relaxed) {
+            0 => HugePages::Always,
+            1 => HugePages::Madvise,
+            _ => HugePages::Never,
+        }
+    }
+
     /// Sets the largest order of a folio that a fault or a migration makes. What is larger arrives in pieces.
     pub fn set_max_order(&self, order: Order) {
         self.max_order.store(order.get(), Relaxed);

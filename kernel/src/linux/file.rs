@@ -7,15 +7,17 @@
 //! A [`File`] is made for each opening; what has contents (a file of `/tmp`, a device) shares them behind it. When the last
 //! descriptor of an opening goes, its `OpenFile` is dropped and with it the `File`: its `Drop` is the close.
 
+use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
-use crate::task::{Event, Mutex};
+use crate::task::Mutex;
 use farpage_mm::{Prot, VaRange};
 
 use super::errno::Errno;
+use super::fs::{Entry, Place};
 use super::process::Process;
 
 /// Flags of an opening (`asm-generic/fcntl.h`).
@@ -29,9 +31,15 @@ pub(super) mod open {
     pub(in crate::linux) const TRUNC: u32 = 0o1000;
     pub(in crate::linux) const APPEND: u32 = 0o2000;
     pub(in crate::linux) const NONBLOCK: u32 = 0o4000;
+    pub(in crate::linux) const LARGEFILE: u32 = 0o100_000;
     pub(in crate::linux) const DIRECTORY: u32 = 0o200_000;
+    pub(in crate::linux) const NOFOLLOW: u32 = 0o400_000;
     pub(in crate::linux) const CLOEXEC: u32 = 0o2_000_000;
+    pub(in crate::linux) const PATH: u32 = 0o10_000_000;
     pub(in crate::linux) const TMPFILE: u32 = 0o20_000_000 | DIRECTORY;
+    /// All that mean something; others are ignored, as ever.
+    pub(in crate::linux) const KNOWN: u32 =
+        ACCESS | CREAT | EXCL | TRUNC | APPEND | NONBLOCK | LARGEFILE | NOFOLLOW | CLOEXEC | PATH | TMPFILE;
 }
 
 /// What `poll` tells (`asm-generic/poll.h`).
@@ -41,6 +49,10 @@ pub(super) mod poll {
     pub(in crate::linux) const ERR: u16 = 8;
     pub(in crate::linux) const HUP: u16 = 16;
     pub(in crate::linux) const NVAL: u16 = 32;
+    /// Said wherever `IN` is.
+    pub(in crate::linux) const RDNORM: u16 = 64;
+    /// Said wherever `OUT` is.
+    pub(in crate::linux) const WRNORM: u16 = 256;
 }
 
 /// What `stat` tells of a file.
@@ -87,7 +99,7 @@ pub(super) trait File: Send + Sync {
 
     /// Has it a position, which reads and writes move?
     fn has_position(&self) -> bool {
-        false
+        self.seek_is_zero()
     }
 
     /// Reads from byte `at` on (which means nothing where there is no position); how many bytes came. May sleep for the first.
@@ -114,6 +126,22 @@ pub(super) trait File: Send + Sync {
         Err(Errno::EINVAL)
     }
 
+    /// Stays a seek where it is, at 0? So it does on `/dev/null` and its like.
+    fn seek_is_zero(&self) -> bool {
+        false
+    }
+
+    /// It is to answer EAGAIN rather than to sleep, or no longer.
+    fn set_nonblock(&self, _on: bool) {}
+
+    /// Sets its permissions.
+    ///
+    /// # Errors
+    /// EPERM where they are fixed.
+    fn set_mode(&self, _mode: u32) -> Result<(), Errno> {
+        Err(Errno::EPERM)
+    }
+
     /// A command of its own.
     ///
     /// # Errors
@@ -130,21 +158,16 @@ pub(super) trait File: Send + Sync {
         Err(Errno::ENODEV)
     }
 
-    /// What would not wait ([`poll`]).
+    /// What would not wait ([`poll`]). When that changes, an [`Event`](crate::task::Event) happens.
     fn ready(&self) -> u16 {
         poll::IN | poll::OUT
     }
 
-    /// What happens when that changes; `None` where it does not.
-    fn ready_event(&self) -> Option<&Event> {
-        None
-    }
-
-    /// The names in a directory from the `index`-th on: number, type (`DT_*`), name. `None` at the end.
+    /// The name of this number in a directory, `.` and `..` first; `None` at the end.
     ///
     /// # Errors
     /// ENOTDIR for what is none.
-    fn entry(&self, _index: u64) -> Result<Option<(u64, u8, alloc::string::String)>, Errno> {
+    fn entry(&self, _process: &Process, _index: u64) -> Result<Option<Entry>, Errno> {
         Err(Errno::ENOTDIR)
     }
 
@@ -163,23 +186,52 @@ pub(super) trait File: Send + Sync {
 pub(super) struct OpenFile {
     pub(super) file: Arc<dyn File>,
     pub(super) position: Mutex<u64>,
-    /// `O_ACCMODE`, `O_APPEND`, `O_NONBLOCK`.
+    /// `O_ACCMODE`, `O_APPEND`, `O_NONBLOCK`, `O_PATH`.
     pub(super) flags: AtomicU32,
-    /// The path that it was opened by, for `/proc/self/fd` and `/proc/self/maps`.
-    pub(super) path: alloc::string::String,
+    /// Where in the tree it was found.
+    place: Option<Place>,
+    /// What to call it, if it was not found there.
+    name: String,
 }
 
 impl OpenFile {
-    pub(super) fn new(file: Arc<dyn File>, flags: u32, path: &str) -> Arc<Self> {
-        Arc::new(Self { file, position: Mutex::new(0), flags: AtomicU32::new(flags), path: path.into() })
+    /// An opening of a file that has no place in the tree; `name` is what `/proc/self/fd` says.
+    pub(super) fn new(file: Arc<dyn File>, flags: u32, name: &str) -> Arc<Self> {
+        let (position, flags) = (Mutex::new(0), AtomicU32::new(flags));
+        Arc::new(Self { file, position, flags, place: None, name: name.into() })
+    }
+
+    /// An opening of what stands at `place`.
+    pub(super) fn at(file: Arc<dyn File>, flags: u32, place: Place) -> Arc<Self> {
+        let (position, flags) = (Mutex::new(0), AtomicU32::new(flags));
+        Arc::new(Self { file, position, flags, place: Some(place), name: String::new() })
+    }
+
+    /// Where in the tree it was found.
+    pub(super) fn place(&self) -> Option<&Place> {
+        self.place.as_ref()
+    }
+
+    /// What `/proc/self/fd` and `/proc/self/maps` call it.
+    pub(super) fn path(&self) -> String {
+        let mut path = self.place.as_ref().map_or_else(|| self.name.clone(), Place::path);
+        if path.starts_with('/') && self.file.stat().nlink == 0 {
+            path.push_str(" (deleted)");
+        }
+        path
+    }
+
+    /// A flag of it, or several.
+    pub(super) fn has(&self, flags: u32) -> bool {
+        self.flags.load(Relaxed) & flags != 0
     }
 
     pub(super) fn can_read(&self) -> bool {
-        self.flags.load(Relaxed) & open::ACCESS != open::WRONLY
+        !self.has(open::PATH) && self.flags.load(Relaxed) & open::ACCESS != open::WRONLY
     }
 
     pub(super) fn can_write(&self) -> bool {
-        self.flags.load(Relaxed) & open::ACCESS != open::RDONLY
+        !self.has(open::PATH) && self.flags.load(Relaxed) & open::ACCESS != open::RDONLY
     }
 }
 
@@ -266,6 +318,12 @@ impl Descriptors {
         slot.map(|slot| slot.close_on_exec = on).ok_or(Errno::EBADF)
     }
 
+    /// The numbers that lead somewhere.
+    pub(super) fn numbers(&self) -> Vec<u32> {
+        let slots = self.0.lock();
+        (0..).zip(slots.iter()).filter(|(_, slot)| slot.is_some()).map(|(fd, _)| fd).collect()
+    }
+
     /// Those of a new process: the same openings.
     pub(super) fn copy(&self) -> Self {
         Self(Mutex::new(self.0.lock().clone()))
@@ -278,12 +336,6 @@ impl Descriptors {
             let goes = |slot: &mut Option<Slot>| slot.take_if(|slot| slot.close_on_exec);
             slots.iter_mut().filter_map(goes).collect()
         };
-        drop(closed);
-    }
-
-    /// Closes everything.
-    pub(super) fn close_all(&self) {
-        let closed = core::mem::take(&mut *self.0.lock());
         drop(closed);
     }
 }

@@ -1,6 +1,9 @@
 //! The memory of a process: its address space, and where its heap ends (Linux: `mm_struct`). Shared by threads, and by processes
 //! after a clone with `CLONE_VM`.
 
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::string::String;
+
 use farpage_mm::{AddressSpace, OutOfMemory, PAGE_SIZE, Space, VaRange, Vaddr};
 
 use crate::task::Mutex;
@@ -16,11 +19,24 @@ const MMAP_TOP: u64 = STACK_TOP - STACK_LEN - (128 << 20);
 /// Nothing is placed below (`vm.mmap_min_addr`).
 const MMAP_MIN: u64 = 64 << 10;
 
+/// Names of files beyond which those are looked for that are not mapped any more.
+const MANY_FILES: usize = 64;
+
 /// The memory of a process.
 pub(super) struct Memory {
     space: AddressSpace<Machine>,
     /// Where the heap begins, and where it ends (`brk`).
     pub(super) heap: Mutex<(u64, u64)>,
+    /// What the objects are called that it maps, by their keys. One that is not mapped any more may still stand here.
+    pub(super) files: Mutex<BTreeMap<u32, MappedFile>>,
+}
+
+/// What `/proc/self/maps` says of a file.
+#[derive(Clone, Debug)]
+pub(super) struct MappedFile {
+    pub(super) path: String,
+    pub(super) dev: u64,
+    pub(super) ino: u64,
 }
 
 impl Memory {
@@ -29,7 +45,7 @@ impl Memory {
     /// # Errors
     /// Out of memory.
     pub(super) fn new() -> Result<Self, OutOfMemory> {
-        Ok(Self { space: new_space()?, heap: Mutex::new((0, 0)) })
+        Ok(Self { space: new_space()?, heap: Mutex::new((0, 0)), files: Mutex::default() })
     }
 
     /// A copy of it, with all pages shared until they are written.
@@ -37,7 +53,8 @@ impl Memory {
     /// # Errors
     /// Out of memory.
     pub(super) fn copy(&self) -> Result<Self, OutOfMemory> {
-        Ok(Self { space: clone_space(&self.space)?, heap: Mutex::new(*self.heap.lock()) })
+        let files = Mutex::new(self.files.lock().clone());
+        Ok(Self { space: clone_space(&self.space)?, heap: Mutex::new(*self.heap.lock()), files })
     }
 
     /// The address space, to be loaded.
@@ -65,6 +82,33 @@ impl Memory {
         });
         look(free_from, MMAP_TOP);
         best
+    }
+
+    /// Keeps what the object is called that is mapped at `addr`. Shared memory without a file is called nothing.
+    pub(super) fn name_mapping(&self, addr: Vaddr, file: Option<MappedFile>) {
+        let mut key = None;
+        self.space().for_each_vma(|vma| {
+            if vma.range().contains(addr) {
+                key = vma.object_key();
+            }
+        });
+        let Some(key) = key else { return };
+        let mut files = self.files.lock();
+        match file {
+            Some(file) => drop(files.insert(key, file)),
+            None => drop(files.remove(&key)),
+        }
+        if files.len() > MANY_FILES {
+            drop(files);
+            self.forget_files();
+        }
+    }
+
+    /// Forgets the names of objects that are not mapped any more.
+    fn forget_files(&self) {
+        let mut mapped = BTreeSet::new();
+        self.space().for_each_vma(|vma| mapped.extend(vma.object_key()));
+        self.files.lock().retain(|key, _| mapped.contains(key));
     }
 
     /// Is nothing mapped in `range`?

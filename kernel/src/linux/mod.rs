@@ -19,7 +19,9 @@ mod dev;
 mod errno;
 mod exec;
 mod file;
+mod fs;
 mod futex;
+mod hugetlb;
 mod image;
 mod limits;
 mod memory;
@@ -27,6 +29,7 @@ mod path;
 mod place;
 mod process;
 mod signal;
+mod sleep;
 mod start;
 mod strings;
 mod thread;
@@ -90,7 +93,7 @@ fn first() -> Result<alloc::sync::Arc<Process>, image::BadProgram> {
     let Some(contents) = file(PROGRAM) else {
         exit::fail(&"the boot archive holds no program; use cargo run -- exec PROGRAM");
     };
-    path::FIRST.call_once(|| contents);
+    fs::init(archive);
     let texts = |name| -> Vec<Vec<u8>> {
         let whole: &[u8] = file(name).unwrap_or_default();
         whole
@@ -100,7 +103,12 @@ fn first() -> Result<alloc::sync::Arc<Process>, image::BadProgram> {
     };
     let (args, env) = (texts(ARGUMENTS), texts(ENVIRONMENT));
     let program = Program::new("/program".into(), Cow::Borrowed(contents), args, env)?;
-    let process = Process::first(Memory::new()?, Descriptors::default());
+    let files = Descriptors::default();
+    for _ in 0..3 {
+        // There is room for as many.
+        let _ = files.add(dev::standard(), 0, false);
+    }
+    let process = Process::first(Memory::new()?, files);
     process.exe.lock().clone_from(&program.path);
     process.set_memory(alloc::sync::Arc::clone(&program.memory));
     let thread = Thread::new(&process, true, ThreadSignals::default());

@@ -2,11 +2,9 @@
 
 use alloc::borrow::Cow;
 use alloc::string::String;
-use alloc::sync::Arc;
-
-use spin::Once;
 
 use super::errno::Errno;
+use super::fs::{Path, Walk, kind};
 use super::process::Process;
 
 /// A program's file.
@@ -15,18 +13,18 @@ pub(super) struct ProgramFile {
     pub(super) contents: Cow<'static, [u8]>,
 }
 
-/// The program that was asked for.
-pub(super) static FIRST: Once<&'static [u8]> = Once::new();
-
 /// The program that a path names.
 ///
 /// # Errors
-/// ENOENT.
-pub(super) fn program(process: &Arc<Process>, path: &str) -> Result<ProgramFile, Errno> {
-    let own = process.exe.lock().clone();
-    if path != "/proc/self/exe" && path != own {
-        return Err(Errno::ENOENT);
+/// Those of a look-up; EACCES for what is no file that can be run.
+pub(super) fn program(process: &Process, path: &str) -> Result<ProgramFile, Errno> {
+    let path = Path { from: Ok(process.place.directory.lock().clone()), text: path };
+    let place = Walk::of(process, &path)?.follow(process)?;
+    let node = alloc::sync::Arc::clone(place.node());
+    let mode = node.stat().mode;
+    if mode & kind::MASK != kind::REGULAR || mode & 0o111 == 0 {
+        return Err(Errno::EACCES);
     }
-    let contents = FIRST.get().copied().ok_or(Errno::ENOENT)?;
-    Ok(ProgramFile { path: own, contents: Cow::Borrowed(contents) })
+    let contents = node.open(process, 0)?.contents().ok_or(Errno::EACCES)?;
+    Ok(ProgramFile { path: place.path(), contents })
 }

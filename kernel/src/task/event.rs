@@ -1,6 +1,6 @@
 //! Something that happens again and again, and that threads wait for.
 
-use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use super::{Woken, wait_until, wake};
 
@@ -12,6 +12,18 @@ pub(crate) struct Event(AtomicU64);
 /// How often an event had happened when somebody looked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Seen(u64);
+
+/// What happens whenever an event does, while somebody waits for it; and how many do.
+static ANY: Event = Event::new();
+static WAIT_FOR_ANY: AtomicUsize = AtomicUsize::new(0);
+
+/// Does `work` with an event that happens whenever any does: for who waits for several.
+pub(crate) fn any_event<T>(work: impl FnOnce(&Event) -> T) -> T {
+    WAIT_FOR_ANY.fetch_add(1, Relaxed);
+    let result = work(&ANY);
+    WAIT_FOR_ANY.fetch_sub(1, Relaxed);
+    result
+}
 
 impl Event {
     /// One that has not happened yet.
@@ -28,6 +40,10 @@ impl Event {
     pub(crate) fn happens(&self) {
         self.0.fetch_add(1, Relaxed);
         wake(self.key());
+        if WAIT_FOR_ANY.load(Relaxed) != 0 {
+            ANY.0.fetch_add(1, Relaxed);
+            wake(ANY.key());
+        }
     }
 
     /// Sleeps until it happens once more, a notice comes, or `deadline`.

@@ -38,7 +38,7 @@ use crate::arch::x86_64::stacks::MAX_THREADS;
 use crate::arch::x86_64::{switch, user};
 use crate::vm::{self, Loaded};
 
-pub(crate) use event::Event;
+pub(crate) use event::{Event, any_event};
 pub(crate) use preempt::{tick, with_preemption_every};
 pub(crate) use wait::{Woken, has_notice, notify, take_notice, wait, wait_until, wake};
 

@@ -4,6 +4,7 @@
 //! device memory through the window that its BAR is mapped in. That the memory manager names the right frames is its
 //! promise, not the compiler's; `audit()` and the host tests check it.
 
+pub(crate) mod bytes;
 mod coherent;
 pub(crate) mod devmem;
 pub(crate) mod raw;

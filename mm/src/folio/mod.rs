@@ -166,7 +166,8 @@ impl Folio {
     pub(crate) fn scratch(&self) -> &AtomicU32 {
         &self.scratch
     }
-    pub(crate) fn set_dirty(&self) {
+    /// It was written, by somebody whose writes no CPU notes in an entry.
+    pub fn set_dirty(&self) {
         self.meta.fetch_or(DIRTY, Relaxed);
     }
     pub(crate) fn clear_dirty(&self) {

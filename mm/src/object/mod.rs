@@ -272,6 +272,14 @@ impl<M: Machine> Object<M> {
         self.pages.load(Relaxed)
     }
 
+    /// How many pages are there. Counted under the object's lock.
+    #[must_use]
+    pub fn present(&self) -> u64 {
+        let mut pages = 0;
+        self.for_each_page(&mut |_, _| pages += 1);
+        pages
+    }
+
     /// What it is.
     #[must_use]
     pub fn kind(&self) -> ObjectKind {

@@ -12,6 +12,7 @@
 mod device;
 mod resident;
 mod space;
+mod vma;
 
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -28,6 +29,7 @@ pub use device::DeviceStat;
 pub use resident::Resident;
 pub(crate) use space::SpaceCounters;
 pub use space::SpaceStat;
+pub use vma::VmaUse;
 
 /// Orders of folios.
 const ORDERS: usize = Order::PMD.get() as usize + 1;

@@ -1,5 +1,7 @@
 //! Memory: mmap, munmap, mprotect, mremap, madvise, brk.
 
+use alloc::sync::Arc;
+
 use farpage_mm::{
     Advice, HugeAdvice, Object, ObjectRef, PAGE_SIZE, PMD_SIZE, Prot, RangeError, RemapFlags, RemapTarget,
     VaRange, Vaddr,
@@ -7,13 +9,16 @@ use farpage_mm::{
 
 use super::Answer;
 use crate::linux::errno::Errno;
-use crate::linux::memory::{Memory, pages};
+use crate::linux::file::{MapRequest, OpenFile, open};
+use crate::linux::memory::{MappedFile, Memory, pages};
+use crate::linux::process::Process;
 use crate::vm::Machine;
 
 /// Flags of mmap (`uapi/asm-generic/mman-common.h`).
 mod map {
     pub(super) const SHARED: u64 = 1;
     pub(super) const PRIVATE: u64 = 2;
+    pub(super) const SHARED_VALIDATE: u64 = 3;
     pub(super) const TYPE: u64 = 0xf;
     pub(super) const FIXED: u64 = 0x10;
     pub(super) const ANONYMOUS: u64 = 0x20;
@@ -36,35 +41,64 @@ fn is_aligned(addr: u64) -> bool {
     addr.is_multiple_of(PAGE_SIZE)
 }
 
-pub(super) fn mmap(
-    memory: &Memory,
-    addr: u64,
-    len: u64,
-    bits: u64,
-    flags: u64,
-    _fd: u64,
-    off: u64,
-) -> Answer {
-    if len == 0 || !is_aligned(off) {
+/// What is mapped.
+enum What {
+    Anon { shared: bool },
+    File { open: Arc<OpenFile>, shared: bool },
+}
+
+pub(super) fn mmap(process: &Process, [addr, len, bits, flags, fd, off]: [u64; 6]) -> Answer {
+    if !is_aligned(off) {
         return Err(Errno::EINVAL);
     }
+    let file = if flags & map::ANONYMOUS == 0 { Some(process.files().get(fd)?) } else { None };
+    if len == 0 {
+        return Err(Errno::EINVAL);
+    }
+    let what = what(file, bits, flags, off, len)?;
+    let memory = process.memory();
+    let range = place(&memory, addr, len, flags)?;
+    let space = memory.space();
+    let mut name = None;
+    match what {
+        What::Anon { shared: true } => {
+            let object: ObjectRef<Machine> = Object::anon_shared(range.nr_pages())?;
+            space.map_shared(range, prot(bits), &object, 0)?;
+        }
+        What::Anon { shared: false } => {
+            space.map_anon(range, prot(bits), HugeAdvice::Default)?;
+            return Ok(range.start.0);
+        }
+        What::File { open, shared } => {
+            let request = MapRequest { range, prot: prot(bits), shared, page: off / PAGE_SIZE };
+            open.file.map(process, &request)?;
+            let stat = open.file.stat();
+            name = Some(MappedFile { path: open.path(), dev: stat.dev, ino: stat.ino });
+        }
+    }
+    memory.name_mapping(range.start, name);
+    Ok(range.start.0)
+}
+
+/// What the flags ask for, if it may be had.
+fn what(file: Option<Arc<OpenFile>>, bits: u64, flags: u64, off: u64, len: u64) -> Result<What, Errno> {
     let shared = match flags & map::TYPE {
-        map::SHARED => true,
+        map::SHARED | map::SHARED_VALIDATE => true,
         map::PRIVATE => false,
         _ => return Err(Errno::EINVAL),
     };
-    if flags & map::ANONYMOUS == 0 {
-        return Err(Errno::ENODEV);
+    let Some(open) = file else { return Ok(What::Anon { shared }) };
+    if off.checked_add(len).is_none() {
+        return Err(Errno::EOVERFLOW);
     }
-    let range = place(memory, addr, len, flags)?;
-    let space = memory.space();
-    if shared {
-        let object: ObjectRef<Machine> = Object::anon_shared(range.nr_pages())?;
-        space.map_shared(range, prot(bits), &object, 0)?;
-    } else {
-        space.map_anon(range, prot(bits), HugeAdvice::Default)?;
+    let writes = shared && prot(bits).contains(Prot::WRITE);
+    if open.has(open::PATH) {
+        return Err(Errno::EBADF);
     }
-    Ok(range.start.0)
+    if !open.can_read() || writes && !open.can_write() {
+        return Err(Errno::EACCES);
+    }
+    Ok(What::File { open, shared })
 }
 
 /// Where a new mapping goes.
@@ -91,7 +125,7 @@ fn place(memory: &Memory, addr: u64, len: u64, flags: u64) -> Result<VaRange, Er
 }
 
 pub(super) fn munmap(memory: &Memory, addr: u64, len: u64) -> Answer {
-    let range = pages(addr, len).filter(|range| is_aligned(addr) && range.len() != 0);
+    let range = pages(addr, len).filter(|range| is_aligned(addr) && !range.is_empty());
     memory.space().unmap(range.ok_or(Errno::EINVAL)?)?;
     Ok(0)
 }
@@ -115,7 +149,9 @@ pub(super) fn mremap(memory: &Memory, old: u64, old_len: u64, new_len: u64, flag
         flags & !known != 0 || (moves && flags & remap::MAYMOVE == 0) || !is_aligned(old) || new_len == 0;
     let keep = flags & remap::DONTUNMAP != 0;
     let (from, to) = (pages(old, old_len), pages(0, new_len));
-    let (Some(from), Some(to)) = (from.filter(|from| from.len() != 0), to) else { return Err(Errno::EINVAL) };
+    let (Some(from), Some(to)) = (from.filter(|from| !from.is_empty()), to) else {
+        return Err(Errno::EINVAL);
+    };
     if bad || (keep && from.len() != to.len()) {
         return Err(Errno::EINVAL);
     }
@@ -157,7 +193,7 @@ pub(super) fn madvise(memory: &Memory, addr: u64, len: u64, advice: u64) -> Answ
     };
     let range = pages(addr, len).filter(|_| is_aligned(addr)).ok_or(Errno::EINVAL)?;
     match advice {
-        Some(advice) if range.len() != 0 => memory.space().advise(range, advice)?,
+        Some(advice) if !range.is_empty() => memory.space().advise(range, advice)?,
         _ => {}
     }
     Ok(0)

@@ -70,19 +70,12 @@ fn ordinary(caller: &Caller, number: u64, [a, b, c, d, e, f]: [u64; 6]) -> Answe
     let memory = &caller.memory;
     let process = caller.process();
     match number {
-        0 => files::read(a, b, c),
-        1 => files::write(a, b, c),
-        3 => files::close(a),
-        5 => files::fstat(a, b),
-        8 => Err(Errno::ESPIPE),
-        9 => memory::mmap(memory, a, b, c, d, e, f),
+        9 => memory::mmap(process, [a, b, c, d, e, f]),
         10 => memory::mprotect(memory, a, b, c),
         11 => memory::munmap(memory, a, b),
         12 => memory::brk(memory, a),
         13 => signals::rt_sigaction(process, a, b, c, d),
         14 => signals::rt_sigprocmask(caller, a, b, c, d),
-        16 => Err(Errno::ENOTTY),
-        20 => files::writev(a, b, c),
         24 => threads::sched_yield(),
         25 => memory::mremap(memory, a, b, c, d, e),
         28 => memory::madvise(memory, a, b, c),
@@ -122,17 +115,16 @@ fn ordinary(caller: &Caller, number: u64, [a, b, c, d, e, f]: [u64; 6]) -> Answe
         230 => time::clock_nanosleep(a, b, c, d),
         234 => signals::tgkill(caller, a, b, c),
         247 => process::waitid(caller, a, b, c, d),
-        262 => files::newfstatat(a, b, c, d),
         273 => Ok(0), // set_robust_list: the list is not walked
         302 => other::prlimit64(process, a, b, c, d),
         309 => threads::getcpu(a, b),
         318 => other::getrandom(a, b, c),
         424 => process::pidfd_send_signal(caller, a, b, c, d),
         434 => process::pidfd_open(process, a, b),
-        number => {
+        number => files::call(caller, number, [a, b, c, d, e]).unwrap_or_else(|| {
             name_once(number);
             Err(Errno::ENOSYS)
-        }
+        }),
     }
 }
 

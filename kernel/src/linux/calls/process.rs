@@ -15,7 +15,7 @@ use crate::linux::process::{self, End, Heritage, Process};
 use crate::linux::signal::{self, Info};
 use crate::linux::thread::{Caller, Next, Start, Thread};
 use crate::linux::{path, strings};
-use crate::task::{Event, Woken, timer};
+use crate::task::{Woken, timer};
 use crate::vm::user::user_read_u64;
 
 /// Flags of a clone (`uapi/linux/sched.h`).
@@ -388,10 +388,6 @@ impl File for PidFd {
 
     fn ready(&self) -> u16 {
         if self.0.ended().is_some() { poll::IN } else { 0 }
-    }
-
-    fn ready_event(&self) -> Option<&Event> {
-        Some(&self.0.end_event)
     }
 
     fn process(&self) -> Option<Arc<Process>> {

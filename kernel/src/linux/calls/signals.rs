@@ -233,3 +233,11 @@ fn send_to(caller: &Caller, thread: Option<Arc<Thread>>, which: u64) -> Answer {
     }
     Ok(0)
 }
+
+/// Who writes into a pipe that nobody reads gets a signal with the error.
+pub(super) fn broken_pipe(caller: &Caller, answer: Answer) -> Answer {
+    if answer == Err(Errno::EPIPE) {
+        signal::send_to(&caller.thread, Info::of_sender(signal::PIPE, 0, caller.process().pid));
+    }
+    answer
+}

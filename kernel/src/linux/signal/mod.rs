@@ -128,7 +128,7 @@ pub(super) fn by_exception(caller: &Caller, vector: u8, error: u64) {
             0 => Info::of_fault(FPE, 1, rip),  // FPE_INTDIV
             1 => Info::of_fault(TRAP, 2, rip), // TRAP_TRACE
             3 => Info::of_fault(TRAP, KERNEL, 0),
-            6 => Info::of_fault(ILL, 2, rip),       // ILL_ILLOPN
+            6 => Info::of_fault(ILL, 2, rip), // ILL_ILLOPN
             12 => Info::of_fault(BUS, KERNEL, 0),
             16 | 19 => Info::of_fault(FPE, 7, rip), // FPE_FLTINV
             17 => Info::of_fault(BUS, 1, 0),        // BUS_ADRALN
