@@ -27,6 +27,7 @@ pub(crate) mod tsc;
 pub(crate) mod uaccess;
 mod uaccess_tests;
 pub(crate) mod user;
+mod user_tests;
 pub(crate) mod walk;
 pub(crate) mod xstate;
 
