@@ -14,6 +14,7 @@
 //!                      mm: Space, Object
 //! ```
 
+mod alarm;
 mod calls;
 mod dev;
 mod errno;

@@ -17,6 +17,7 @@ use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::Relaxed};
 
 use spin::Once;
 
+use super::alarm;
 use super::file::Descriptors;
 use super::limits::Limits;
 use super::memory::Memory;
@@ -84,8 +85,10 @@ pub(super) struct Process {
 
 /// Every process that has not been waited for.
 static PROCESSES: Mutex<BTreeMap<u32, Arc<Process>>> = Mutex::new(BTreeMap::new());
+/// The number of the first program.
+const FIRST: u32 = 2;
 /// The next number for a process or thread.
-static NEXT_ID: AtomicU32 = AtomicU32::new(2);
+static NEXT_ID: AtomicU32 = AtomicU32::new(FIRST);
 
 /// A number that no process and no thread has.
 pub(super) fn new_id() -> u32 {
@@ -275,6 +278,11 @@ impl Process {
         });
     }
 
+    /// Is it the one that was asked for?
+    pub(super) fn is_first(&self) -> bool {
+        self.pid == FIRST
+    }
+
     /// How it has ended, once it has.
     pub(super) fn ended(&self) -> Option<End> {
         *self.ended.lock()
@@ -291,6 +299,7 @@ impl Process {
         let files = core::mem::take(&mut *self.files.lock());
         drop(files);
         self.returns_memory();
+        alarm::forget(self.pid);
         for child in core::mem::take(&mut *self.children.lock()) {
             *child.parent.lock() = Arc::downgrade(init());
             child.ppid.store(1, Relaxed);

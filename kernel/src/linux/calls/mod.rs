@@ -3,6 +3,7 @@
 mod files;
 mod memory;
 mod other;
+mod present;
 mod process;
 mod signals;
 mod threads;
@@ -78,9 +79,14 @@ fn ordinary(caller: &Caller, number: u64, [a, b, c, d, e, f]: [u64; 6]) -> Answe
         14 => signals::rt_sigprocmask(caller, a, b, c, d),
         24 => threads::sched_yield(),
         25 => memory::mremap(memory, a, b, c, d, e),
+        26 => present::msync(memory, a, b, c),
+        27 => present::mincore(memory, a, b, c),
         28 => memory::madvise(memory, a, b, c),
         34 => signals::pause(),
         35 => time::nanosleep(a, b),
+        36 => time::getitimer(process.pid, a, b),
+        37 => time::alarm(process.pid, a),
+        38 => time::setitimer(process.pid, a, b, c),
         39 => Ok(u64::from(process.pid)),
         61 => process::wait4(caller, a, b, c, d),
         62 => signals::kill(caller, a, b),
@@ -101,6 +107,8 @@ fn ordinary(caller: &Caller, number: u64, [a, b, c, d, e, f]: [u64; 6]) -> Answe
         128 => signals::rt_sigtimedwait(caller, a, b, c, d),
         130 => signals::rt_sigsuspend(caller, a, b),
         131 => signals::sigaltstack(caller, a, b),
+        149 => present::mlock(memory, a, b),
+        150 => present::munlock(memory, a, b),
         157 => other::prctl(a),
         158 => other::arch_prctl(a, b),
         160 => other::setrlimit(process, a, b),
@@ -117,8 +125,10 @@ fn ordinary(caller: &Caller, number: u64, [a, b, c, d, e, f]: [u64; 6]) -> Answe
         247 => process::waitid(caller, a, b, c, d),
         273 => Ok(0), // set_robust_list: the list is not walked
         302 => other::prlimit64(process, a, b, c, d),
+        325 if c & !1 == 0 => present::mlock(memory, a, b),
         309 => threads::getcpu(a, b),
         318 => other::getrandom(a, b, c),
+        334 => Err(Errno::ENOSYS), // rseq: programs try it at their start, and do without
         424 => process::pidfd_send_signal(caller, a, b, c, d),
         434 => process::pidfd_open(process, a, b),
         number => files::call(caller, number, [a, b, c, d, e]).unwrap_or_else(|| {
@@ -136,6 +146,11 @@ fn name_once(number: u64) {
     if seen.is_none_or(|word| word.fetch_or(bit, Relaxed) & bit == 0) {
         log::warn!("system call {number} is not here: it answers ENOSYS");
     }
+}
+
+/// Nanoseconds since the machine's start.
+pub(super) fn now() -> u64 {
+    time::now()
 }
 
 /// Reads a word of 32 bits of the program's.

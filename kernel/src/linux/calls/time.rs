@@ -5,6 +5,7 @@
 use super::Answer;
 use crate::arch::x86_64::tsc;
 use crate::arch::x86_64::uaccess::copy_to_user;
+use crate::linux::alarm;
 use crate::linux::errno::{Errno, Interrupted};
 use crate::measure::nanoseconds;
 use crate::task::{self, Woken, timer};
@@ -122,4 +123,55 @@ fn sleep(deadline: u64, left: u64) -> Answer {
         }
         _ => Ok(0),
     }
+}
+
+/// `ITIMER_REAL`; the clocks that count a process's own time are not here.
+fn check_timer(which: u64) -> Result<(), Errno> {
+    match which {
+        0 => Ok(()),
+        1 | 2 => Err(Errno::EOPNOTSUPP),
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+/// A `timeval`, in nanoseconds.
+fn read_timeval(at: u64) -> Result<u64, Errno> {
+    let (seconds, micros) = (user_read_u64(at)?, user_read_u64(at.wrapping_add(8))?);
+    if (seconds as i64) < 0 || micros >= 1_000_000 {
+        return Err(Errno::EINVAL);
+    }
+    Ok(seconds.saturating_mul(SECOND).saturating_add(micros * 1000))
+}
+
+fn write_timer(at: u64, (left, interval): (u64, u64)) -> Result<(), Errno> {
+    for (at, time) in [(at, interval), (at.wrapping_add(16), left)] {
+        user_write_u64(at, time / SECOND)?;
+        user_write_u64(at.wrapping_add(8), (time % SECOND).div_ceil(1000))?;
+    }
+    Ok(())
+}
+
+pub(super) fn getitimer(pid: u32, which: u64, to: u64) -> Answer {
+    check_timer(which)?;
+    write_timer(to, alarm::left(pid))?;
+    Ok(0)
+}
+
+pub(super) fn setitimer(pid: u32, which: u64, new: u64, old: u64) -> Answer {
+    check_timer(which)?;
+    let (interval, after) =
+        if new == 0 { (0, 0) } else { (read_timeval(new)?, read_timeval(new.wrapping_add(16))?) };
+    let was = alarm::left(pid);
+    alarm::set(pid, after, interval)?;
+    if old != 0 {
+        write_timer(old, was)?;
+    }
+    Ok(0)
+}
+
+/// Seconds that were left; any part counts as one.
+pub(super) fn alarm(pid: u32, seconds: u64) -> Answer {
+    let (left, _) = alarm::left(pid);
+    alarm::set(pid, u64::from(seconds as u32) * SECOND, 0)?;
+    Ok(left.div_ceil(SECOND))
 }

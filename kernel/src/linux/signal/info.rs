@@ -28,6 +28,11 @@ impl Info {
         Self { signal, code, about: About::Sender { pid } }
     }
 
+    /// Sent by the kernel (`SI_KERNEL`).
+    pub(in crate::linux) fn of_kernel(signal: u8) -> Self {
+        Self { signal, code: 0x80, about: About::Sender { pid: 0 } }
+    }
+
     /// Brought by the thread's own access or instruction.
     pub(in crate::linux) fn of_fault(signal: u8, code: i32, addr: u64) -> Self {
         Self { signal, code, about: About::Fault { addr } }

@@ -28,6 +28,7 @@ pub(super) const FPE: u8 = 8;
 pub(super) const KILL: u8 = 9;
 pub(super) const SEGV: u8 = 11;
 pub(super) const PIPE: u8 = 13;
+pub(super) const ALRM: u8 = 14;
 pub(super) const CHLD: u8 = 17;
 pub(super) const CONT: u8 = 18;
 pub(super) const STOP: u8 = 19;
@@ -88,7 +89,9 @@ fn force(caller: &Caller, info: Info) {
     let (thread, process) = (&caller.thread, caller.process());
     let action = process.signals.action(info.signal);
     if thread.signals.blocks(info.signal) || action.handler <= Action::IGNORE {
-        log::info!("process {}: {info}, instruction {:#x}", process.pid, caller.context.regs.rip);
+        // Of the program that was asked for, somebody wants to know why.
+        let level = if process.is_first() { log::Level::Warn } else { log::Level::Info };
+        log::log!(level, "process {}: {info}, instruction {:#x}", process.pid, caller.context.regs.rip);
         process.end(End::Killed(info.signal));
         return;
     }
