@@ -218,13 +218,23 @@ impl<M: Machine> Migration<M, Collected> {
         Self { work, phase: PhantomData }
     }
 
-    /// Calls `f` with the addresses of every unit that was taken where an address space was walked.
+    /// Calls `f` with the addresses of all units that were taken where an address space was walked, those of neighbours in one.
     pub fn for_each_taken(&mut self, mut f: impl FnMut(VaRange)) {
+        let (mut start, mut end) = (0, 0);
         self.work.0.units.for_each(|unit| {
             if unit.state == unit::State::Taken && unit.space.is_some() {
-                f(VaRange::new(unit.addr.0, unit.order.bytes()));
+                if unit.addr.0 != end {
+                    if start != end {
+                        f(VaRange::between(Vaddr(start), Vaddr(end)));
+                    }
+                    start = unit.addr.0;
+                }
+                end = unit.addr.0 + unit.order.bytes();
             }
         });
+        if start != end {
+            f(VaRange::between(Vaddr(start), Vaddr(end)));
+        }
     }
 
     /// Unmaps, flushes once, and checks for pins.

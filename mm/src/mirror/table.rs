@@ -103,6 +103,14 @@ impl MirrorNode {
     }
 }
 
+impl MirrorNode {
+    /// Empties a node of small entries. What number an empty one has is nobody's business.
+    fn clear_small(&self) {
+        self.bits.iter().for_each(|bits| bits.store(0, Relaxed));
+        self.live.store(0, Relaxed);
+    }
+}
+
 const fn below(level: Level) -> Level {
     match level {
         Level::Pgd => Level::Pud,
@@ -284,6 +292,9 @@ fn clear_in<M: Machine>(key: u32, level: Level, base: Vaddr, range: VaRange) -> 
     let here = node::<M>(key);
     let size = level.size();
     let span = VaRange::new(base.0, size << 9).intersect(range);
+    if level == Level::Pte && span.len() == size << 9 {
+        here.clear_small();
+    }
     let mut at = span.start.align_down(size);
     while at < span.end && here.live.load(Relaxed) != 0 {
         let i = at.index(level);

@@ -5,7 +5,7 @@ use farpage_programs::dmirror::{Done, snap};
 
 use crate::kit::{
     BUFFER, Fixture, Outcome, RW, TIMES, bounce, buffer, check, check_zero, device_expects, device_finds,
-    device_writes, equal, fill, fill_part, holds, large, numbers, snapshot_is, to_device,
+    device_writes, equal, fill, fill_part, holds, large, numbers, small_buffer, snapshot_is, to_device,
 };
 use crate::pool;
 
@@ -15,7 +15,7 @@ pub(crate) const ALL: Done = Done { cpages: (BUFFER / 4096) as u64, faults: 1 };
 /// Opens the device and closes it: with nothing there, and with pages that come back.
 pub(crate) fn open_close(on: Fixture) -> Outcome {
     drop(on.open(0)?);
-    let area = buffer()?;
+    let area = small_buffer()?;
     fill(area);
     let device = on.open(0)?;
     to_device(&device, area)?;

@@ -91,6 +91,13 @@ pub(crate) fn buffer() -> Result<Area, Unmet> {
     Ok(Area::anon(BUFFER, RW)?)
 }
 
+/// Maps the usual buffer, to have single pages whatever is usual here.
+pub(crate) fn small_buffer() -> Result<Area, Unmet> {
+    let area = buffer()?;
+    area.advise(libc::MADV_NOHUGEPAGE)?;
+    Ok(area)
+}
+
 /// Maps 2 MiB at a multiple of that, with advice: large pages or none.
 pub(crate) fn large(prot: i32, advice: i32) -> Result<Area, Unmet> {
     let area = Area::huge(HUGE, prot)?;

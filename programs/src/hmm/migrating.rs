@@ -4,14 +4,14 @@ use farpage_programs::area::{Area, Errno, PAGE};
 use farpage_programs::dmirror::snap;
 
 use crate::kit::{
-    Fixture, Outcome, RW, TIMES, buffer, check, check_part, check_zero, device_expects, equal, fill,
-    fill_part, numbers, snapshot_is, to_device, try_to_device,
+    Fixture, Outcome, RW, TIMES, check, check_part, check_zero, device_expects, equal, fill, fill_part,
+    numbers, small_buffer, snapshot_is, to_device, try_to_device,
 };
 
 /// Everything moves, and goes with its mapping.
 pub(crate) fn migrate(on: Fixture) -> Outcome {
     let device = on.open(0)?;
-    let area = buffer()?;
+    let area = small_buffer()?;
     fill(area);
     to_device(&device, area)?;
     snapshot_is(&device, area, on.local() | snap::WRITE)?;
@@ -21,9 +21,7 @@ pub(crate) fn migrate(on: Fixture) -> Outcome {
 /// A touch brings single pages back; then the mixed range moves again.
 pub(crate) fn migrate_fault(on: Fixture) -> Outcome {
     let device = on.open(0)?;
-    let area = buffer()?;
-    // Single pages, whatever is usual here.
-    area.advise(libc::MADV_NOHUGEPAGE)?;
+    let area = small_buffer()?;
     fill(area);
     to_device(&device, area)?;
     let half = area.pages() / 2;
@@ -39,8 +37,7 @@ pub(crate) fn migrate_fault(on: Fixture) -> Outcome {
 /// The driver takes back all that is on its device, without being told where it is mapped.
 pub(crate) fn migrate_release(on: Fixture) -> Outcome {
     let device = on.open(0)?;
-    let area = buffer()?;
-    area.advise(libc::MADV_NOHUGEPAGE)?;
+    let area = small_buffer()?;
     fill(area);
     to_device(&device, area)?;
     device.release()?;
@@ -53,8 +50,7 @@ pub(crate) fn migrate_release(on: Fixture) -> Outcome {
 pub(crate) fn migrate_multiple(on: Fixture) -> Outcome {
     let device = on.open(0)?;
     for _ in 0..TIMES {
-        let area = buffer()?;
-        area.advise(libc::MADV_NOHUGEPAGE)?;
+        let area = small_buffer()?;
         fill(area);
         to_device(&device, area)?;
         if on.is_coherent() {
