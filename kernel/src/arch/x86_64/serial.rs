@@ -1,10 +1,13 @@
 //! The first serial port: text goes out by polling, bytes come in by interrupt.
 
+use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
 use ::x86_64::instructions::interrupts;
 use uart_16550::backend::PioBackend;
 use uart_16550::{BaudRate, Config, InitError, Uart16550};
 
 use super::{apic, port};
+use crate::task::Event;
 
 /// The serial port, ready to send.
 pub(crate) type Serial = Uart16550<PioBackend>;
@@ -36,6 +39,9 @@ pub(crate) fn listen() {
     apic::unmask_8259(LINE);
 }
 
+/// Bit of the status: a byte has come.
+const READY: u8 = 1;
+
 /// A byte that came.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Received {
@@ -49,7 +55,6 @@ pub(crate) struct Received {
 /// The CPU takes interrupts only while it is halted here, so whatever runs between two calls is measured undisturbed. What
 /// comes meanwhile waits in the device's queue of 16 bytes, and beyond that with the sender.
 pub(crate) fn receive() -> Received {
-    const READY: u8 = 1;
     const OVERRUN: u8 = 1 << 1;
     let mut after_loss = false;
     loop {
@@ -61,5 +66,37 @@ pub(crate) fn receive() -> Received {
         // A byte that comes between the look and the halt finds interrupts off: it wakes the halt, which lets them in.
         interrupts::enable_and_hlt();
         interrupts::disable();
+    }
+}
+
+/// A byte has come that somebody expected ([`expect_byte`]).
+pub(crate) static BYTE_CAME: Event = Event::new();
+/// Somebody does: its interrupt is on.
+static EXPECTED: AtomicBool = AtomicBool::new(false);
+
+/// Has a byte come?
+pub(crate) fn has_byte() -> bool {
+    port::COM1_STATUS.read() & READY != 0
+}
+
+/// A byte that has come.
+pub(crate) fn take_byte() -> Option<u8> {
+    has_byte().then(|| port::COM1_DATA.read())
+}
+
+/// The next byte, or one that is there already, interrupts the CPU once, and [`BYTE_CAME`] happens.
+pub(crate) fn expect_byte() {
+    interrupts::without_interrupts(|| {
+        if !EXPECTED.swap(true, Relaxed) {
+            listen();
+        }
+    });
+}
+
+/// The port's interrupt. Bytes that nobody takes at once would interrupt on and on: so it is off until it is wanted again.
+pub(super) fn interrupted() {
+    if EXPECTED.swap(false, Relaxed) {
+        port::COM1_INTERRUPTS.write(0);
+        BYTE_CAME.happens();
     }
 }

@@ -23,7 +23,7 @@ use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use spin::Mutex;
 
 use super::user::{self, Why};
-use super::{apic, fault, percpu, pmc};
+use super::{apic, fault, percpu, pmc, serial};
 use crate::report::{self, Kind};
 
 /// The state of the interrupted code, as the stub stores it. Changing it changes what the code finds on return.
@@ -373,7 +373,10 @@ extern "C" fn dispatch(frame: &mut TrapFrame) {
                 user::leave(frame, Why::Interrupted);
             }
         }
-        vector::COM1 => apic::end_of_8259_interrupt(),
+        vector::COM1 => {
+            serial::interrupted();
+            apic::end_of_8259_interrupt();
+        }
         exception @ 0..32 if frame.is_from_user() && user::is_running() => {
             user::leave(frame, Why::Exception { vector: exception, error: frame.error })
         }
