@@ -55,6 +55,9 @@ impl<M: Machine> Space<M> {
         }
         let mut vmas = self.vmas.write();
         let hole = self.covered_until(&vmas, range);
+        if M::mm().huge_pool.is_used() && vmas.iter_in(range).any(|vma| vma.kind() == VmaKind::Hugetlb) {
+            return Err(RangeError::Invalid(range));
+        }
         match advice {
             Advice::Huge => self.set_advice(&mut vmas, range, HugeAdvice::Huge)?,
             Advice::NoHuge => self.set_advice(&mut vmas, range, HugeAdvice::NoHuge)?,

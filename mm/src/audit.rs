@@ -84,6 +84,7 @@ impl<M: Machine> Mm<M> {
         self.audit_mirrors()?;
         self.audit_folios()?;
         self.audit_groups()?;
+        self.audit_huge_pool()?;
         self.audit_zone(Place::RAM, tables)?;
         for n in 0..self.devices.len() {
             if self.devices[n].zone.is_registered() {
@@ -374,18 +375,37 @@ impl<M: Machine> Mm<M> {
             }
             Ok(())
         })?;
+        let pooled = if place.is_ram() { u64::from(self.huge_pool().free) << Order::PMD.get() } else { 0 };
         let mut objects = 0;
         zone.for_each_object_frame(&mut |_, _| objects += 1);
         expect(
             "frames of a zone",
             u64::from(place.raw()),
-            free + folios + tables + objects,
+            free + folios + tables + objects + pooled,
             u64::from(stat.managed),
         )?;
         if let Some(n) = place.device_number() {
             expect("pages resident on a device", n as u64, self.device(n).stat().resident, folios)?;
         }
         Ok(())
+    }
+
+    /// Every page of the pool is free or a folio's, and every promise is a mapping's.
+    fn audit_huge_pool(&self) -> Audit {
+        let stat = self.huge_pool();
+        let mut used = 0;
+        self.for_each_folio(&mut |folio| {
+            used += u64::from(folio.is_pooled());
+            Ok(())
+        })?;
+        expect("pages of the pool", 0, used + u64::from(stat.free), stat.total.into())?;
+        let mut reserved = 0;
+        self.spaces.for_each(self, &mut |space| {
+            if space.is_live() {
+                space.for_each_vma(|vma| reserved += u64::from(space.reserved_in(vma, vma.range())));
+            }
+        });
+        expect("reserved pages of the pool", 0, stat.reserved.into(), reserved)
     }
 
     /// What each device counts adds up by itself, and over the devices to what the machine counts.
@@ -415,6 +435,7 @@ impl<M: Machine> Mm<M> {
             + c(Event::ThpZeroPageMapped)
             + c(Event::AnonFaultAlloc)
             + c(Event::ThpFaultAlloc)
+            + c(Event::HugetlbFault)
             + c(Event::WriteUpgrade)
             + c(Event::CowCopy)
             + c(Event::ObjectFault)

@@ -31,7 +31,7 @@ use crate::split::split_pmd_at;
 use crate::table::Table;
 use crate::tlb::TlbGather;
 use crate::types::{Frame, Level, Order, PMD_SIZE, PUD_SIZE, Place, USER_END, VaRange, Vaddr};
-use crate::vma::{Vma, VmaAttrs, VmaKind};
+use crate::vma::{Vma, VmaAttrs, VmaFlags, VmaKind};
 use crate::zone::Need;
 
 /// What an entry must not say of a page that two have.
@@ -95,7 +95,9 @@ fn clone_into<M: Machine>(parent: &'static Space<M>, child: &'static Space<M>) -
     for vma in vmas.iter() {
         copies.reserve(mm)?;
         let copy = mm.vmas.alloc(mm)?;
-        copy.set(&VmaAttrs { space: child.slab_index(), ..vma.attrs() });
+        // What the parent has reserved stays the parent's.
+        let flags = vma.flags() - VmaFlags::HUGE_RESERVED;
+        copy.set(&VmaAttrs { space: child.slab_index(), flags, ..vma.attrs() });
         child.link_vma(copy, Some(vma));
         copies.insert(copy);
         if vma.kind() != VmaKind::Shared {
@@ -184,6 +186,12 @@ impl<M: Machine> Clone<M> {
     ) -> Result<bool, Stop> {
         let mm = M::mm();
         let at = at.align_down(PMD_SIZE);
+        if vma.kind() == VmaKind::Hugetlb {
+            let copy = self.child.hugetlb_copy(vma, at, source.frame())?;
+            let to = self.child.pmd_table_or_alloc(at, Need::User)?;
+            self.child.cursor_in(to, Level::Pmd, at).install(map_copy(vma, at, copy, attrs));
+            return Ok(true);
+        }
         let whole = vma.range().covers(VaRange::new(at.0, PMD_SIZE));
         let copy = whole.then(|| mm.alloc_folio(Place::RAM, Order::PMD, Need::User).ok()).flatten();
         let copy = copy.and_then(|copy| self.child.charge(copy).ok());

@@ -37,6 +37,8 @@ events! {
     AnonFaultAlloc = "anon_fault_alloc",
     /// Faults that mapped a fresh 2 MiB page.
     ThpFaultAlloc = "thp_fault_alloc",
+    /// Huge pages of the pool that a first touch has mapped.
+    HugetlbFault = "hugetlb_fault",
     /// Faults that wanted a 2 MiB page and took a small one.
     ThpFaultFallback = "thp_fault_fallback",
     /// Write faults that only had to grant the write.

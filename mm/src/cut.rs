@@ -80,6 +80,9 @@ impl<M: Machine> Space<M> {
         vmas: &mut VmaIndex<M>,
         range: VaRange,
     ) -> Result<Cuts<M>, RangeError> {
+        if self.cuts_hugetlb(vmas, range) {
+            return Err(RangeError::Invalid(range));
+        }
         let mut spares = VmaSpares::for_cuts(vmas, &[range.start, range.end], 0)
             .map_err(|_| RangeError::Oom(range.start))?;
         let cuts = self.reserve_cuts(range)?;

@@ -65,6 +65,8 @@ pub enum RangeError {
     NotMapped(Vaddr),
     /// A mapping of the range cannot be migrated (EINVAL).
     NotMigratable(Vaddr),
+    /// The mapping at this address may never allow that (EACCES).
+    Access(Vaddr),
     /// No device is registered under this number (ENODEV).
     NoDevice(usize),
     /// Memory that begins at this frame number cannot be taken: not aligned, too high, or somebody's already (EINVAL).
@@ -89,6 +91,7 @@ impl fmt::Display for RangeError {
             Self::Exists(r) => write!(f, "{r} overlaps an existing mapping"),
             Self::NotMapped(a) => write!(f, "nothing is mapped at {a}"),
             Self::NotMigratable(a) => write!(f, "the mapping at {a} cannot be migrated"),
+            Self::Access(a) => write!(f, "the mapping at {a} may not be made writable"),
             Self::NoDevice(n) => write!(f, "no device {n}"),
             Self::Frames(pfn) => {
                 write!(f, "device memory from frame {pfn:#x} on is unaligned, too high or taken")

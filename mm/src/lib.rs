@@ -37,6 +37,7 @@ mod frames;
 mod group;
 mod gup;
 mod hmm;
+mod hugetlb;
 mod inject;
 mod machine;
 mod merge;
@@ -80,6 +81,7 @@ pub use folio::{Folio, FolioRef, LockedFolio};
 pub use group::{GroupRef, GroupStat, MAX_GROUPS};
 pub use gup::{Got, PinError, PinFlags, Pinned};
 pub use hmm::{HmmError, HmmPfn, HmmWant, RangeFault};
+pub use hugetlb::HugePoolStat;
 pub use inject::{Inject, Site};
 pub use machine::{
     FlushReason, FlushRequest, FlushScope, FreshFrame, MAX_CPUS, Machine, TableWords, WaitKey,

@@ -10,6 +10,7 @@ use crate::error::OutOfMemory;
 use crate::folio::{Folio, FolioRef};
 use crate::framemap::{BLOCK, FrameMap};
 use crate::group::{Group, MAX_GROUPS};
+use crate::hugetlb::HugePool;
 use crate::inject::Inject;
 use crate::machine::Machine;
 use crate::migrate::{Batch, PieceChunk, UnitChunk};
@@ -60,6 +61,7 @@ pub struct Mm<M: Machine> {
     pub policy: Policy,
     pub(crate) ram: Zone<M>,
     pub(crate) devices: [Device<M>; MAX_DEVICES],
+    pub(crate) huge_pool: HugePool<M>,
     pub(crate) folios: Slab<M, Folio>,
     pub(crate) tables: Slab<M, Table<M>>,
     pub(crate) vmas: Slab<M, Vma>,
@@ -98,6 +100,7 @@ impl<M: Machine> Mm<M> {
             policy: Policy::new(),
             ram: Zone::new(Place::RAM),
             devices: [Device::new(0), Device::new(1), Device::new(2), Device::new(3)],
+            huge_pool: HugePool::new(),
             folios: Slab::new(),
             tables: Slab::new(),
             vmas: Slab::new(),

@@ -16,7 +16,7 @@ use crate::slab::NIL;
 use crate::space::Space;
 use crate::tlb::TlbGather;
 use crate::types::{Prot, VaRange, Vaddr};
-use crate::vma::{Vma, VmaAttrs, VmaIndex, VmaKind};
+use crate::vma::{Vma, VmaAttrs, VmaFlags, VmaIndex, VmaKind};
 
 impl<M: Machine> Space<M> {
     /// Sets what the VMAs of `range` allow (`mprotect`). VMAs and huge mappings are cut at its ends; one flush round pays for all
@@ -50,6 +50,9 @@ impl<M: Machine> Space<M> {
         while let Some(vma) = vmas.find(at).filter(|_| at < range.end) {
             if prot.is_empty() && vma.kind() == VmaKind::Device {
                 return Err(RangeError::Invalid(range));
+            }
+            if vma.flags().contains(VmaFlags::NEVER_WRITE) && prot.contains(Prot::WRITE) {
+                return Err(RangeError::Access(vma.start()));
             }
             changes |= vma.prot() != prot;
             at = vma.range().end;

@@ -113,6 +113,9 @@ impl<M: Machine> Space<M> {
         if !vma.range().covers(old) {
             return Err(RangeError::NotMapped(vma.range().end));
         }
+        if vma.kind() == VmaKind::Hugetlb || self.cuts_hugetlb(&vmas, new) {
+            return Err(RangeError::Invalid(new));
+        }
         if vma.kind() == VmaKind::Device && (keep || new.len() > old.len()) {
             return Err(RangeError::Invalid(new));
         }

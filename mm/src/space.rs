@@ -405,6 +405,7 @@ impl<M: Machine> Space<M> {
         self.release_notifiers();
         let mut gather = TlbGather::new(FlushReason::Unmap);
         while let Some(vma) = vmas.first_after(Vaddr(0)) {
+            self.unreserve_huge(&vmas, vma.range());
             self.zap(vma.range(), &mut gather);
             if vma.kind() == VmaKind::Device {
                 gather.flush(); // its pages are not counted: they may go with the VMA

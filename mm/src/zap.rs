@@ -82,6 +82,7 @@ impl<M: Machine> Space<M> {
         range: VaRange,
     ) -> Result<(), RangeError> {
         let cuts = self.cut_vmas_at_ends(vmas, range)?;
+        self.unreserve_huge(vmas, range);
         let change = self.invalidate(range, NotifyEvent::Unmap);
         let left = self.cut_mappings_and_drop(cuts);
         self.unmap_left(vmas, range, left);
@@ -92,6 +93,7 @@ impl<M: Machine> Space<M> {
 
     /// Unmaps a range whose ends cut no VMA and no huge mapping. Cannot fail.
     pub(crate) fn unmap_cut(&'static self, vmas: &mut VmaIndex<M>, range: VaRange) {
+        self.unreserve_huge(vmas, range);
         let change = self.invalidate(range, NotifyEvent::Unmap);
         self.unmap_left(vmas, range, range);
         drop(change);

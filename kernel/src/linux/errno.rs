@@ -125,6 +125,7 @@ impl From<RangeError> for Errno {
             RangeError::NotMapped(_) | RangeError::Oom(_) => Self::ENOMEM,
             RangeError::Busy(_) => Self::EAGAIN,
             RangeError::NoDevice(_) => Self::ENODEV,
+            RangeError::Access(_) => Self::EACCES,
             _ => Self::EINVAL,
         }
     }

@@ -88,6 +88,8 @@ pub(super) struct MapRequest {
     pub(super) prot: Prot,
     /// `MAP_SHARED`; else private.
     pub(super) shared: bool,
+    /// It may be made writable later: it is open for writing, or private.
+    pub(super) may_write: bool,
     /// Page of the file at the range's start.
     pub(super) page: u64,
 }

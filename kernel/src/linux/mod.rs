@@ -22,7 +22,6 @@ mod exec;
 mod file;
 mod fs;
 mod futex;
-mod hugetlb;
 mod image;
 mod limits;
 mod memory;

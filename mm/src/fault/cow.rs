@@ -108,10 +108,12 @@ impl<M: Machine> Space<M> {
         // A copy of the same size, if that can be had. A huge mapping may reach over the border of its VMA, or advice may have
         // changed: not with a page of its own.
         let start = addr.align_down(order.bytes());
-        let fits = level == Level::Pte || vma.huge_range(addr, &M::mm().policy).is_some();
+        let pooled = vma.kind() == VmaKind::Hugetlb;
+        let fits = level == Level::Pte || pooled || vma.huge_range(addr, &M::mm().policy).is_some();
         let copy = if fits { self.own_copy(vma, start, leaf, order) } else { Err(NoPage::Memory) };
         let copy = match copy {
             Ok(copy) => copy,
+            Err(_) if pooled => return Err(FaultError::NoPage(addr)),
             Err(_) if level == Level::Pmd => return self.split_for_copy(addr, table),
             Err(no_page) => return Err(no_page.at(addr)),
         };
@@ -175,6 +177,9 @@ impl<M: Machine> Space<M> {
     ) -> Result<FolioRef<M>, NoPage> {
         if leaf.special {
             return self.fresh_folio::<false>(vma, start, order);
+        }
+        if vma.kind() == VmaKind::Hugetlb {
+            return Ok(self.hugetlb_copy(vma, start, leaf.frame)?);
         }
         let folio = self.charge(M::mm().alloc_folio(Place::RAM, order, Need::User)?)?;
         M::copy(leaf.frame, folio.frame(), order);

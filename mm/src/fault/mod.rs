@@ -19,6 +19,7 @@
 mod again;
 mod cow;
 mod cut;
+mod hugetlb;
 mod object;
 
 use core::sync::atomic::Ordering::Relaxed;
@@ -229,6 +230,8 @@ impl<M: Machine> Space<M> {
                 return Ok(step);
             }
             M::count(Event::ThpFaultFallback, 1);
+        } else if vma.kind() == VmaKind::Hugetlb {
+            return self.fault_hugetlb(vma, fault, pmd);
         }
         let spare = M::mm().spare_pte_table(fault.addr, Need::User).map_err(oom)?;
         let mut cursor = self.cursor_in(pmd, Level::Pmd, fault.addr);

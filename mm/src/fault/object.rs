@@ -24,6 +24,9 @@ impl<M: Machine> Space<M> {
         fault: &FaultInfo,
         pte: &'static Table<M>,
     ) -> Result<Step, FaultError> {
+        if vma.kind() == VmaKind::Hugetlb {
+            return Err(FaultError::NoPage(fault.addr)); // a table of small pages stands in its way
+        }
         let object = M::mm().objects.get(vma.object());
         let index = vma.page_index(fault.addr);
         if vma.kind() == VmaKind::Device || index >= object.pages() {

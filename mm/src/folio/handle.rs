@@ -5,7 +5,7 @@ use core::marker::PhantomData;
 use core::ops::Deref;
 use core::sync::atomic::Ordering::{AcqRel, Relaxed};
 
-use super::{Folio, GROUP, RESIDENT};
+use super::{Folio, GROUP, POOLED, RESIDENT};
 use crate::counters::Event;
 use crate::frames::Frames;
 use crate::machine::Machine;
@@ -91,7 +91,10 @@ pub(crate) fn put_many<M: Machine>(folio: &'static Folio, n: u32) {
 fn free<M: Machine>(folio: &'static Folio) {
     debug_assert_eq!(folio.maps.load(Relaxed), 0, "freed while mapped");
     let meta = folio.meta.load(Relaxed);
-    if meta & (RESIDENT | GROUP) != 0 {
+    if meta & (RESIDENT | GROUP | POOLED) != 0 {
+        if meta & POOLED != 0 {
+            return free_pooled::<M>(folio);
+        }
         if meta & RESIDENT != 0 {
             M::count(Event::DevicePagesDropped, u64::from(folio.order().pages()));
             if let Some(number) = folio.place().device_number() {
@@ -108,6 +111,15 @@ fn free<M: Machine>(folio: &'static Folio) {
     folio.anon.store(NIL, Relaxed);
     M::mm().folios.free(folio);
     drop(frames);
+}
+
+/// Its memory goes back to the pool of huge pages.
+#[cold]
+fn free_pooled<M: Machine>(folio: &'static Folio) {
+    let frames = Frames::own(folio.frame(), folio.order());
+    folio.anon.store(NIL, Relaxed);
+    M::mm().folios.free(folio);
+    M::mm().huge_pool.give_back(frames);
 }
 
 /// A folio whose lock this value holds, with the reference that keeps it. It is `Send`: a migration may be parked by one

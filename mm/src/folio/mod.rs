@@ -43,7 +43,7 @@ pub struct Folio {
     lock: BitLock,
     /// First frame.
     frame: AtomicU64,
-    /// Order in the low byte, [`DIRTY`], [`RESIDENT`] and [`PARTIAL`] above, and the number of the group that pays for it.
+    /// Order in the low byte, [`DIRTY`], [`RESIDENT`], [`PARTIAL`] and [`POOLED`] above, and the number of the group that pays for it.
     meta: AtomicU32,
     /// Reverse map: the index of the set of VMAs that may map it.
     anon: AtomicU32,
@@ -62,6 +62,8 @@ const DIRTY: u32 = 1 << 8;
 const RESIDENT: u32 = 1 << 9;
 /// Mapped only in part, and to be split when that can be done.
 const PARTIAL: u32 = 1 << 10;
+/// Its memory is the pool's of huge pages, and goes back there.
+const POOLED: u32 = 1 << 11;
 /// The number of the group that it is charged to; 0 for none.
 const GROUP_SHIFT: u32 = 16;
 const GROUP: u32 = 0xff << GROUP_SHIFT;
@@ -215,6 +217,10 @@ impl Folio {
         // A single page has no parts.
         let partial = if self.order() == Order::BASE { 0 } else { PARTIAL };
         self.meta.fetch_or(head.meta.load(Relaxed) & (DIRTY | RESIDENT | partial | GROUP), Relaxed);
+    }
+    /// Is its memory the pool's of huge pages?
+    pub(crate) fn is_pooled(&self) -> bool {
+        self.meta.load(Relaxed) & POOLED != 0
     }
     pub(crate) fn link(&self) -> RmapLink {
         RmapLink { anon: self.anon.load(Relaxed), index: self.index.load(Relaxed) }
@@ -433,6 +439,15 @@ impl<M: Machine> Mm<M> {
         self.zone(place).set_owner(frame, order, folio.slab_index());
         folio.unfreeze(1);
         Ok(FolioRef::from_owned(folio))
+    }
+
+    /// Makes `folio` the owner of a block of the pool of huge pages, with one reference.
+    pub(crate) fn folio_of_pool(&self, folio: &'static Folio, block: Frame) -> FolioRef<M> {
+        self.init_folio(folio, block, Order::PMD, RmapLink::NONE);
+        folio.meta.fetch_or(POOLED, Relaxed);
+        self.ram.set_owner(block, Order::PMD, folio.slab_index());
+        folio.unfreeze(1);
+        FolioRef::from_owned(folio)
     }
 
     /// Sets every field but the reference count, which the caller stores last.

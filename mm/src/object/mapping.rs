@@ -21,6 +21,7 @@ struct Mapping<'a, M: Machine> {
     /// Page of the object at the range's start.
     pgoff: u64,
     advice: HugeAdvice,
+    flags: VmaFlags,
 }
 
 impl<M: Machine> Space<M> {
@@ -36,8 +37,33 @@ impl<M: Machine> Space<M> {
         object: &ObjectRef<M>,
         pgoff: u64,
     ) -> Result<(), RangeError> {
-        let mapping = Mapping { kind: VmaKind::Shared, prot, object, pgoff, advice: HugeAdvice::Default };
+        let mapping = Mapping {
+            kind: VmaKind::Shared,
+            prot,
+            object,
+            pgoff,
+            advice: HugeAdvice::Default,
+            flags: VmaFlags::empty(),
+        };
         self.map_object(range, &mapping)
+    }
+
+    /// As [`Space::map_shared`], of what is open for reading only: no later protection allows writes.
+    ///
+    /// # Errors
+    /// As [`Space::map_shared`]; [`RangeError::Invalid`] with [`Prot::WRITE`].
+    pub fn map_shared_read_only(
+        &'static self,
+        range: VaRange,
+        prot: Prot,
+        object: &ObjectRef<M>,
+        pgoff: u64,
+    ) -> Result<(), RangeError> {
+        if prot.contains(Prot::WRITE) {
+            return Err(RangeError::Invalid(range));
+        }
+        let (kind, flags) = (VmaKind::Shared, VmaFlags::NEVER_WRITE);
+        self.map_object(range, &Mapping { kind, prot, object, pgoff, advice: HugeAdvice::Default, flags })
     }
 
     /// As [`Space::map_shared`], but writes go to private copies (`MAP_PRIVATE` of a file).
@@ -52,7 +78,10 @@ impl<M: Machine> Space<M> {
         pgoff: u64,
         advice: HugeAdvice,
     ) -> Result<(), RangeError> {
-        self.map_object(range, &Mapping { kind: VmaKind::Private, prot, object, pgoff, advice })
+        self.map_object(
+            range,
+            &Mapping { kind: VmaKind::Private, prot, object, pgoff, advice, flags: VmaFlags::empty() },
+        )
     }
 
     /// Maps a driver's pages, all at once (`VM_MIXEDMAP`). The entries are not counted; the mapping keeps the object.
@@ -66,7 +95,14 @@ impl<M: Machine> Space<M> {
         object: &ObjectRef<M>,
         pgoff: u64,
     ) -> Result<(), RangeError> {
-        let mapping = Mapping { kind: VmaKind::Device, prot, object, pgoff, advice: HugeAdvice::Default };
+        let mapping = Mapping {
+            kind: VmaKind::Device,
+            prot,
+            object,
+            pgoff,
+            advice: HugeAdvice::Default,
+            flags: VmaFlags::empty(),
+        };
         self.map_object(range, &mapping)
     }
 
@@ -144,7 +180,7 @@ fn new_vma<M: Machine>(
         anon,
         space: space.slab_index(),
         kind: mapping.kind,
-        flags: VmaFlags::empty(),
+        flags: mapping.flags,
         object: mapping.object.key(),
     });
     Ok(vma)

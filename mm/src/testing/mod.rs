@@ -23,6 +23,7 @@ mod gup;
 mod historic;
 mod hmm;
 mod host;
+mod hugetlb;
 mod kinds;
 mod kit;
 mod machine;
@@ -54,6 +55,7 @@ mod splits;
 mod stats;
 mod trace;
 mod track;
+mod vma_use;
 mod words;
 
 pub(crate) use machine::{Config, Soft};

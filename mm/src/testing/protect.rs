@@ -281,3 +281,22 @@ fn a_page_that_was_hidden_can_move_once_it_is_seen_again() {
     kit.check(0, 512);
     kit.audit();
 }
+
+#[test]
+fn what_is_open_for_reading_only_never_becomes_writable() {
+    let kit = Kit::new();
+    let file = crate::object::Object::file(8).expect("memory");
+    let space = kit.space.space();
+    let map = |start, prot| space.map_shared_read_only(range(start, 8), prot, &file, 0);
+    map(0, Prot::READ).expect("nothing is in the way");
+    assert!(matches!(map(100, Prot::RW), Err(RangeError::Invalid(_))));
+    assert_eq!(space.protect(range(2, 2), Prot::RW), Err(RangeError::Access(at(0))));
+    space.protect(range(2, 2), Prot::empty()).expect("less is fine");
+    assert_eq!(
+        space.protect(range(2, 2), Prot::RW),
+        Err(RangeError::Access(at(2))),
+        "and it stays so in parts"
+    );
+    space.protect(range(0, 8), Prot::READ).expect("back to what it was");
+    kit.machine.mm.audit().expect("all is counted");
+}

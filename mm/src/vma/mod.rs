@@ -40,6 +40,8 @@ pub enum VmaKind {
     Private = 2,
     /// Pages that a driver has put there; they are not counted and never move (`VM_MIXEDMAP`).
     Device = 3,
+    /// Huge pages of the pool, private (`MAP_HUGETLB`).
+    Hugetlb = 4,
 }
 
 bitflags::bitflags! {
@@ -48,6 +50,10 @@ bitflags::bitflags! {
     pub struct VmaFlags: u32 {
         /// Writes to entries with uffd-wp are noted by clearing that bit (userfaultfd's asynchronous write protection).
         const WP_TRACKED = 1 << 0;
+        /// Each 2 MiB of it where nothing is mapped has a page of the pool reserved.
+        const HUGE_RESERVED = 1 << 1;
+        /// It may not be made writable: it shows a file that was opened for reading (Linux: without `VM_MAYWRITE`).
+        const NEVER_WRITE = 1 << 2;
     }
 }
 
@@ -140,7 +146,8 @@ impl Vma {
             0 => VmaKind::Anon,
             1 => VmaKind::Shared,
             2 => VmaKind::Private,
-            _ => VmaKind::Device,
+            3 => VmaKind::Device,
+            _ => VmaKind::Hugetlb,
         }
     }
     /// What else is true of it.

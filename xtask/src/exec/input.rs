@@ -1,13 +1,18 @@
 //! What is typed or piped to the program.
 //!
 //! The serial line carries bytes and knows no end. So the end of the input is the byte [`END`], as a terminal would have it, and
-//! an [`END`] or [`QUOTE`] of the input is sent behind a [`QUOTE`].
+//! an [`END`] or [`QUOTE`] of the input is sent behind a [`QUOTE`]. What comes before the guest has set up its port is lost: so
+//! the input begins behind some bytes that nobody misses, and a [`BEGIN`].
 
 use std::fs;
 use std::io::{self, IsTerminal, Read, Write};
 use std::os::unix::fs::FileTypeExt;
 use std::thread;
 
+/// The input begins (STX).
+pub(super) const BEGIN: u8 = 0x02;
+/// What stands before it (SYN), more often than a port of 16 bytes that is set up a few times can lose.
+const NOTHING: [u8; 128] = [0x16; 128];
 /// End of input (EOT).
 pub(super) const END: u8 = 0x04;
 /// The next byte is as it is (DLE).
@@ -24,6 +29,9 @@ pub(super) fn pass_on(mut to: impl Write + Send + 'static) {
     thread::spawn(move || {
         let mut bytes = [0; 4096];
         let mut from = io::stdin().lock();
+        if to.write_all(&NOTHING).and_then(|()| to.write_all(&[BEGIN])).is_err() {
+            return;
+        }
         loop {
             match from.read(&mut bytes) {
                 Ok(0) => break,

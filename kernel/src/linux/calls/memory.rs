@@ -3,8 +3,8 @@
 use alloc::sync::Arc;
 
 use farpage_mm::{
-    Advice, HugeAdvice, Object, ObjectRef, PAGE_SIZE, PMD_SIZE, Prot, RangeError, RemapFlags, RemapTarget,
-    VaRange, Vaddr,
+    Advice, HugeAdvice, Object, ObjectRef, PAGE_SIZE, PMD_SHIFT, PMD_SIZE, Prot, RangeError, RemapFlags,
+    RemapTarget, VaRange, Vaddr,
 };
 
 use super::Answer;
@@ -22,6 +22,9 @@ mod map {
     pub(super) const TYPE: u64 = 0xf;
     pub(super) const FIXED: u64 = 0x10;
     pub(super) const ANONYMOUS: u64 = 0x20;
+    pub(super) const HUGETLB: u64 = 0x4_0000;
+    /// Where the logarithm of the size of huge pages stands; 0 is the usual one.
+    pub(super) const HUGE_SHIFT: u64 = 26;
     pub(super) const FIXED_NOREPLACE: u64 = 0x10_0000;
 }
 
@@ -44,6 +47,7 @@ fn is_aligned(addr: u64) -> bool {
 /// What is mapped.
 enum What {
     Anon { shared: bool },
+    Huge,
     File { open: Arc<OpenFile>, shared: bool },
 }
 
@@ -57,6 +61,7 @@ pub(super) fn mmap(process: &Process, [addr, len, bits, flags, fd, off]: [u64; 6
     }
     let what = what(file, bits, flags, off, len)?;
     let memory = process.memory();
+    let len = if matches!(what, What::Huge) { huge_len(addr, len, flags)? } else { len };
     let range = place(&memory, addr, len, flags)?;
     let space = memory.space();
     let mut name = None;
@@ -69,8 +74,13 @@ pub(super) fn mmap(process: &Process, [addr, len, bits, flags, fd, off]: [u64; 6
             space.map_anon(range, prot(bits), HugeAdvice::Default)?;
             return Ok(range.start.0);
         }
+        What::Huge => {
+            space.map_hugetlb(range, prot(bits))?;
+            return Ok(range.start.0);
+        }
         What::File { open, shared } => {
-            let request = MapRequest { range, prot: prot(bits), shared, page: off / PAGE_SIZE };
+            let may_write = !shared || open.can_write();
+            let request = MapRequest { range, prot: prot(bits), shared, may_write, page: off / PAGE_SIZE };
             open.file.map(process, &request)?;
             let stat = open.file.stat();
             name = Some(MappedFile { path: open.path(), dev: stat.dev, ino: stat.ino });
@@ -87,7 +97,18 @@ fn what(file: Option<Arc<OpenFile>>, bits: u64, flags: u64, off: u64, len: u64) 
         map::PRIVATE => false,
         _ => return Err(Errno::EINVAL),
     };
-    let Some(open) = file else { return Ok(What::Anon { shared }) };
+    let huge = flags & map::HUGETLB != 0;
+    let Some(open) = file else {
+        // Shared ones are not here.
+        return match (huge, shared) {
+            (true, true) => Err(Errno::EINVAL),
+            (true, false) => Ok(What::Huge),
+            (false, shared) => Ok(What::Anon { shared }),
+        };
+    };
+    if huge {
+        return Err(Errno::EINVAL);
+    }
     if off.checked_add(len).is_none() {
         return Err(Errno::EOVERFLOW);
     }
@@ -99,6 +120,18 @@ fn what(file: Option<Arc<OpenFile>>, bits: u64, flags: u64, off: u64, len: u64) 
         return Err(Errno::EACCES);
     }
     Ok(What::File { open, shared })
+}
+
+/// The length of a mapping of huge pages, which are of one size.
+fn huge_len(addr: u64, len: u64, flags: u64) -> Result<u64, Errno> {
+    let size = flags >> map::HUGE_SHIFT & 0x3f;
+    if size != 0 && size != u64::from(PMD_SHIFT) {
+        return Err(Errno::EINVAL);
+    }
+    if flags & (map::FIXED | map::FIXED_NOREPLACE) != 0 && !addr.is_multiple_of(PMD_SIZE) {
+        return Err(Errno::EINVAL);
+    }
+    len.checked_next_multiple_of(PMD_SIZE).ok_or(Errno::ENOMEM)
 }
 
 /// Where a new mapping goes.
@@ -115,7 +148,8 @@ fn place(memory: &Memory, addr: u64, len: u64, flags: u64) -> Result<VaRange, Er
         memory.space().unmap(range)?;
         return Ok(range);
     }
-    let hint = pages(addr & !(PAGE_SIZE - 1), len).ok_or(Errno::ENOMEM)?;
+    let whole = if flags & map::HUGETLB != 0 { PMD_SIZE } else { PAGE_SIZE };
+    let hint = pages(addr & !(whole - 1), len).ok_or(Errno::ENOMEM)?;
     if addr >= PAGE_SIZE && memory.is_free(hint) {
         return Ok(hint);
     }

@@ -2,7 +2,8 @@
 //! terminal (ENOTTY), so that a program's output is the same as into a pipe.
 //!
 //! What is typed waits in the serial port, and beyond its queue with the sender, until a program reads it. A byte of its own ends
-//! it: where that byte is meant itself, another one stands before it.
+//! it: where that byte is meant itself, another one stands before it. What comes before the beginning is filler, for the port to
+//! lose while it is set up.
 
 use alloc::sync::Arc;
 
@@ -15,6 +16,8 @@ use crate::linux::sleep;
 use crate::task::{self, Mutex};
 use crate::{boot, console};
 
+/// The input begins after this.
+const BEGIN: u8 = 2;
 /// The input ends here.
 const END: u8 = 4;
 /// The next byte is meant as it is.
@@ -34,11 +37,12 @@ pub(in crate::linux) fn standard() -> Arc<OpenFile> {
 
 /// How far the input is.
 struct Input {
+    begun: bool,
     escaped: bool,
     ended: bool,
 }
 
-static INPUT: Mutex<Input> = Mutex::new(Input { escaped: false, ended: false });
+static INPUT: Mutex<Input> = Mutex::new(Input { begun: false, escaped: false, ended: false });
 
 impl Input {
     /// Takes what has come, up to `to.len()` bytes; `None` when nothing has, and more may come.
@@ -47,6 +51,7 @@ impl Input {
         while len < to.len() && !self.ended {
             let Some(byte) = serial::take_byte() else { break };
             match byte {
+                _ if !self.begun => self.begun = byte == BEGIN,
                 END if !self.escaped => self.ended = true,
                 ESCAPE if !self.escaped => self.escaped = true,
                 byte => {

@@ -435,8 +435,10 @@ impl File for OpenTmp {
     fn map(&self, process: &Process, request: &MapRequest) -> Result<(), Errno> {
         let object = changeable(&mut self.0.data.lock())?.object.clone();
         let memory = process.memory();
-        let MapRequest { range, prot, page, .. } = *request;
-        if request.shared {
+        let MapRequest { range, prot, page, shared, may_write } = *request;
+        if shared && !may_write {
+            memory.space().map_shared_read_only(range, prot, &object, page)?;
+        } else if shared {
             memory.space().map_shared(range, prot, &object, page)?;
         } else {
             memory.space().map_private(range, prot, &object, page, HugeAdvice::Default)?;

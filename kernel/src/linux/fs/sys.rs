@@ -9,7 +9,6 @@ use super::text::Text;
 use super::{Node, device, tree::Fixed};
 use crate::linux::dev;
 use crate::linux::errno::Errno;
-use crate::linux::hugetlb;
 use crate::vm::mm;
 
 /// The words of `enabled`, as they stand there.
@@ -36,29 +35,29 @@ pub(super) fn root() -> Arc<dyn Node> {
     huge.add("use_zero_page", Text::of_sys(next(), |_| Ok(b"1\n".to_vec()), None));
 
     let mut pool = directory(next());
-    pool.add("nr_hugepages", Text::of_sys(next(), |_| Ok(line(hugetlb::stat().total)), Some(set_pool)));
-    pool.add("free_hugepages", Text::of_sys(next(), |_| Ok(line(hugetlb::stat().free)), None));
-    pool.add("resv_hugepages", Text::of_sys(next(), |_| Ok(line(hugetlb::stat().reserved)), None));
+    pool.add("nr_hugepages", Text::of_sys(next(), |_| Ok(line(mm().huge_pool().total)), Some(set_pool)));
+    pool.add("free_hugepages", Text::of_sys(next(), |_| Ok(line(mm().huge_pool().free)), None));
+    pool.add("resv_hugepages", Text::of_sys(next(), |_| Ok(line(mm().huge_pool().reserved)), None));
     pool.add("surplus_hugepages", Text::of_sys(next(), |_| Ok(line(0)), None));
     pool.add("nr_overcommit_hugepages", Text::of_sys(next(), |_| Ok(line(0)), None));
     let mut pools = directory(next());
     pools.add("hugepages-2048kB", Arc::new(pool));
 
-    let mut mm = directory(next());
-    mm.add("transparent_hugepage", Arc::new(huge));
-    mm.add("hugepages", Arc::new(pools));
+    let mut memory = directory(next());
+    memory.add("transparent_hugepage", Arc::new(huge));
+    memory.add("hugepages", Arc::new(pools));
     let mut debug = directory(next());
     for device in dev::DEBUG {
         debug.add(device.name, dev::node(device));
     }
     let mut kernel = directory(next());
-    kernel.add("mm", Arc::new(mm));
+    kernel.add("mm", Arc::new(memory));
     kernel.add("debug", Arc::new(debug));
     root.add("kernel", Arc::new(kernel));
     Arc::new(root)
 }
 
-fn line(number: u64) -> alloc::vec::Vec<u8> {
+fn line(number: u32) -> alloc::vec::Vec<u8> {
     format!("{number}\n").into_bytes()
 }
 
@@ -76,6 +75,7 @@ fn set_enabled(text: &str) -> Result<(), Errno> {
 }
 
 fn set_pool(text: &str) -> Result<(), Errno> {
-    hugetlb::resize(text.parse().map_err(|_| Errno::EINVAL)?);
+    let pages: u64 = text.parse().map_err(|_| Errno::EINVAL)?;
+    mm().resize_huge_pool(u32::try_from(pages).unwrap_or(u32::MAX));
     Ok(())
 }

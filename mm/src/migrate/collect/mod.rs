@@ -38,7 +38,7 @@ impl<M: Machine> Space<M> {
                 continue;
             };
             let part = VaRange::between(at, range.end).intersect(vma.range());
-            if matches!(vma.kind(), VmaKind::Shared | VmaKind::Device) {
+            if matches!(vma.kind(), VmaKind::Shared | VmaKind::Device | VmaKind::Hugetlb) {
                 if !collecting.batch().to.is_ram() {
                     collecting.skip(Cause::NotAnon, part, Order::BASE);
                 }

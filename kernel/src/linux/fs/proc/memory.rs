@@ -5,7 +5,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt::Write;
 
-use farpage_mm::{HugeAdvice, PAGE_SHIFT, Prot, Vma, VmaKind, VmaUse};
+use farpage_mm::{HugeAdvice, PAGE_SHIFT, PAGE_SIZE, PMD_SIZE, Prot, Vma, VmaKind, VmaUse};
 
 use super::kib;
 use crate::linux::errno::Errno;
@@ -57,6 +57,7 @@ impl<'a> Names<'a> {
         );
         let name = match file {
             Some(file) => file.path,
+            None if vma.kind() == VmaKind::Hugetlb => "/anon_hugepage (deleted)".into(),
             None if range.start.0 <= self.heap.1
                 && range.end.0 > self.heap.0
                 && self.heap.0 != self.heap.1 =>
@@ -88,7 +89,7 @@ pub(super) fn maps(process: &Process) -> Result<Vec<u8>, Errno> {
 }
 
 /// The lines of numbers.
-fn numbers(out: &mut String, held: &VmaUse) {
+fn numbers(out: &mut String, held: &VmaUse, pool: u64) {
     for (name, bytes) in [
         ("Rss", held.rss),
         ("Pss", held.pss),
@@ -105,7 +106,7 @@ fn numbers(out: &mut String, held: &VmaUse) {
         ("ShmemPmdMapped", 0),
         ("FilePmdMapped", 0),
         ("Shared_Hugetlb", 0),
-        ("Private_Hugetlb", 0),
+        ("Private_Hugetlb", pool),
         ("Swap", 0),
         ("SwapPss", 0),
         ("Locked", 0),
@@ -146,9 +147,13 @@ pub(super) fn smaps(process: &Process) -> Result<Vec<u8>, Errno> {
     memory.space().for_each_vma_use(|vma, held| {
         names.line(&mut out, vma);
         kib(&mut out, "Size", vma.range().len());
-        kib(&mut out, "KernelPageSize", 4096);
-        kib(&mut out, "MMUPageSize", 4096);
-        numbers(&mut out, held);
+        // Linux keeps these apart from all other pages.
+        let is_pool = vma.kind() == VmaKind::Hugetlb;
+        let page = if is_pool { PMD_SIZE } else { PAGE_SIZE };
+        kib(&mut out, "KernelPageSize", page);
+        kib(&mut out, "MMUPageSize", page);
+        let (held, pool) = if is_pool { (VmaUse::default(), held.rss) } else { (*held, 0) };
+        numbers(&mut out, &held, pool);
         let eligible = u32::from(vma.kind() == VmaKind::Anon && vma.advice() != HugeAdvice::NoHuge);
         let _ = writeln!(out, "THPeligible:    {eligible:>8}");
         out.push_str(&flags(vma));
@@ -171,6 +176,6 @@ pub(super) fn smaps_rollup(process: &Process) -> Result<Vec<u8>, Errno> {
         out.push(' ');
     }
     out.push_str("[rollup]\n");
-    numbers(&mut out, &sum);
+    numbers(&mut out, &sum, 0);
     Ok(out.into_bytes())
 }

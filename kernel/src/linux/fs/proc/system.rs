@@ -70,7 +70,7 @@ fn meminfo(_process: &Process) -> Result<Vec<u8>, Errno> {
     let bytes = |pages: u32| u64::from(pages) * PAGE_SIZE;
     let mut out = String::new();
     let huge = mm().folios_in_ram().0[usize::from(Order::PMD.get())] * Order::PMD.bytes();
-    let pool = crate::linux::hugetlb::stat();
+    let pool = mm().huge_pool();
     for (name, bytes) in [
         ("MemTotal", bytes(ram.managed)),
         ("MemFree", bytes(ram.free)),
@@ -88,12 +88,12 @@ fn meminfo(_process: &Process) -> Result<Vec<u8>, Errno> {
         ("HugePages_Total", pool.total),
         ("HugePages_Free", pool.free),
         ("HugePages_Rsvd", pool.reserved),
-        ("HugePages_Surp", 0),
+        ("HugePages_Surp", 0_u32),
     ] {
         let _ = writeln!(out, "{:<16}{pages:>8}", format!("{name}:"));
     }
     kib(&mut out, "Hugepagesize", Order::PMD.bytes());
-    kib(&mut out, "Hugetlb", pool.total * Order::PMD.bytes());
+    kib(&mut out, "Hugetlb", u64::from(pool.total) * Order::PMD.bytes());
     Ok(out.into_bytes())
 }
 
