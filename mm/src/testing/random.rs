@@ -66,7 +66,7 @@ fn random_actions_agree_with_the_model() {
     }
     assert!(sum.actions >= wanted(), "all of them");
     // A path that nobody takes is not tested. These need threads, or an action that there is none for yet.
-    let later = [Event::PgFaultSpurious, Event::FaultWait];
+    let later = [Event::PgFaultSpurious, Event::FaultWait, Event::HugetlbFault];
     for (what, n) in &sum.seen {
         println!("{what:40} {n}");
     }
