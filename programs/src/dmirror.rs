@@ -105,6 +105,28 @@ impl Device {
         Ok(Done { cpages: words.cpages, faults: words.faults })
     }
 
+    /// A command whose structure lies at `words`, which need not be memory.
+    ///
+    /// # Errors
+    /// What ioctl says.
+    pub fn raw_at(&self, command: Command, words: usize) -> Result<Done, Errno> {
+        let number = iowr(b'H', command as u64, size_of::<Words>());
+        // SAFETY: the kernel looks whether there is memory that it may use.
+        answer(unsafe { libc::ioctl(self.fd(), number, words) }).map(|()| Done::default())
+    }
+
+    /// A command of any number.
+    ///
+    /// # Errors
+    /// What ioctl says.
+    pub fn raw_number(&self, number: u64, area: Area) -> Result<Done, Errno> {
+        let mut words =
+            Words { addr: area.start() as u64, ptr: area.start() as u64, npages: 1, ..Words::default() };
+        // SAFETY: as for `raw`.
+        answer(unsafe { libc::ioctl(self.fd(), iowr(b'H', number, size_of::<Words>()), &raw mut words) })
+            .map(|()| Done::default())
+    }
+
     fn command(&self, command: Command, area: Area, ptr: Option<Area>) -> Result<Done, Errno> {
         if let Some(bounce) = ptr {
             let least = if command == Command::Snapshot { area.pages() } else { area.len() };

@@ -25,6 +25,7 @@ pub mod process;
 mod report;
 mod require;
 pub mod runs;
+mod scenarios;
 mod shell;
 mod stuck;
 pub mod summary;

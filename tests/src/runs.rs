@@ -11,7 +11,7 @@ use libtest_mimic::{Failed, Trial};
 use crate::{
     baseline, exp, gdb, host,
     process::{self, Finished},
-    report, shell, stuck, trace,
+    report, scenarios, shell, stuck, trace,
 };
 
 /// The longest a run may take, the first build of the kernel included.
@@ -182,6 +182,7 @@ pub fn trials() -> Vec<Trial> {
                 gdb::run_trials(&runner),
                 trace::trials(&runner),
                 report::trials(&runner),
+                scenarios::trials(&runner),
             ];
             runs.chain(more.into_iter().flatten()).collect()
         }

@@ -1,4 +1,5 @@
-//! `hmm [--all] [FILTER]`: the scenarios that the field tests its device memory with, by their names there, on `/dev/hmm_dmirror*`.
+//! `hmm [--all] [FILTER]`: the scenarios that the field tests its device memory with, by their names there, on `/dev/hmm_dmirror*`;
+//! and a few more, of what they leave out.
 //!
 //! Each runs twice, on devices with private memory and on devices whose memory CPUs can map, in a process of its own, and gives a
 //! line of KTAP. `--all` includes the sizes that take long.
@@ -17,6 +18,7 @@ mod files;
 mod huge;
 mod kit;
 mod migrating;
+mod more;
 mod moving;
 mod pinning;
 mod pool;
@@ -83,6 +85,14 @@ const TWO: [Scenario; 3] = scenarios![
     double_map in snapshots,
 ];
 
+/// What the field has no scenarios for.
+const MORE: [Scenario; 4] = scenarios![
+    bad_pointers in more,
+    bad_ranges in more,
+    closing in more,
+    mapping in more,
+];
+
 /// Standard output, line by line: a process that is forked finds nothing in it that is not written yet.
 struct Out;
 
@@ -107,6 +117,8 @@ fn main() -> ExitCode {
         ("hmm_device_coherent", COHERENT, one().collect()),
         ("hmm2_device_private", PRIVATE, TWO.to_vec()),
         ("hmm2_device_coherent", COHERENT, TWO.to_vec()),
+        ("more_device_private", PRIVATE, MORE.to_vec()),
+        ("more_device_coherent", COHERENT, MORE.to_vec()),
     ];
     let named = variants.into_iter().flat_map(|(variant, on, scenarios)| {
         scenarios.into_iter().map(move |(name, run)| (format!("{variant}::{name}"), on, run))
