@@ -133,11 +133,21 @@ pub(super) fn by_exception(caller: &Caller, vector: u8, error: u64) {
             3 => Info::of_fault(TRAP, KERNEL, 0),
             6 => Info::of_fault(ILL, 2, rip), // ILL_ILLOPN
             12 => Info::of_fault(BUS, KERNEL, 0),
-            16 | 19 => Info::of_fault(FPE, 7, rip), // FPE_FLTINV
+            16 | 19 => Info::of_fault(FPE, float_code(caller, vector), rip),
             17 => Info::of_fault(BUS, 1, 0),        // BUS_ADRALN
             _ => Info::of_fault(SEGV, KERNEL, 0),
         },
     );
+}
+
+/// What was wrong with floating point: the exceptions that have come and are not masked, in the order in which x87 and SSE have them
+/// (SDM vol. 1, 8.5 and 11.5).
+fn float_code(caller: &Caller, vector: u8) -> i32 {
+    const CODES: [i32; 6] = [7, 5, 3, 4, 5, 6]; // FLTINV, FLTUND for denormals, FLTDIV, FLTOVF, FLTUND, FLTRES
+    let fx = caller.context.fx();
+    let half = |at: usize| u16::from_le_bytes([fx[at], fx[at + 1]]);
+    let come = if vector == 16 { half(2) & !half(0) } else { half(24) & !(half(24) >> 7) };
+    CODES.get(come.trailing_zeros() as usize).copied().unwrap_or(0)
 }
 
 /// Does what the signals say that the running thread has and does not block, and puts a call right that one of them has
