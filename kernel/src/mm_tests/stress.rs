@@ -15,6 +15,8 @@ use crate::vm::{activate, new_space};
 const THREADS: usize = 6;
 /// What each thread does in a run.
 const STEPS: usize = 60;
+/// Runs of each test.
+const SEEDS: u64 = 4;
 
 /// A small generator, one for each thread.
 struct Random(u64);
@@ -140,10 +142,26 @@ fn run(seed: u64, period: u32) -> Result<(), Unmet> {
     Ok(())
 }
 
+/// A test for each period, so that they can run side by side; `actions=` on the kernel's command line says how many steps.
+fn run_seeds(first: u64, period: u32) -> Result<(), Unmet> {
+    let seeds = crate::boot().command.actions.map_or(SEEDS, |steps| steps.div_ceil((THREADS * STEPS) as u64));
+    (0..seeds).try_for_each(|n| run(first + 3 * n, period))
+}
+
 crate::ktest! {
-    fn threads_map_write_read_move_and_unmap_at_once() {
-        for seed in 0..12 {
-            run(seed, [300, 2000, 20_000][seed as usize % 3])?;
-        }
+    fn threads_map_write_read_move_and_unmap_at_once_in_short_turns() {
+        run_seeds(0, 300)?;
+    }
+}
+
+crate::ktest! {
+    fn threads_map_write_read_move_and_unmap_at_once_in_longer_turns() {
+        run_seeds(1, 2000)?;
+    }
+}
+
+crate::ktest! {
+    fn threads_map_write_read_move_and_unmap_at_once_in_long_turns() {
+        run_seeds(2, 20_000)?;
     }
 }

@@ -41,7 +41,7 @@ fn number(name: &str, default: u64) -> u64 {
 }
 
 fn wanted() -> u64 {
-    number("FARPAGE_ACTIONS", 120_000)
+    number("FARPAGE_ACTIONS", 60_000)
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //! the same end).
 
 use crate::error::OutOfMemory;
-use crate::framemap::{Block, Slot};
+use crate::framemap::{BLOCK, Block, Slot};
 use crate::machine::{FreshFrame, Machine};
 use crate::types::{FrameRange, Order};
 use crate::zone::{Need, Zone};
@@ -49,11 +49,21 @@ impl<M: Machine> Zone<M> {
     /// Calls `f` for every frame that holds descriptors, with their kind.
     pub(crate) fn for_each_object_frame(&self, f: &mut dyn FnMut(u32, u8)) {
         let map = self.map();
-        for frame in 0..map.frames() {
-            if map.block(frame) == Block::Small
-                && let Slot::Objects(kind) = map.slot(frame)
-            {
-                f(frame + self.base(), kind);
+        for block in (0..map.frames()).step_by(BLOCK as usize) {
+            if map.block(block) != Block::Small {
+                continue;
+            }
+            let mut frame = block;
+            while frame < block + BLOCK {
+                frame += match map.slot(frame) {
+                    Slot::Objects(kind) => {
+                        f(frame + self.base(), kind);
+                        1
+                    }
+                    // An audit comes here a dozen times, and most memory is free.
+                    Slot::FreeHead { order, .. } => 1 << order,
+                    _ => 1,
+                };
             }
         }
     }
