@@ -74,32 +74,61 @@ impl<M: Machine> HugePool<M> {
         blocks.stat.free += 1;
     }
 
-    /// Takes a free block: one that was reserved, or one that is not.
-    fn take(&self, reserved: bool) -> Result<Frame, OutOfMemory> {
+    /// Takes a free block: one that is promised, or one that is not. A promise stands until it is kept ([`Self::keep`]): two who
+    /// touch one page both take a block, and one gives it back.
+    fn take(&self, promised: bool) -> Option<Frame> {
         let mut blocks = self.blocks.lock();
         let stat = &mut blocks.stat;
-        if reserved {
-            stat.reserved -= 1;
-        } else if stat.free == stat.reserved {
-            return Err(OutOfMemory { order: Order::PMD.get() });
+        let least = if promised { 0 } else { stat.reserved };
+        if stat.free <= least {
+            return None;
         }
         stat.free -= 1;
         let at = stat.free as usize;
-        Ok(Frame::ram(blocks.free[at]))
+        Some(Frame::ram(blocks.free[at]))
+    }
+
+    /// Of what is promised, so much is mapped from now on, or will never be.
+    pub(crate) fn keep(&self, pages: u32) {
+        self.blocks.lock().stat.reserved -= pages;
     }
 
     pub(crate) fn reserve(&self, pages: u64) -> Result<(), OutOfMemory> {
         let mut blocks = self.blocks.lock();
         let stat = &mut blocks.stat;
-        if pages > u64::from(stat.free - stat.reserved) {
+        if pages > u64::from(stat.free.saturating_sub(stat.reserved)) {
             return Err(OutOfMemory { order: Order::PMD.get() });
         }
         stat.reserved += pages as u32;
         Ok(())
     }
 
-    fn unreserve(&self, pages: u32) {
-        self.blocks.lock().stat.reserved -= pages;
+    /// Adds a block, unless there are as many already: then it comes back.
+    fn grow(&self, wanted: u32, frames: Frames<M>) -> Option<Frames<M>> {
+        let mut blocks = self.blocks.lock();
+        if blocks.stat.total >= wanted {
+            return Some(frames);
+        }
+        let at = blocks.stat.free as usize;
+        blocks.free[at] = frames.into_inner().0.index();
+        blocks.stat.free += 1;
+        blocks.stat.total += 1;
+        self.total.store(blocks.stat.total, Relaxed);
+        None
+    }
+
+    /// Takes a block away, if there are more than wanted and one that is neither used nor promised.
+    fn shrink(&self, wanted: u32) -> Option<Frame> {
+        let mut blocks = self.blocks.lock();
+        let stat = &mut blocks.stat;
+        if stat.total <= wanted || stat.free <= stat.reserved {
+            return None;
+        }
+        stat.free -= 1;
+        stat.total -= 1;
+        let (at, total) = (stat.free as usize, stat.total);
+        self.total.store(total, Relaxed);
+        Some(Frame::ram(blocks.free[at]))
     }
 
     /// The block of a folio that is gone.
@@ -121,35 +150,30 @@ impl<M: Machine> Mm<M> {
     pub fn resize_huge_pool(&self, pages: u32) -> u32 {
         let pool = &self.huge_pool;
         let wanted = pages.min(MOST as u32);
-        while pool.blocks.lock().stat.total < wanted {
+        while self.huge_pool().total < wanted {
             let Ok(frames) = self.alloc_frames(Place::RAM, Order::PMD, Need::User) else { break };
-            let block = frames.into_inner().0;
-            let mut blocks = pool.blocks.lock();
-            let at = blocks.stat.free as usize;
-            blocks.free[at] = block.index();
-            blocks.stat.free += 1;
-            blocks.stat.total += 1;
-        }
-        while pool.blocks.lock().stat.total > wanted {
-            let Ok(block) = pool.take(false) else { break };
-            pool.blocks.lock().stat.total -= 1;
-            drop(Frames::<M>::own(block, Order::PMD));
-        }
-        let total = pool.blocks.lock().stat.total;
-        pool.total.store(total, Relaxed);
-        total
-    }
-
-    /// A folio of the pool, its contents undefined.
-    pub(crate) fn alloc_from_pool(&self, reserved: bool) -> Result<FolioRef<M>, OutOfMemory> {
-        let folio = self.folios.alloc(self)?;
-        match self.huge_pool.take(reserved) {
-            Ok(block) => Ok(self.folio_of_pool(folio, block)),
-            Err(oom) => {
-                self.folios.free(folio);
-                Err(oom)
+            if let Some(frames) = pool.grow(wanted, frames) {
+                drop(frames);
+                break; // somebody else was faster
             }
         }
+        while let Some(block) = pool.shrink(wanted) {
+            drop(Frames::<M>::own(block, Order::PMD));
+        }
+        self.huge_pool().total
+    }
+
+    /// A folio of the pool, its contents undefined; `None` when it has none to give.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`]: there is no room for its descriptor.
+    pub(crate) fn alloc_from_pool(&self, promised: bool) -> Result<Option<FolioRef<M>>, OutOfMemory> {
+        let folio = self.folios.alloc(self)?;
+        let Some(block) = self.huge_pool.take(promised) else {
+            self.folios.free(folio);
+            return Ok(None);
+        };
+        Ok(Some(self.folio_of_pool(folio, block)))
     }
 }
 
@@ -210,7 +234,7 @@ impl<M: Machine> Space<M> {
         addr: Vaddr,
         from: Frame,
     ) -> Result<FolioRef<M>, OutOfMemory> {
-        let copy = M::mm().alloc_from_pool(false)?;
+        let copy = M::mm().alloc_from_pool(false)?.ok_or(OutOfMemory { order: Order::PMD.get() })?;
         M::copy(from, copy.frame(), Order::PMD);
         let index = vma.page_index(addr.align_down(PMD_SIZE));
         copy.set_link(RmapLink { anon: vma.anon(), index });
@@ -228,7 +252,7 @@ impl<M: Machine> Space<M> {
     pub(crate) fn unreserve_huge(&'static self, vmas: &VmaIndex<M>, range: VaRange) {
         if M::mm().huge_pool.is_used() {
             let unused = vmas.iter_in(range).map(|vma| self.reserved_in(vma, range)).sum();
-            M::mm().huge_pool.unreserve(unused);
+            M::mm().huge_pool.keep(unused);
         }
     }
 

@@ -24,19 +24,26 @@ impl<M: Machine> Space<M> {
         if !vma.range().covers(VaRange::new(start.0, PMD_SIZE)) {
             return Err(FaultError::NoPage(fault.addr));
         }
-        // One is taken, filled, and, if somebody was faster, given back with its promise.
-        let reserved = vma.flags().contains(VmaFlags::HUGE_RESERVED);
-        let folio = mm.alloc_from_pool(reserved).map_err(|_| FaultError::NoPage(fault.addr))?;
+        let promised = vma.flags().contains(VmaFlags::HUGE_RESERVED);
+        let folio = mm.alloc_from_pool(promised).map_err(|_| FaultError::NoPage(fault.addr))?;
+        let Some(folio) = folio else {
+            if !promised {
+                return Err(FaultError::NoPage(fault.addr));
+            }
+            // Somebody who touches the same page has the block that was promised for it, for a moment.
+            M::relax();
+            return Ok(Step::Again);
+        };
         M::zero(folio.frame(), Order::PMD);
         folio.set_link(RmapLink { anon: vma.anon(), index: vma.page_index(start) });
         let mut cursor = self.cursor_in(pmd, Level::Pmd, start);
         if !cursor.is_still(0) {
             drop(cursor);
             drop(folio);
-            if reserved {
-                mm.huge_pool.reserve(1).map_err(|_| FaultError::NoPage(fault.addr))?;
-            }
             return Ok(Step::Again);
+        }
+        if promised {
+            mm.huge_pool.keep(1);
         }
         cursor.install(map_fresh(vma, folio));
         M::count(Event::HugetlbFault, 1);

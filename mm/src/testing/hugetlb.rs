@@ -125,3 +125,24 @@ fn the_pool_is_as_large_as_there_is_memory_and_no_smaller_than_what_it_owes() {
     assert_eq!((kit.machine.mm.resize_huge_pool(0), kit.machine.mm.folios_in_use()), (0, 0));
     kit.audit();
 }
+
+#[test]
+fn two_who_touch_one_page_do_not_keep_one_promise_twice() {
+    let kit = kit(1);
+    let mm = kit.machine.mm;
+    mm.huge_pool.reserve(1).expect("it is free");
+    let first = mm.alloc_from_pool(true).expect("memory").expect("its block");
+    // The second has seen the page empty too, while the first was filling its own.
+    assert!(mm.alloc_from_pool(true).expect("memory").is_none(), "the block is on its way");
+    assert_eq!(mm.huge_pool(), HugePoolStat { total: 1, free: 0, reserved: 1 });
+    assert!(mm.huge_pool.reserve(1).is_err(), "nothing is left to promise");
+    assert_eq!(mm.resize_huge_pool(0), 1, "a promise is not taken away");
+    // The first gives up: its block is there for the second.
+    drop(first);
+    let second = mm.alloc_from_pool(true).expect("memory").expect("the block came back");
+    mm.huge_pool.keep(1);
+    assert_eq!(mm.huge_pool(), HugePoolStat { total: 1, free: 0, reserved: 0 });
+    drop(second);
+    assert_eq!(mm.resize_huge_pool(0), 0);
+    assert!(!mm.huge_pool.is_used());
+}

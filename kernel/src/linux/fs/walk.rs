@@ -26,6 +26,16 @@ struct Step {
     parent: Option<Place>,
 }
 
+impl Drop for Step {
+    /// Parent by parent, not one inside the other: the way may be longer than a stack.
+    fn drop(&mut self) {
+        let mut next = self.parent.take();
+        while let Some(mut step) = next.and_then(|place| Arc::into_inner(place.0)) {
+            next = step.parent.take();
+        }
+    }
+}
+
 /// The root of the tree.
 pub(in crate::linux) fn root() -> Place {
     static ROOT: Once<Place> = Once::new();

@@ -134,7 +134,7 @@ pub(super) fn by_exception(caller: &Caller, vector: u8, error: u64) {
             6 => Info::of_fault(ILL, 2, rip), // ILL_ILLOPN
             12 => Info::of_fault(BUS, KERNEL, 0),
             16 | 19 => Info::of_fault(FPE, float_code(caller, vector), rip),
-            17 => Info::of_fault(BUS, 1, 0),        // BUS_ADRALN
+            17 => Info::of_fault(BUS, 1, 0), // BUS_ADRALN
             _ => Info::of_fault(SEGV, KERNEL, 0),
         },
     );
