@@ -236,12 +236,12 @@ impl<M: Machine> Mm<M> {
 
     fn audit_mirror_entry(&self, space: u32, addr: Vaddr, mirrored: MirrorEntry) -> Audit {
         expect("entry of a mirror without a space", addr.0, u64::from(space == NIL), 0)?;
+        if mirrored.frame.place().private_device().is_some() {
+            return Ok(()); // looked at again when it is used
+        }
         let (level, entry) = self.spaces.get(space).entry_at(addr);
         let (frame, attrs, lent) = match entry {
             Entry::Leaf(leaf) => (leaf.frame, leaf.attrs, false),
-            Entry::NonPresent(soft) if soft.kind == SoftKind::DevicePrivate => {
-                (soft.frame, soft.attrs, false)
-            }
             Entry::NonPresent(soft) if soft.kind == SoftKind::DeviceExclusive => {
                 (soft.frame, soft.attrs, true)
             }

@@ -96,6 +96,12 @@ pub trait NotifierOps<M: Machine>: Sync {
     /// manager may be held, so take leaf spin locks only, do not sleep and do not fault. After [`NotifyEvent::Release`] nothing
     /// more comes, and nothing may be copied any more.
     fn invalidate(&self, range: VaRange, event: NotifyEvent);
+
+    /// Must it hear of pages that a fault brings back from private device memory? Not who looks at the entry again, with its table
+    /// locked, whenever it uses a copy that names such memory: then such faults cost the space nothing.
+    fn hears_of_returns(&self) -> bool {
+        true
+    }
 }
 
 /// The two words of the protocol. `active` goes up before `count` and is read after it: who reads a `count` sees every change
@@ -194,8 +200,9 @@ impl<M: Machine> Notifier<M> {
 
 /// The notifiers of a space, and its changes under way.
 pub(crate) struct Notifiers<M: Machine> {
-    /// How many there are: what the fast path looks at.
+    /// How many there are, and how many of them must hear of returns: what the fast paths look at.
     count: AtomicU32,
+    returns: AtomicU32,
     list: SpinLock<M, List>,
 }
 
@@ -211,7 +218,7 @@ struct List {
 impl<M: Machine> Default for Notifiers<M> {
     fn default() -> Self {
         let list = List { head: NIL, active: 0, serial: 0 };
-        Self { count: AtomicU32::new(0), list: SpinLock::new(list) }
+        Self { count: AtomicU32::new(0), returns: AtomicU32::new(0), list: SpinLock::new(list) }
     }
 }
 
@@ -220,6 +227,12 @@ impl<M: Machine> Notifiers<M> {
     #[inline(always)]
     pub(crate) fn any(&self) -> bool {
         self.count.load(Relaxed) != 0
+    }
+
+    /// True when somebody is to be told of pages that faults bring back ([`NotifierOps::hears_of_returns`]).
+    #[inline(always)]
+    pub(crate) fn any_for_returns(&self) -> bool {
+        self.returns.load(Relaxed) != 0
     }
 }
 
@@ -333,6 +346,7 @@ impl<M: Machine> Space<M> {
         let vmas = self.vmas.write();
         // Under the VMA lock held alone: no fault is under way, and none that comes takes the way that tells nobody.
         self.notifiers.count.fetch_add(1, Release);
+        self.notifiers.returns.fetch_add(u32::from(ops.hears_of_returns()), Release);
         self.forget_last_pte_table();
         let mut list = self.notifiers.list.lock();
         notifier.sequence.reset(list.active);
@@ -361,6 +375,7 @@ impl<M: Machine> Space<M> {
         });
         list.head = NIL;
         self.notifiers.count.store(0, Relaxed);
+        self.notifiers.returns.store(0, Relaxed);
     }
 }
 
@@ -421,6 +436,8 @@ impl<M: Machine> Drop for NotifierRef<M> {
         if self.notifier.is_attached() {
             list.unlink(self.notifier);
             self.space.notifiers.count.fetch_sub(1, Release);
+            let hears = self.notifier.ops.lock().is_some_and(NotifierOps::hears_of_returns);
+            self.space.notifiers.returns.fetch_sub(u32::from(hears), Release);
         }
         drop(list);
         M::mm().notifiers.free(self.notifier);

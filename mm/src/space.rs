@@ -173,10 +173,10 @@ impl<M: Machine> Space<M> {
         let table = M::mm().tables.get(key);
         if table.is_hooked_at(self.slab_index(), Level::Pte, addr) { Some(table) } else { None }
     }
-    /// Only in a space without notifiers: who finds a table by this hint tells nobody of what it changes there.
+    /// Only in a space where nobody hears of pages that come back: who finds a table by this hint tells nobody of that.
     #[inline(always)]
     pub(crate) fn set_last_pte_table(&self, table: &Table<M>) {
-        if !self.notifiers.any() {
+        if !self.notifiers.any_for_returns() {
             self.last_pte.store(table.slab_index(), Relaxed);
         }
     }

@@ -35,7 +35,7 @@ const SIZES: [u64; 7] =
 const ROUNDS: u64 = 5;
 const BASE: u64 = 0x20_0000_0000;
 /// Pages that pass through the kernel at a time.
-const PIECE: usize = 32;
+const PIECE: usize = 64;
 /// Where the program gets what the device read.
 const BOUNCE: u64 = BASE + (1 << 36);
 const WORD: u64 = 0x0706_0504_0302_0100;

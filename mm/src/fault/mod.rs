@@ -176,7 +176,7 @@ impl<M: Machine> Space<M> {
         if let Some(table) = self.last_pte_table(fault.addr) {
             let word = table.words()[fault.addr.index(Level::Pte)].load(Relaxed);
             let seen = Seen { table, level: Level::Pte, word };
-            // The hot path knows what it is looking for, and that there is nobody to be told: a space with notifiers has no
+            // The hot path knows what it is looking for, and that there is nobody to be told: a space where somebody is has no
             // table that was used last.
             if let Some(frame) = word::device_private(word) {
                 return self.fault_device::<false, false, TRACED>(fault, &seen, frame);
@@ -377,7 +377,8 @@ impl<M: Machine> Space<M> {
     }
 
     /// On a device: the faulting folio's entries become migration entries in the same hold of the table lock in which they
-    /// were looked at again, and the owner gets a migration that is under way. With `TELL`, the notifiers are told.
+    /// were looked at again, and the owner gets a migration that is under way. With `TELL`, the notifiers are told that
+    /// must hear of it.
     ///
     /// A folio larger than the policy's granule is cut first, unless `WHOLE` says that this was tried: before its entries change,
     /// so that nothing is to be undone and the owner is asked for what is to come, no more. Pages of 4 KiB pay nothing for it.
@@ -402,7 +403,8 @@ impl<M: Machine> Space<M> {
         let tell = |addr: Vaddr, order: Order| {
             let range = VaRange::new(addr.0, order.bytes());
             let owner = Some(Owner::device(frame.place()));
-            TELL.then(|| self.invalidate(range, NotifyEvent::Migrate { owner }))
+            let is_told = TELL && self.notifiers.any_for_returns();
+            is_told.then(|| self.invalidate(range, NotifyEvent::Migrate { owner }))
         };
         let (_change, migration) = if locked.order() == seen.level.order() {
             if seen.level == Level::Pmd && !WHOLE && Order::PMD > mm.policy.granule() {

@@ -5,6 +5,11 @@
 //! mirror's lock, after `read_retry` has said under the same lock that what was found still stands. A device's access goes
 //! through an entry with that lock held, so when a callback returns, no access is under way.
 //!
+//! Pages in the device's own private memory are the exception: their entries are not dropped when a page leaves. A use of one looks at
+//! the CPU's entry, whose table stays locked meanwhile: it must name the same frame and allow as much. No page leaves without a change
+//! of that entry, so who changes it need tell nobody, and a fault that brings a page back costs what it costs without a device
+//! that looks on ([`NotifierOps::hears_of_returns`]).
+//!
 //! [`dmirror`] is the command set of a device that is driven by tests.
 
 pub mod dmirror;
@@ -14,6 +19,7 @@ mod table;
 use core::fmt;
 use core::sync::atomic::{AtomicU8, AtomicU32, Ordering::Relaxed};
 
+use crate::entry::{Attrs, Entry, SoftKind};
 use crate::error::{OutOfMemory, RangeError};
 use crate::exclusive::ExclusiveGuard;
 use crate::hmm::{HmmError, HmmPfn, HmmWant, RangeFault};
@@ -69,6 +75,10 @@ impl<M: Machine> NotifierOps<M> for Mirror<M> {
         if event == NotifyEvent::Release {
             self.space.store(crate::slab::NIL, Relaxed);
         }
+    }
+
+    fn hears_of_returns(&self) -> bool {
+        false
     }
 }
 
@@ -137,10 +147,22 @@ impl<M: Machine> MirrorRef<M> {
         self.notifier().space_user()
     }
 
-    /// The entry for the page at `addr`.
+    /// The entry for the page at `addr`, if it stands.
     #[must_use]
     pub fn entry(&self, addr: Vaddr) -> Option<MirrorEntry> {
-        self.mirror.table.lock().get::<M>(addr)
+        let entry = self.mirror.table.lock().get::<M>(addr)?;
+        let write = entry.attrs.contains(MirrorAttrs::WRITE);
+        let stands = !is_own(entry.frame) || self.use_own(entry.frame, addr, 1, write, &mut |_| {}) == 1;
+        stands.then_some(entry)
+    }
+
+    /// An access of the device: calls `f` with the frame of the page at `addr`, with a lock held, so that the page stays while
+    /// `f` runs. `None` when there is no entry, or one that does not allow it.
+    pub fn access<R>(&self, addr: Vaddr, access: Access, f: impl FnOnce(Frame) -> R) -> Option<R> {
+        let (mut f, mut result) = (Some(f), None);
+        let page = VaRange::new(addr.align_down(PAGE_SIZE).0, PAGE_SIZE);
+        self.access_range(page, access, &mut |frame, _, _| result = f.take().map(|f| f(frame)));
+        result
     }
 
     /// Is there an entry in `range` of which `f` says so?
@@ -150,32 +172,56 @@ impl<M: Machine> MirrorRef<M> {
         found
     }
 
-    /// An access of the device: calls `f` with the frame of the page at `addr`, with the mirror's lock held, so that the page
-    /// stays while `f` runs. `None` when there is no entry, or one that does not allow it.
-    pub fn access<R>(&self, addr: Vaddr, access: Access, f: impl FnOnce(Frame) -> R) -> Option<R> {
-        let table = self.mirror.table.lock();
-        let entry = table.get::<M>(addr)?;
-        if access == Access::Write && !entry.attrs.contains(MirrorAttrs::WRITE) {
-            return None;
-        }
-        Some(f(entry.frame))
-    }
-
-    /// An access of the device to the pages of `range`: calls `f`, with the mirror's lock held, with each run of frames that follow each
-    /// other, the number of its first page in the range, and how many pages they are. Ends before the first page that has no entry,
-    /// or one that does not allow it; how many pages were accessed.
+    /// An access of the device to the pages of `range`: calls `f`, with a lock held so that they stay, with each run of frames that
+    /// follow each other, the number of its first page in the range, and how many pages they are. Ends before the first page that
+    /// has no entry, or one that does not allow it; how many pages were accessed.
     pub fn access_range(&self, range: VaRange, access: Access, f: &mut dyn FnMut(Frame, u64, u64)) -> u64 {
-        let table = self.mirror.table.lock();
+        let write = access == Access::Write;
         let (mut done, pages) = (0, range.nr_pages());
         while done < pages {
             let at = range.start.add(done * PAGE_SIZE);
-            let Some((frame, count)) = table.run::<M>(at, pages - done, access == Access::Write) else {
+            let table = self.mirror.table.lock();
+            let Some((frame, count)) = table.run::<M>(at, pages - done, write) else { break };
+            if !is_own(frame) {
+                f(frame, done, count);
+                done += count;
+                continue;
+            }
+            drop(table);
+            let stands = self.use_own(frame, at, count, write, &mut |count| f(frame, done, count));
+            done += stands;
+            if stands < count {
                 break;
-            };
-            f(frame, done, count);
-            done += count;
+            }
         }
         done
+    }
+
+    /// Uses `count` pages of the device's own private memory from `frame` on, which the CPU's table names at `addr`, all in one table:
+    /// calls `f` with how many of them it still names and lets be used, with that table locked, if there are any.
+    fn use_own(&self, frame: Frame, addr: Vaddr, count: u64, write: bool, f: &mut dyn FnMut(u64)) -> u64 {
+        let Some(user) = self.space() else { return 0 };
+        let Some(cursor) = user.space().walk(addr) else { return 0 };
+        // A write is noted before it is allowed.
+        let written = Attrs::WRITE | Attrs::DIRTY | Attrs::SOFT_DIRTY;
+        let stands = |page: u32| {
+            let at = addr.add(u64::from(page) * PAGE_SIZE);
+            let Entry::NonPresent(soft) = cursor.entry_at(at) else { return false };
+            let inside = (at.0 & (cursor.level().size() - 1)) / PAGE_SIZE;
+            soft.kind == SoftKind::DevicePrivate
+                && soft.frame.offset(inside as u32) == frame.offset(page)
+                && !soft.attrs.contains(Attrs::NO_ACCESS)
+                && (!write || soft.attrs.contains(written) && !soft.attrs.contains(Attrs::UFFD_WP))
+        };
+        let found = if cursor.level() == Level::Pmd {
+            if stands(0) { count } else { 0 }
+        } else {
+            (0..count).take_while(|&page| stands(page as u32)).count() as u64
+        };
+        if found != 0 {
+            f(found);
+        }
+        found
     }
 
     /// Makes the pages of `range` accessible: faults in what is missing and enters it. With nothing wanted, enters what is there.
@@ -243,8 +289,11 @@ impl<M: Machine> MirrorRef<M> {
     ) -> Result<Report, RangeError> {
         let user = self.space().ok_or(RangeError::NotMapped(range.start))?;
         let mut options = MigrateOptions::to(to).by(self.mirror.as_owner()).with(*flags);
-        let drop_copies = &mut |taken| self.mirror.table.lock().clear::<M>(taken);
-        let report = user.space().migrate_batches(range, to, &mut options, None, Some(drop_copies));
+        let mut drop_copies = |taken| self.mirror.table.lock().clear::<M>(taken);
+        // Where it has copies of nothing but its own memory, there is nothing to drop.
+        let must_drop = self.mirror.table.lock().has_others();
+        let taken: Option<&mut dyn FnMut(VaRange)> = if must_drop { Some(&mut drop_copies) } else { None };
+        let report = user.space().migrate_batches(range, to, &mut options, None, taken);
         *flags = options.flags;
         report
     }
@@ -279,6 +328,11 @@ impl<M: Machine> MirrorRef<M> {
     }
 }
 
+/// Is it private memory? A mirror has entries of its own device's alone.
+const fn is_own(frame: Frame) -> bool {
+    frame.place().private_device().is_some()
+}
+
 /// Enters what a range fault has found, in all places or in one only; the address after it.
 fn enter<M: Machine>(
     table: &mut MirrorTable,
@@ -309,7 +363,7 @@ fn enter<M: Machine>(
                 _ => table.small_node::<M>(at).map_err(oom)?,
             };
             small = Some((base, node));
-            MirrorTable::put_small::<M>(node, at, first, attrs);
+            table.put_small::<M>(node, at, first, attrs);
         } else {
             table.put::<M>(start, level, first, attrs).map_err(oom)?;
             small = None;

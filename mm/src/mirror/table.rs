@@ -7,6 +7,7 @@ use core::sync::atomic::{AtomicU8, AtomicU32, Ordering::Relaxed};
 
 use crate::error::OutOfMemory;
 use crate::machine::Machine;
+use crate::mirror::is_own;
 use crate::slab::{NIL, Slot, SlotHeader};
 use crate::types::{Frame, Level, Order, PTRS, Place, VaRange, Vaddr};
 
@@ -122,11 +123,13 @@ const fn below(level: Level) -> Level {
 /// The tree.
 pub(crate) struct MirrorTable {
     root: u32,
+    /// Since it was empty, an entry was put that names other memory than private one.
+    others: bool,
 }
 
 impl Default for MirrorTable {
     fn default() -> Self {
-        Self { root: NIL }
+        Self { root: NIL, others: false }
     }
 }
 
@@ -191,6 +194,7 @@ impl MirrorTable {
         frame: Frame,
         attrs: MirrorAttrs,
     ) -> Result<(), OutOfMemory> {
+        self.others |= !is_own(frame);
         let here = node::<M>(self.node_of::<M>(addr, level)?);
         if let Word::Table(old) = here.word(addr.index(level)) {
             free::<M>(old, below(level));
@@ -206,7 +210,8 @@ impl MirrorTable {
     }
 
     /// As [`MirrorTable::put`] of a small page, in its node.
-    pub(crate) fn put_small<M: Machine>(key: u32, addr: Vaddr, frame: Frame, attrs: MirrorAttrs) {
+    pub(crate) fn put_small<M: Machine>(&mut self, key: u32, addr: Vaddr, frame: Frame, attrs: MirrorAttrs) {
+        self.others |= !is_own(frame);
         node::<M>(key).set(addr.index(Level::Pte), Word::Leaf(frame, attrs));
     }
 
@@ -233,10 +238,16 @@ impl MirrorTable {
         Ok(key)
     }
 
-    /// Drops the entries of `range`. A huge one that lies partly in it is split, or dropped whole without memory for that.
+    /// Has it (or had it) entries that name other memory than private one?
+    pub(crate) const fn has_others(&self) -> bool {
+        self.others
+    }
+
+    /// Drops the entries of `range`. A huge one that lies partly in it is split, or dropped whole without memory for that; one of
+    /// private memory, which is looked at when it is used, is left.
     pub(crate) fn clear<M: Machine>(&mut self, range: VaRange) {
         if self.root != NIL && clear_in::<M>(self.root, Level::Pgd, Vaddr(0), range) {
-            self.root = NIL;
+            *self = Self::default();
         }
     }
 
@@ -302,6 +313,7 @@ fn clear_in<M: Machine>(key: u32, level: Level, base: Vaddr, range: VaRange) -> 
         match here.word(i) {
             Word::None => {}
             Word::Leaf(..) if range.covers(entry) => here.set(i, Word::None),
+            Word::Leaf(frame, _) if is_own(frame) => {}
             Word::Leaf(..) => match split::<M>(here, i) {
                 Ok(_) => continue, // a table now
                 Err(OutOfMemory { .. }) => here.set(i, Word::None),

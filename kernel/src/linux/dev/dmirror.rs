@@ -25,7 +25,7 @@ use crate::vm::user::user_touch_read;
 /// Words of the structure that a command takes: addr, ptr, npages, cpages, faults.
 const WORDS: usize = 5;
 /// Pages that data passes through at a time.
-const PIECE: usize = 32;
+const PIECE: usize = 64;
 /// Pages of a piece of a snapshot.
 const SNAPS: usize = 512;
 /// The flag that refuses one 2 MiB page.
