@@ -129,7 +129,7 @@ fn the_pool_is_as_large_as_there_is_memory_and_no_smaller_than_what_it_owes() {
 #[test]
 fn two_who_touch_one_page_do_not_keep_one_promise_twice() {
     let kit = kit(1);
-    let mm = kit.machine.mm;
+    let mm = &kit.machine.mm;
     mm.huge_pool.reserve(1).expect("it is free");
     let first = mm.alloc_from_pool(true).expect("memory").expect("its block");
     // The second has seen the page empty too, while the first was filling its own.
