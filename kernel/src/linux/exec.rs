@@ -1,8 +1,6 @@
 //! A program to be run by a thread that has none yet, or another one.
 
-use alloc::borrow::Cow;
 use alloc::boxed::Box;
-use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering::Relaxed;
@@ -12,6 +10,7 @@ use farpage_mm::{HugeAdvice, Prot, VaRange};
 use super::errno::Errno;
 use super::image::{self, BadProgram};
 use super::memory::{Memory, STACK_LEN, STACK_TOP};
+use super::path::ProgramFile;
 use super::process::End;
 use super::thread::{Caller, Next};
 use super::{signal, start};
@@ -20,8 +19,7 @@ use crate::arch::x86_64::xstate::Area;
 
 /// What is to be run, and the memory to run it in, which is empty.
 pub(super) struct Program {
-    pub(super) path: String,
-    pub(super) contents: Cow<'static, [u8]>,
+    pub(super) file: ProgramFile,
     pub(super) args: Vec<Vec<u8>>,
     pub(super) env: Vec<Vec<u8>>,
     pub(super) memory: Arc<Memory>,
@@ -32,15 +30,15 @@ impl Program {
     ///
     /// # Errors
     /// What is wrong with the file; out of memory.
-    pub(super) fn new(
-        path: String,
-        contents: Cow<'static, [u8]>,
-        args: Vec<Vec<u8>>,
-        env: Vec<Vec<u8>>,
-    ) -> Result<Self, BadProgram> {
-        image::check(&contents)?;
+    pub(super) fn new(file: ProgramFile, args: Vec<Vec<u8>>, env: Vec<Vec<u8>>) -> Result<Self, BadProgram> {
+        image::check(&file.contents)?;
         let memory = Arc::new(Memory::new()?);
-        Ok(Self { path, contents, args, env, memory })
+        Ok(Self { file, args, env, memory })
+    }
+
+    /// Its arguments as `/proc/self/cmdline` shows them.
+    pub(super) fn cmdline(&self) -> Vec<u8> {
+        self.args.iter().flat_map(|arg| arg.iter().copied().chain([0])).collect()
     }
 
     /// Puts it into its memory, which is loaded, and makes the thread's context that of its first instruction. False when that
@@ -49,7 +47,7 @@ impl Program {
         match self.load(caller) {
             Ok(()) => true,
             Err(error) => {
-                log::warn!("{}: {error}", self.path);
+                log::warn!("{}: {error}", self.file.path);
                 caller.process().end(End::Killed(signal::KILL));
                 false
             }
@@ -58,12 +56,12 @@ impl Program {
 
     fn load(&self, caller: &mut Caller) -> Result<(), BadProgram> {
         let memory = &self.memory;
-        let image = image::load(memory.space(), &self.contents)?;
+        let image = image::load(memory, &self.file)?;
         let stack = VaRange::new(STACK_TOP - STACK_LEN, STACK_LEN);
         // Few programs need 2 MiB of it.
         memory.space().map_anon(stack, Prot::RW, HugeAdvice::NoHuge)?;
         *memory.heap.lock() = (image.end, image.end);
-        let stack = start::stack(STACK_TOP, &image, &self.path, &self.args, &self.env)?;
+        let stack = start::stack(STACK_TOP, &image, &self.file.path, &self.args, &self.env)?;
         *caller.context = Context::new(image.entry, stack);
         caller.thread.clear_tid.store(0, Relaxed);
         user::attach(Area::new()?);
@@ -84,7 +82,7 @@ pub(super) fn exec(caller: &mut Caller, program: Program) -> Result<Next, Errno>
     process.files().exec();
     process.signals.exec();
     caller.thread.signals.exec();
-    (*process.exe.lock()).clone_from(&program.path);
-    *process.cmdline.lock() = program.args.iter().flat_map(|arg| arg.iter().copied().chain([0])).collect();
+    (*process.exe.lock()).clone_from(&program.file.path);
+    *process.cmdline.lock() = program.cmdline();
     Ok(Next::Exec(Box::new(program)))
 }

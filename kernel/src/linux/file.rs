@@ -14,7 +14,8 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use crate::task::Mutex;
-use farpage_mm::{Prot, VaRange};
+use crate::vm::Machine;
+use farpage_mm::{ObjectRef, Prot, VaRange};
 
 use super::errno::Errno;
 use super::fs::{Entry, Place};
@@ -171,6 +172,11 @@ pub(super) trait File: Send + Sync {
     /// ENOTDIR for what is none.
     fn entry(&self, _process: &Process, _index: u64) -> Result<Option<Entry>, Errno> {
         Err(Errno::ENOTDIR)
+    }
+
+    /// The memory that it is, where it can be mapped as a program; making it may fail.
+    fn object(&self) -> Option<Result<ObjectRef<Machine>, Errno>> {
+        None
     }
 
     /// All its bytes, for `execve`.

@@ -1,7 +1,7 @@
 //! A program's file, and its first memory.
 //!
 //! Static ELF64 for x86-64: `ET_EXEC` where it says, `ET_DYN` without an interpreter (static-pie) at [`PIE_BASE`]. Segments
-//! become private anonymous memory with the file's bytes; nothing is shared with the file.
+//! are private mappings of the file, with anonymous memory behind where a segment is longer than what the file has of it.
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -10,10 +10,11 @@ use elf::ElfBytes;
 use elf::abi::{EM_X86_64, ET_DYN, ET_EXEC, PF_R, PF_W, PF_X, PT_INTERP, PT_LOAD, PT_PHDR};
 use elf::endian::LittleEndian;
 use elf::segment::ProgramHeader;
-use farpage_mm::{HugeAdvice, OutOfMemory, PAGE_SIZE, Prot, RangeError, Space, USER_END, VaRange};
+use farpage_mm::{HugeAdvice, OutOfMemory, PAGE_SIZE, Prot, RangeError, USER_END, VaRange};
 
+use super::memory::Memory;
+use super::path::{Mapped, ProgramFile};
 use crate::arch::x86_64::uaccess::copy_to_user;
-use crate::vm::Machine;
 use crate::vm::user::UserFault;
 
 /// Where a program goes that can go anywhere: two thirds of the user half, as on Linux without randomisation.
@@ -130,8 +131,9 @@ pub(super) fn check(file: &[u8]) -> Result<(), BadProgram> {
 ///
 /// # Errors
 /// What is wrong with the file; no memory. A part of it may be mapped then.
-pub(super) fn load(space: &'static Space<Machine>, file: &[u8]) -> Result<Image, BadProgram> {
-    let File { elf, segments, base } = read(file)?;
+pub(super) fn load(memory: &Memory, file: &ProgramFile) -> Result<Image, BadProgram> {
+    let File { elf, segments, base } = read(&file.contents)?;
+    let space = memory.space();
     let header = elf.ehdr;
     let loads: Vec<_> = segments.iter().filter(|segment| is_loaded(segment)).collect();
     let mut image =
@@ -141,8 +143,7 @@ pub(super) fn load(space: &'static Space<Machine>, file: &[u8]) -> Result<Image,
         let end = start + segment.p_memsz;
         let Ok(bytes) = elf.segment_data(segment) else { return bad("a segment reaches beyond the file") };
         let range = pages(start, end);
-        space.map_anon(range, Prot::RW, HugeAdvice::Default)?;
-        copy_to_user(start, bytes)?;
+        map(memory, segment, range, start, bytes, &file.mapped)?;
         image.end = image.end.max(range.end.0);
         let offsets = segment.p_offset..segment.p_offset.saturating_add(segment.p_filesz);
         if offsets.contains(&header.e_phoff) {
@@ -158,6 +159,39 @@ pub(super) fn load(space: &'static Space<Machine>, file: &[u8]) -> Result<Image,
         space.protect(pages(start, start + segment.p_memsz), prot(segment.p_flags))?;
     }
     Ok(image)
+}
+
+/// Maps a segment, whose memory is `range` and whose bytes of the file begin at `start`; writable for now.
+fn map(
+    memory: &Memory,
+    segment: &ProgramHeader,
+    range: VaRange,
+    start: u64,
+    bytes: &[u8],
+    mapped: &Mapped,
+) -> Result<(), BadProgram> {
+    let space = memory.space();
+    let is_in_step = (segment.p_offset % PAGE_SIZE) == start % PAGE_SIZE;
+    if bytes.is_empty() || !is_in_step {
+        space.map_anon(range, Prot::RW, HugeAdvice::Default)?;
+        copy_to_user(start, bytes)?;
+        return Ok(());
+    }
+    let end = start + bytes.len() as u64;
+    let of_file = pages(start, end);
+    let page = segment.p_offset / PAGE_SIZE;
+    space.map_private(of_file, Prot::RW, &mapped.object, page, HugeAdvice::Default)?;
+    memory.name_mapping(of_file.start, Some(mapped.file.clone()));
+    if segment.p_memsz > segment.p_filesz {
+        // Behind the last byte the file goes on, but the segment is zero.
+        const ZEROS: [u8; PAGE_SIZE as usize] = [0; PAGE_SIZE as usize];
+        copy_to_user(end, &ZEROS[..(of_file.end.0 - end) as usize])?;
+    }
+    let rest = VaRange::between(of_file.end, range.end);
+    if !rest.is_empty() {
+        space.map_anon(rest, Prot::RW, HugeAdvice::Default)?;
+    }
+    Ok(())
 }
 
 fn pages(start: u64, end: u64) -> VaRange {

@@ -34,7 +34,6 @@ mod start;
 mod strings;
 mod thread;
 
-use alloc::borrow::Cow;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
@@ -56,8 +55,9 @@ use process::{End, Process, init};
 use signal::{Info, KILL, ThreadSignals};
 use thread::{Start, Thread};
 
-/// The names of the archive's files: the program, its arguments and its environment, each text ended by a zero byte.
-const PROGRAM: &[u8] = b"exec/program";
+/// Where the program stands that the archive brings ([`fs`]).
+const PATH: &str = "/program";
+/// The names of the archive's files: its arguments and its environment, each text ended by a zero byte.
 const ARGUMENTS: &[u8] = b"exec/arguments";
 const ENVIRONMENT: &[u8] = b"exec/environment";
 
@@ -90,9 +90,6 @@ fn first() -> Result<alloc::sync::Arc<Process>, image::BadProgram> {
         exit::fail(&"there is no boot archive, so there is no program; use cargo run -- exec PROGRAM");
     };
     let file = |name| cpio::find(archive, name).ok().flatten().map(|found| found.data);
-    let Some(contents) = file(PROGRAM) else {
-        exit::fail(&"the boot archive holds no program; use cargo run -- exec PROGRAM");
-    };
     fs::init(archive);
     let texts = |name| -> Vec<Vec<u8>> {
         let whole: &[u8] = file(name).unwrap_or_default();
@@ -102,14 +99,18 @@ fn first() -> Result<alloc::sync::Arc<Process>, image::BadProgram> {
             .collect()
     };
     let (args, env) = (texts(ARGUMENTS), texts(ENVIRONMENT));
-    let program = Program::new("/program".into(), Cow::Borrowed(contents), args, env)?;
+    let Ok(file) = path::program(init(), PATH) else {
+        exit::fail(&"the boot archive holds no program; use cargo run -- exec PROGRAM");
+    };
+    let program = Program::new(file, args, env)?;
     let files = Descriptors::default();
     for _ in 0..3 {
         // There is room for as many.
         let _ = files.add(dev::standard(), 0, false);
     }
     let process = Process::first(Memory::new()?, files);
-    process.exe.lock().clone_from(&program.path);
+    process.exe.lock().clone_from(&program.file.path);
+    *process.cmdline.lock() = program.cmdline();
     process.set_memory(alloc::sync::Arc::clone(&program.memory));
     let thread = Thread::new(&process, true, ThreadSignals::default());
     let start = Start {

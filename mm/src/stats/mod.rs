@@ -21,6 +21,7 @@ use crate::device::Device;
 use crate::machine::Machine;
 use crate::migrate::{Cause, Report};
 use crate::mm::Mm;
+use crate::slab::NIL;
 use crate::space::Space;
 use crate::types::{Order, Place};
 
@@ -161,10 +162,28 @@ impl<M: Machine> Mm<M> {
         all
     }
 
+    /// Pages of mapped folios that no object has, wherever they lie. Counted from the descriptors, without locks.
+    fn anon_pages(&self) -> u64 {
+        let mut pages = 0;
+        self.folios.for_each(self, &mut |folio| {
+            let set = folio.link().anon;
+            if folio.refs() != 0
+                && folio.map_count() != 0
+                && set != NIL
+                && !self.anons.get(set).is_of_object()
+            {
+                pages += u64::from(folio.order().pages());
+            }
+        });
+        pages
+    }
+
     /// Calls `f` with every counter of the machine, by a name that `/proc/vmstat` has or could have. Each device has its own
     /// ([`Device::vmstat`]), and so has each address space ([`Space::vmstat`]).
     pub fn vmstat(&self, f: &mut dyn FnMut(&'static str, u64)) {
         f("nr_free_pages", u64::from(self.ram.stat().free));
+        f("nr_anon_pages", self.anon_pages());
+        f("nr_page_table_pages", u64::from(self.tables.live()));
         for &event in Event::ALL {
             f(event.name(), M::counted(event));
         }

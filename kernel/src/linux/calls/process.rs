@@ -192,7 +192,7 @@ pub(super) fn execve(caller: &mut Caller, at: u64, args: u64, env: u64) -> Resul
     let args = list(args, &mut room)?;
     let env = list(env, &mut room)?;
     let file = path::program(caller.process(), &path)?;
-    let program = Program::new(file.path, file.contents, args, env)?;
+    let program = Program::new(file, args, env)?;
     exec::exec(caller, program)
 }
 

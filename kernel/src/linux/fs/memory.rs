@@ -245,6 +245,8 @@ struct Contents {
     object: ObjectRef<Machine>,
     /// Bytes. The object has as many pages as hold them, up to its most.
     len: u64,
+    /// The same in the boot archive, while nobody can have changed them.
+    archive: Option<&'static [u8]>,
 }
 
 /// A file.
@@ -335,8 +337,15 @@ impl TmpFile {
     }
 }
 
-/// The object of a file, made if there is none.
+/// The object of a file, to be changed.
 fn changeable(data: &mut Data) -> Result<&mut Contents, Errno> {
+    let contents = mappable(data)?;
+    contents.archive = None;
+    Ok(contents)
+}
+
+/// The object of a file, made if there is none.
+fn mappable(data: &mut Data) -> Result<&mut Contents, Errno> {
     if let Data::Archive(bytes) = *data {
         let len = bytes.len() as u64;
         let object = Object::file(pages_of(len)).map_err(|_| Errno::ENOSPC)?;
@@ -344,7 +353,7 @@ fn changeable(data: &mut Data) -> Result<&mut Contents, Errno> {
             let page = object.page_or_alloc(index).map_err(|_| Errno::ENOSPC)?;
             write_bytes(&page, offset, &bytes[part]);
         }
-        *data = Data::Object(Contents { object, len });
+        *data = Data::Object(Contents { object, len, archive: Some(bytes) });
     }
     match data {
         Data::Object(contents) => Ok(contents),
@@ -433,7 +442,9 @@ impl File for OpenTmp {
     }
 
     fn map(&self, process: &Process, request: &MapRequest) -> Result<(), Errno> {
-        let object = changeable(&mut self.0.data.lock())?.object.clone();
+        let writes = request.shared && request.may_write;
+        let get = if writes { changeable } else { mappable };
+        let object = get(&mut self.0.data.lock())?.object.clone();
         let memory = process.memory();
         let MapRequest { range, prot, page, shared, may_write } = *request;
         if shared && !may_write {
@@ -446,10 +457,16 @@ impl File for OpenTmp {
         Ok(())
     }
 
+    fn object(&self) -> Option<Result<ObjectRef<Machine>, Errno>> {
+        Some(mappable(&mut self.0.data.lock()).map(|contents| contents.object.clone()))
+    }
+
     fn contents(&self) -> Option<Cow<'static, [u8]>> {
-        if let Data::Archive(bytes) = *self.0.data.lock() {
+        let data = self.0.data.lock();
+        if let Data::Archive(bytes) | Data::Object(Contents { archive: Some(bytes), .. }) = *data {
             return Some(Cow::Borrowed(bytes));
         }
+        drop(data);
         let mut bytes = Vec::new();
         bytes.try_reserve_exact(self.0.len() as usize).ok()?;
         bytes.resize(self.0.len() as usize, 0);

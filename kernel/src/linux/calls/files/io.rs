@@ -248,3 +248,14 @@ pub(super) fn fallocate(process: &Process, fd: u64, mode: u64, at: u64, len: u64
     }
     Ok(0)
 }
+
+/// From file to file without the program's memory: not here. So Linux answers where a file cannot be mapped, and programs copy by
+/// themselves then.
+pub(super) fn sendfile(process: &Process, to: u64, from: u64) -> Answer {
+    let files = process.files();
+    let (to, from) = (files.get(to)?, files.get(from)?);
+    if !from.can_read() || !to.can_write() {
+        return Err(Errno::EBADF);
+    }
+    Err(Errno::EINVAL)
+}

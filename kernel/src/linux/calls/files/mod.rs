@@ -86,6 +86,7 @@ pub(super) fn call(caller: &Caller, number: u64, [a, b, c, d, e]: [u64; 5]) -> O
         20 => broken_pipe(caller, io::writev(process, a, b, c)),
         21 => stat::access_at(process, CWD, a, b, 0),
         22 => descriptors::pipe2(process, a, 0),
+        40 => io::sendfile(process, a, b),
         32 => descriptors::dup(process, a),
         33 => descriptors::dup2(process, a, b),
         72 => descriptors::fcntl(process, a, b, c),

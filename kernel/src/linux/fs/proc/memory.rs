@@ -154,7 +154,8 @@ pub(super) fn smaps(process: &Process) -> Result<Vec<u8>, Errno> {
         kib(&mut out, "MMUPageSize", page);
         let (held, pool) = if is_pool { (VmaUse::default(), held.rss) } else { (*held, 0) };
         numbers(&mut out, &held, pool);
-        let eligible = u32::from(vma.kind() == VmaKind::Anon && vma.advice() != HugeAdvice::NoHuge);
+        let fits = vma.start().align_up(PMD_SIZE).0.saturating_add(PMD_SIZE) <= vma.end().0;
+        let eligible = u32::from(fits && vma.kind() == VmaKind::Anon && vma.advice() != HugeAdvice::NoHuge);
         let _ = writeln!(out, "THPeligible:    {eligible:>8}");
         out.push_str(&flags(vma));
     });
