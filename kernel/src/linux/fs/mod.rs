@@ -16,6 +16,7 @@ mod memory;
 mod pipe;
 mod proc;
 mod sys;
+mod tests;
 mod text;
 mod tree;
 mod walk;
