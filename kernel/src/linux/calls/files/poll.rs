@@ -50,16 +50,67 @@ pub(super) fn poll(process: &Process, at: u64, count: u64, timeout: u64) -> Answ
 
 /// `timeout` is where seconds and nanoseconds stand; none is without end.
 pub(super) fn ppoll(process: &Process, at: u64, count: u64, timeout: u64) -> Answer {
-    let mut deadline = NEVER;
-    if timeout != 0 {
-        let (seconds, nanoseconds) = (user_read_u64(timeout)?, user_read_u64(timeout.wrapping_add(8))?);
-        if (seconds as i64) < 0 || nanoseconds >= 1_000_000_000 {
-            return Err(Errno::EINVAL);
-        }
-        let all = seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds);
-        deadline = after_nanoseconds(all);
+    poll_until(process, at, count, deadline_at(timeout, 1)?)
+}
+
+/// When the time is up that stands at `at` in seconds and in parts of `unit` nanoseconds; none is without end.
+fn deadline_at(at: u64, unit: u64) -> Result<u64, Errno> {
+    if at == 0 {
+        return Ok(NEVER);
     }
-    poll_until(process, at, count, deadline)
+    let (seconds, part) = (user_read_u64(at)?, user_read_u64(at.wrapping_add(8))?);
+    if (seconds as i64) < 0 || part >= 1_000_000_000 / unit {
+        return Err(Errno::EINVAL);
+    }
+    Ok(after_nanoseconds(seconds.saturating_mul(1_000_000_000).saturating_add(part * unit)))
+}
+
+/// `timeout` is where seconds and microseconds stand. What is left of it is not told.
+pub(super) fn select(process: &Process, count: u64, sets: [u64; 3], timeout: u64) -> Answer {
+    select_until(process, count, sets, deadline_at(timeout, 1000)?)
+}
+
+/// `timeout` is where seconds and nanoseconds stand.
+pub(super) fn pselect6(process: &Process, count: u64, sets: [u64; 3], timeout: u64) -> Answer {
+    select_until(process, count, sets, deadline_at(timeout, 1)?)
+}
+
+/// What makes a descriptor ready for each of the three sets; nothing here is ever exceptional.
+const WANTED: [u16; 3] = [event::IN | event::HUP | event::ERR, event::OUT | event::ERR, 0];
+
+fn select_until(process: &Process, count: u64, at: [u64; 3], deadline: u64) -> Answer {
+    let count = usize::try_from(count as u32).ok().filter(|&count| count <= i32::MAX as usize);
+    let count = count.ok_or(Errno::EINVAL)?.min(MAX_FILES);
+    let mut sets = at.map(|at| (at != 0).then(|| alloc::vec![0; count.div_ceil(64) * 8]));
+    for (set, at) in sets.iter_mut().zip(at) {
+        if let Some(set) = set {
+            copy_from_user(set, at)?;
+        }
+    }
+    let has =
+        |set: &Option<Vec<u8>>, fd: usize| set.as_ref().is_some_and(|set| set[fd / 8] & 1 << (fd % 8) != 0);
+    let files = process.files();
+    let mut wanted = Vec::new();
+    for fd in 0..count {
+        if sets.iter().any(|set| has(set, fd)) {
+            wanted.push((fd, files.get(fd as u64)?));
+        }
+    }
+    let mut found: [Vec<usize>; 3] = Default::default();
+    sleep::until_any(deadline, || {
+        for ((found, set), bits) in found.iter_mut().zip(&sets).zip(WANTED) {
+            let ready = wanted.iter().filter(|(fd, open)| has(set, *fd) && open.file.ready() & bits != 0);
+            *found = ready.map(|(fd, _)| *fd).collect();
+        }
+        found.iter().any(|found| !found.is_empty())
+    })?;
+    for ((set, found), at) in sets.iter_mut().zip(&found).zip(at) {
+        let Some(set) = set else { continue };
+        set.fill(0);
+        found.iter().for_each(|fd| set[fd / 8] |= 1 << (fd % 8));
+        copy_to_user(at, set)?;
+    }
+    Ok(found.iter().map(Vec::len).sum::<usize>() as u64)
 }
 
 fn poll_until(process: &Process, at: u64, count: u64, deadline: u64) -> Answer {
