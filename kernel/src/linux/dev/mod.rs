@@ -66,7 +66,7 @@ impl Device {
             mode: kind::CHAR | 0o666,
             nlink: 1,
             rdev: minor & 0xff | major << 8 | (minor & !0xff) << 12,
-            dev: super::fs::device::ROOT,
+            dev: super::fs::device::DEV,
             ..Stat::default()
         }
     }

@@ -31,14 +31,16 @@ fn next_ino() -> u64 {
 
 /// What all kinds have.
 struct Inode {
+    /// Which file system it is in.
+    dev: u64,
     ino: u64,
     mode: AtomicU32,
     links: AtomicI64,
 }
 
 impl Inode {
-    fn new(mode: u32, links: i64) -> Self {
-        Self { ino: next_ino(), mode: AtomicU32::new(mode), links: AtomicI64::new(links) }
+    fn new(dev: u64, mode: u32, links: i64) -> Self {
+        Self { dev, ino: next_ino(), mode: AtomicU32::new(mode), links: AtomicI64::new(links) }
     }
 
     fn stat(&self) -> Stat {
@@ -46,7 +48,7 @@ impl Inode {
             ino: self.ino,
             mode: self.mode.load(Relaxed),
             nlink: self.links.load(Relaxed) as u64,
-            dev: device::ROOT,
+            dev: self.dev,
             ..Stat::default()
         }
     }
@@ -64,8 +66,8 @@ pub(super) struct TmpDirectory {
 }
 
 impl TmpDirectory {
-    pub(super) fn new(mode: u32) -> Arc<Self> {
-        let inode = Inode::new(kind::DIRECTORY | mode, 2);
+    pub(super) fn new(dev: u64, mode: u32) -> Arc<Self> {
+        let inode = Inode::new(dev, kind::DIRECTORY | mode, 2);
         Arc::new(Self { inode, names: Mutex::new(BTreeMap::new()) })
     }
 
@@ -122,11 +124,12 @@ impl Directory for TmpDirectory {
     }
 
     fn make(&self, name: Option<&str>, what: New<'_>) -> Result<Arc<dyn Node>, Errno> {
+        let dev = self.inode.dev;
         let node: Arc<dyn Node> = match what {
-            New::File(mode) => TmpFile::new(mode, i64::from(name.is_some())),
-            New::Directory(mode) => Self::new(mode),
+            New::File(mode) => TmpFile::new(dev, mode, i64::from(name.is_some())),
+            New::Directory(mode) => Self::new(dev, mode),
             New::Link(target) => {
-                Arc::new(TmpLink { inode: Inode::new(kind::LINK | 0o777, 1), target: target.into() })
+                Arc::new(TmpLink { inode: Inode::new(dev, kind::LINK | 0o777, 1), target: target.into() })
             }
         };
         let Some(name) = name else { return Ok(node) };
@@ -189,7 +192,7 @@ impl Directory for TmpDirectory {
         if let Some(node) = self.names.lock().get(name) {
             return node.directory().is_some().then(|| Arc::clone(node));
         }
-        let made: Arc<dyn Node> = Self::new(0o755);
+        let made: Arc<dyn Node> = Self::new(self.inode.dev, 0o755);
         self.add(name, Arc::clone(&made));
         Some(made)
     }
@@ -229,7 +232,7 @@ impl Node for TmpLink {
 
 /// Makes a symbolic link, for who builds the tree.
 pub(super) fn link(target: &str) -> Arc<dyn Node> {
-    Arc::new(TmpLink { inode: Inode::new(kind::LINK | 0o777, 1), target: target.into() })
+    Arc::new(TmpLink { inode: Inode::new(device::DEV, kind::LINK | 0o777, 1), target: target.into() })
 }
 
 /// Contents of a file.
@@ -256,14 +259,14 @@ pub(super) struct TmpFile {
 }
 
 impl TmpFile {
-    fn new(mode: u32, links: i64) -> Arc<Self> {
-        let inode = Inode::new(kind::REGULAR | mode & 0o7777, links);
+    fn new(dev: u64, mode: u32, links: i64) -> Arc<Self> {
+        let inode = Inode::new(dev, kind::REGULAR | mode & 0o7777, links);
         Arc::new(Self { inode, data: Mutex::new(Data::Archive(&[])) })
     }
 
     /// A file of the boot archive.
     pub(super) fn of_archive(bytes: &'static [u8]) -> Arc<Self> {
-        let inode = Inode::new(kind::REGULAR | 0o755, 1);
+        let inode = Inode::new(device::ROOT, kind::REGULAR | 0o755, 1);
         Arc::new(Self { inode, data: Mutex::new(Data::Archive(bytes)) })
     }
 
@@ -478,7 +481,7 @@ impl File for OpenTmp {
 
 /// A file without a name in any directory (`memfd_create`).
 pub(in crate::linux) fn memfd(name: &str) -> Arc<OpenFile> {
-    let node = TmpFile::new(0o777, 0);
+    let node = TmpFile::new(device::ROOT, 0o777, 0);
     let path = alloc::format!("/memfd:{name}");
     OpenFile::new(Arc::new(OpenTmp(node)), open::RDWR | open::LARGEFILE, &path)
 }

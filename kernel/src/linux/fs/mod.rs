@@ -7,7 +7,8 @@
 //!                                                         └─ open() ──► File               tmpfs, text, devices
 //! ```
 //!
-//! File systems are not mounted: `/proc` and `/sys` are nodes of other kinds in a tree that is a tmpfs. What the boot archive
+//! File systems are not mounted: `/proc` and `/sys` are nodes of other kinds in a tree of tmpfs, of which `/tmp`, `/dev` and `/dev/shm`
+//! are one each: names and links do not move between them. What the boot archive
 //! brings lies in the same tree; its bytes stay where they are until somebody writes or maps them.
 
 pub(in crate::linux) mod copy;
@@ -49,6 +50,9 @@ pub(super) mod device {
     pub(in crate::linux) const PROC: u64 = 2;
     pub(in crate::linux) const SYS: u64 = 3;
     pub(in crate::linux) const PIPES: u64 = 4;
+    pub(in crate::linux) const DEV: u64 = 5;
+    pub(in crate::linux) const SHM: u64 = 6;
+    pub(in crate::linux) const TMP: u64 = 7;
 }
 
 /// A name's place in a directory.

@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use farpage_mm::{HugeAdvice, PAGE_SIZE, Prot, VaRange};
 
 use super::super::file::{Descriptors, File, MAX_FILES, MapRequest, OpenFile, UserRange, open, poll};
-use super::super::memory::Memory;
+use super::super::memory::{MappedFile, Memory};
 use super::super::process::{End, Process, init};
 use super::{Last, New, Path, Place, Walk, copy, pipe, root};
 use crate::linux::errno::Errno;
@@ -246,11 +246,14 @@ crate::ktest! {
             let range = VaRange::new(MAPPED, PAGE_SIZE);
             let request = MapRequest { range, prot: Prot::READ, shared: true, may_write: false, page: 0 };
             open.file.map(process, &request)?;
+            let stat = open.file.stat();
+            let file = MappedFile { path: open.path(), dev: stat.dev, ino: stat.ino };
+            process.memory().name_mapping(range.start, Some(file));
             user_write_u64(BASE, 1)?;
             let maps = text(process, &alloc::format!("/proc/{}/maps", process.pid))?;
             let mut lines = maps.lines();
             crate::check_eq!(lines.next(), Some("1000000000-1000020000 rw-p 00000000 00:00 0 "));
-            crate::check!(lines.next().is_some_and(|line| line.starts_with("1040000000-1040001000 r--s 00000000 00:01 ")));
+            crate::check!(lines.next().is_some_and(|line| line.starts_with("1040000000-1040001000 r--s 00000000 00:07 ") && line.ends_with(" (deleted)")));
             let smaps = text(process, "/proc/self/smaps")?;
             crate::check!(smaps.contains("\nSize:                128 kB\n"), "{smaps}");
             crate::check!(text(process, "/proc/meminfo")?.contains("\nHugepagesize:       2048 kB\n"));

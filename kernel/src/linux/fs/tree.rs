@@ -8,7 +8,7 @@ use farpage_boot::cpio;
 use spin::Once;
 
 use super::memory::{TmpDirectory, TmpFile, link};
-use super::{Directory, Entry, Node, kind, proc, sys};
+use super::{Directory, Entry, Node, device, kind, proc, sys};
 use crate::linux::dev;
 use crate::linux::errno::Errno;
 use crate::linux::file::Stat;
@@ -28,9 +28,9 @@ pub(in crate::linux) fn init(archive: &'static [u8]) {
 
 /// Makes the tree.
 pub(super) fn build() -> Arc<dyn Node> {
-    let root = TmpDirectory::new(0o755);
-    let devices = TmpDirectory::new(0o755);
-    devices.add("shm", TmpDirectory::new(0o1777));
+    let root = TmpDirectory::new(device::ROOT, 0o755);
+    let devices = TmpDirectory::new(device::DEV, 0o755);
+    devices.add("shm", TmpDirectory::new(device::SHM, 0o1777));
     for (name, to) in [
         ("fd", "/proc/self/fd"),
         ("stdin", "/proc/self/fd/0"),
@@ -43,7 +43,7 @@ pub(super) fn build() -> Arc<dyn Node> {
         devices.add(device.name, dev::node(device));
     }
     root.add("dev", devices);
-    root.add("tmp", TmpDirectory::new(0o1777));
+    root.add("tmp", TmpDirectory::new(device::TMP, 0o1777));
     root.add("proc", proc::root());
     root.add("sys", sys::root());
     let archive = ARCHIVE.get().copied().unwrap_or_default();

@@ -95,21 +95,22 @@ pub(super) fn anon_write_huge(on: Fixture, space: &Arc<Space>) -> Result<(), Unm
     check(range)
 }
 
-/// The device writes a 2 MiB page that is set aside for its mapping and never moves. There is no pool of such pages here: one
-/// that is held stands for them.
+/// The device writes a huge page of the pool, which stays where it is.
 pub(super) fn anon_write_hugetlbfs(on: Fixture, space: &Arc<Space>) -> Result<(), Unmet> {
     let device = on.open(0, space)?;
-    let range = map(space, 512, HugeAdvice::Huge)?;
-    fill_from(range.start.0, part(range, 0, 1), 7)?;
-    let Some(frame) = frame_at(space, range.start.0) else { crate::fail!("nothing was mapped") };
-    let held = mm().try_get_folio(frame);
-    crate::check!(held.is_some());
+    crate::check_eq!(mm().resize_huge_pool(1), 1);
+    let range = buffer(512);
+    space.space().map_hugetlb(range, Prot::RW)?;
     crate::check_eq!(device_writes(&device, range, 0)?, Ok(Done { cpages: 512, faults: 1 }));
+    let frame = frame_at(space, range.start.0);
+    crate::check!(frame.is_some());
     let report = space.space().migrate(range, on.place(0))?;
-    crate::check_eq!((report.pages, report.failed[Cause::Pinned as usize]), (0, 512));
-    crate::check_eq!(frame_at(space, range.start.0), Some(frame), "it is where it was");
-    drop(held);
-    check(range)
+    crate::check_eq!((report.pages, report.failed[Cause::NotAnon as usize]), (0, 512));
+    crate::check_eq!(frame_at(space, range.start.0), frame, "it is where it was");
+    check(range)?;
+    space.space().unmap(range)?;
+    crate::check_eq!(mm().resize_huge_pool(0), 0);
+    Ok(())
 }
 
 /// A mapping that goes takes its translations in the device along: what comes after it is not read through them.
