@@ -1,6 +1,6 @@
 //! The kernel's heap: `linked_list_allocator` over memory reserved at boot.
 //!
-//! It serves the boot, the console, commands and tests. The memory manager has memory of its own and never comes here;
+//! It serves the boot, the console, commands, tests, and what programs have the kernel keep. The memory manager has memory of its own and never comes here;
 //! a test proves it by holding a [`forbid`] guard meanwhile.
 
 use core::alloc::{GlobalAlloc, Layout};
@@ -70,8 +70,12 @@ pub(crate) fn init(for_programs: bool) -> Result<(), OutOfFrames> {
 
 /// Bytes in use, and bytes in all.
 pub(crate) fn usage() -> (usize, usize) {
+    percpu::preempt_disable();
     let heap = HEAP.heap.lock();
-    (heap.used(), heap.size())
+    let usage = (heap.used(), heap.size());
+    drop(heap);
+    percpu::preempt_enable();
+    usage
 }
 
 /// While it lives, an allocation is a panic.

@@ -37,8 +37,8 @@ impl Program {
     }
 
     /// Its arguments as `/proc/self/cmdline` shows them.
-    pub(super) fn cmdline(&self) -> Vec<u8> {
-        self.args.iter().flat_map(|arg| arg.iter().copied().chain([0])).collect()
+    pub(super) fn cmdline(&self) -> Arc<[u8]> {
+        self.args.iter().flat_map(|arg| arg.iter().copied().chain([0])).take(CMDLINE_MAX).collect()
     }
 
     /// Puts it into its memory, which is loaded, and makes the thread's context that of its first instruction. False when that
@@ -68,6 +68,9 @@ impl Program {
         Ok(())
     }
 }
+
+/// Bytes of the arguments that `/proc/self/cmdline` shows.
+const CMDLINE_MAX: usize = 4096;
 
 /// The thread's process runs another program from now on.
 ///

@@ -13,6 +13,7 @@ use farpage_mm::{VaRange, Vaddr};
 use super::calls::read_u32;
 use super::errno::{Errno, Interrupted};
 use super::memory::Memory;
+use super::sleep;
 use crate::task::{self, Mutex, Woken};
 
 /// Where a word is.
@@ -40,18 +41,23 @@ static SLEEPERS: Mutex<Vec<Arc<Sleeper>>> = Mutex::new(Vec::new());
 /// All bits: the plain operations.
 pub(super) const ANY: u32 = u32::MAX;
 
-fn key(memory: &Memory, addr: u64, private: bool) -> Key {
+/// The key of the word at `addr`. One that may be shared is touched first, so that its page is there and has a number.
+///
+/// # Errors
+/// EFAULT.
+fn key(memory: &Memory, addr: u64, private: bool) -> Result<Key, Errno> {
     let page = VaRange::new(addr & !0xfff, 4096);
     if !private {
+        read_u32(addr)?;
         let mut frame = None;
         let _ = memory.space().pagemap(page, |_: Vaddr, entry| {
             frame = entry.pfn().filter(|_| entry.is_file());
         });
         if let Some(frame) = frame {
-            return Key::Shared { frame, offset: addr & 0xfff };
+            return Ok(Key::Shared { frame, offset: addr & 0xfff });
         }
     }
-    Key::Private { space: core::ptr::from_ref(memory.space()).addr(), addr }
+    Ok(Key::Private { space: core::ptr::from_ref(memory.space()).addr(), addr })
 }
 
 /// Is the word one that a futex can be?
@@ -85,7 +91,7 @@ pub(super) fn wait(
         if read_u32(addr)? != expected {
             return Err(Errno::EAGAIN);
         }
-        let key = Mutex::new(key(memory, addr, private));
+        let key = Mutex::new(key(memory, addr, private)?);
         let sleeper = Arc::new(Sleeper { key, bits, woken: AtomicBool::new(false) });
         sleepers.push(Arc::clone(&sleeper));
         sleeper
@@ -96,7 +102,10 @@ pub(super) fn wait(
         _ if sleeper.woken.load(Relaxed) => Ok(0),
         Woken::TimedOut => Err(Errno::ETIMEDOUT),
         Woken::Noticed if deadline == task::timer::NEVER => Err(Interrupted::Restart.into()),
-        Woken::Noticed => Err(Interrupted::RestartWithoutHandler.into()),
+        Woken::Noticed => {
+            sleep::keep(deadline);
+            Err(Interrupted::RestartWithoutHandler.into())
+        }
         Woken::ByKey => Ok(0),
     }
 }
@@ -110,7 +119,7 @@ pub(super) fn wake(memory: &Memory, addr: u64, most: u32, bits: u32, private: bo
     if bits == 0 {
         return Err(Errno::EINVAL);
     }
-    let wanted = key(memory, addr, private);
+    let wanted = key(memory, addr, private)?;
     Ok(wake_some(wanted, most, bits))
 }
 
@@ -147,7 +156,7 @@ pub(super) fn requeue(
     {
         return Err(Errno::EAGAIN);
     }
-    let (from, to) = (key(memory, from, private), key(memory, to, private));
+    let (from, to) = (key(memory, from, private)?, key(memory, to, private)?);
     let woken = wake_some(from, most, ANY);
     let sleepers = SLEEPERS.lock();
     let others = sleepers.iter().filter(|sleeper| *sleeper.key.lock() == from).take(moved as usize);
@@ -158,9 +167,9 @@ pub(super) fn requeue(
 /// A thread has ended: wakes one who waits for the word that says so, however it waits.
 pub(super) fn wake_one(memory: &Memory, addr: u64) {
     if check(addr).is_ok() {
-        let shared = key(memory, addr, false);
-        if wake_some(shared, 1, ANY) == 0 {
-            wake_some(key(memory, addr, true), 1, ANY);
+        let woken = key(memory, addr, false).map_or(0, |shared| wake_some(shared, 1, ANY));
+        if let (0, Ok(private)) = (woken, key(memory, addr, true)) {
+            wake_some(private, 1, ANY);
         }
     }
 }

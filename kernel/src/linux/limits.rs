@@ -3,6 +3,7 @@
 
 use super::file::MAX_FILES;
 use super::memory::STACK_LEN;
+use crate::arch::heap;
 
 /// Resources (`asm-generic/resource.h`).
 pub(super) const COUNT: usize = 16;
@@ -25,4 +26,16 @@ impl Default for Limits {
         limits[NOFILE] = (MAX_FILES as u64, MAX_FILES as u64);
         Self(limits)
     }
+}
+
+/// Is there room on the kernel's heap for something more that a program wants kept? An eighth of it is the kernel's own: what is asked
+/// of it between two such questions must not fail.
+pub(super) fn have_room() -> bool {
+    have_room_for(0)
+}
+
+/// As [`have_room`], for so many bytes.
+pub(super) fn have_room_for(bytes: usize) -> bool {
+    let (used, size) = heap::usage();
+    size - used > size / 8 + bytes
 }

@@ -27,6 +27,8 @@ pub(super) struct Memory {
     space: AddressSpace<Machine>,
     /// Where the heap begins, and where it ends (`brk`).
     pub(super) heap: Mutex<(u64, u64)>,
+    /// Held from the choice of a place to the mapping there.
+    placing: Mutex<()>,
     /// What the objects are called that it maps, by their keys. One that is not mapped any more may still stand here.
     pub(super) files: Mutex<BTreeMap<u32, MappedFile>>,
 }
@@ -45,7 +47,12 @@ impl Memory {
     /// # Errors
     /// Out of memory.
     pub(super) fn new() -> Result<Self, OutOfMemory> {
-        Ok(Self { space: new_space()?, heap: Mutex::new((0, 0)), files: Mutex::default() })
+        Ok(Self {
+            space: new_space()?,
+            heap: Mutex::new((0, 0)),
+            placing: Mutex::new(()),
+            files: Mutex::default(),
+        })
     }
 
     /// A copy of it, with all pages shared until they are written.
@@ -54,7 +61,8 @@ impl Memory {
     /// Out of memory.
     pub(super) fn copy(&self) -> Result<Self, OutOfMemory> {
         let files = Mutex::new(self.files.lock().clone());
-        Ok(Self { space: clone_space(&self.space)?, heap: Mutex::new(*self.heap.lock()), files })
+        let heap = Mutex::new(*self.heap.lock());
+        Ok(Self { space: clone_space(&self.space)?, heap, placing: Mutex::new(()), files })
     }
 
     /// The address space, to be loaded.
@@ -109,6 +117,12 @@ impl Memory {
         let mut mapped = BTreeSet::new();
         self.space().for_each_vma(|vma| mapped.extend(vma.object_key()));
         self.files.lock().retain(|key, _| mapped.contains(key));
+    }
+
+    /// Does what chooses a place and maps something there, with no other thread doing the same.
+    pub(super) fn placing<T>(&self, work: impl FnOnce() -> T) -> T {
+        let _alone = self.placing.lock();
+        work()
     }
 
     /// Is nothing mapped in `range`?

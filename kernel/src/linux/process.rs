@@ -24,7 +24,8 @@ use super::memory::Memory;
 use super::place::Whereabouts;
 use super::signal::{self, Info, ProcessSignals};
 use super::thread::Thread;
-use crate::task::{Event, Mutex};
+use crate::task::timer::NEVER;
+use crate::task::{self, Event, Mutex, Woken};
 
 /// How a process ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +64,7 @@ pub(super) struct Process {
     /// The path of the program that it runs.
     pub(super) exe: Mutex<String>,
     /// Its arguments, as `/proc/self/cmdline` shows them.
-    pub(super) cmdline: Mutex<Vec<u8>>,
+    pub(super) cmdline: Mutex<Arc<[u8]>>,
     pub(super) limits: Mutex<Limits>,
     pub(super) signals: ProcessSignals,
     threads: Mutex<Vec<Arc<Thread>>>,
@@ -74,7 +75,9 @@ pub(super) struct Process {
     /// It has ended itself.
     pub(super) end_event: Event,
     children: Mutex<Vec<Arc<Process>>>,
-    /// What its first thread has given to `exit`, if that did not end the process.
+    /// The thread whose `exit` counts: its first, or the one that has run another program.
+    leader: AtomicU32,
+    /// What that has given to `exit`, if that did not end the process.
     leader_status: AtomicU8,
     ending: Mutex<Option<End>>,
     ended: Mutex<Option<End>>,
@@ -111,6 +114,11 @@ pub(super) fn all() -> Vec<Arc<Process>> {
     PROCESSES.lock().values().cloned().collect()
 }
 
+/// Are there as many as there can be, those among them that nobody has waited for?
+pub(super) fn are_too_many() -> bool {
+    PROCESSES.lock().len() >= crate::arch::x86_64::stacks::MAX_THREADS
+}
+
 /// What a clone makes anew, and what it shares.
 pub(super) struct Heritage {
     pub(super) memory: Arc<Memory>,
@@ -132,7 +140,7 @@ impl Process {
             files: Mutex::new(Arc::default()),
             place: Whereabouts::default(),
             exe: Mutex::new(String::new()),
-            cmdline: Mutex::new(Vec::new()),
+            cmdline: Mutex::default(),
             limits: Mutex::new(Limits::default()),
             signals: ProcessSignals::default(),
             threads: Mutex::new(Vec::new()),
@@ -141,6 +149,7 @@ impl Process {
             end_event: Event::new(),
             memory_returned: Event::new(),
             children: Mutex::new(Vec::new()),
+            leader: AtomicU32::new(pid),
             leader_status: AtomicU8::new(0),
             ending: Mutex::new(None),
             ended: Mutex::new(None),
@@ -245,11 +254,16 @@ impl Process {
     pub(super) fn end_other_threads(&self, me: &Thread) -> bool {
         loop {
             let seen = self.thread_left.seen();
+            // Of two that want the process for themselves, one is told to end before it has told the other.
+            if me.is_to_end() {
+                return false;
+            }
             let others = self.with_threads(|threads| {
                 let others = threads.iter().filter(|thread| thread.tid != me.tid);
                 others.inspect(|thread| thread.end_alone()).count()
             });
             if others == 0 {
+                self.leader.store(me.tid, Relaxed);
                 return self.ending().is_none();
             }
             self.thread_left.wait_only(seen);
@@ -260,9 +274,11 @@ impl Process {
         self.leader_status.load(Relaxed)
     }
 
-    /// The first thread ends alone.
-    pub(super) fn set_leader_status(&self, status: u8) {
-        self.leader_status.store(status, Relaxed);
+    /// A thread ends alone.
+    pub(super) fn note_exit(&self, tid: u32, status: u8) {
+        if self.leader.load(Relaxed) == tid {
+            self.leader_status.store(status, Relaxed);
+        }
     }
 
     /// How it ends, once somebody has said so.
@@ -300,12 +316,16 @@ impl Process {
         drop(files);
         self.returns_memory();
         alarm::forget(self.pid);
-        for child in core::mem::take(&mut *self.children.lock()) {
+        let children = core::mem::take(&mut *self.children.lock());
+        let are_some = !children.is_empty();
+        for child in children {
             *child.parent.lock() = Arc::downgrade(init());
             child.ppid.store(1, Relaxed);
             init().children.lock().push(child);
         }
-        init().child_ended.happens();
+        if are_some {
+            init().child_ended.happens();
+        }
         *self.ended.lock() = Some(how);
         self.end_event.happens();
         let Some(parent) = self.parent.lock().upgrade() else { return };
@@ -328,9 +348,17 @@ impl Process {
     }
 
     /// A child that has ended is forgotten.
-    pub(super) fn let_go(&self, child: &Process) {
-        self.children.lock().retain(|other| other.pid != child.pid);
-        PROCESSES.lock().remove(&child.pid);
+    /// False if somebody else has done that already.
+    pub(super) fn let_go(&self, child: &Process) -> bool {
+        let mut children = self.children.lock();
+        let before = children.len();
+        children.retain(|other| other.pid != child.pid);
+        let was_there = children.len() != before;
+        drop(children);
+        if was_there {
+            PROCESSES.lock().remove(&child.pid);
+        }
+        was_there
     }
 
     /// It uses its parent's memory no more (`CLONE_VFORK`).
@@ -339,14 +367,21 @@ impl Process {
         self.memory_returned.happens();
     }
 
-    /// Sleeps until a child has returned the memory that it runs in.
-    pub(super) fn wait_for_memory(child: &Process) {
+    /// Sleeps until a child has returned the memory that it runs in, or the running thread is to end.
+    pub(super) fn wait_for_memory(child: &Process, me: &Thread) {
+        let mut noticed = false;
         loop {
             let seen = child.memory_returned.seen();
-            if !child.borrows.load(Relaxed) {
-                return;
+            if !child.borrows.load(Relaxed) || me.is_to_end() {
+                break;
             }
-            child.memory_returned.wait_only(seen);
+            // Signals wait until then.
+            if child.memory_returned.wait(seen, NEVER) == Woken::Noticed {
+                noticed |= task::take_notice();
+            }
+        }
+        if noticed {
+            task::notify(task::number());
         }
     }
 }

@@ -112,7 +112,7 @@ impl Thread {
     }
 
     /// Must it leave?
-    fn is_to_end(&self) -> bool {
+    pub(super) fn is_to_end(&self) -> bool {
         self.ends.load(Relaxed) || self.process.ending().is_some()
     }
 }
@@ -122,8 +122,8 @@ fn main(thread: Arc<Thread>, start: Start) {
     thread.task.store(task::number(), Relaxed);
     user::attach(start.state);
     user::set_fs_base(start.fs_base);
-    let memory = thread.process.memory_if_alive();
-    let Some(memory) = memory else { return leave(&thread) };
+    // Nobody takes it away while a thread is there.
+    let memory = thread.process.memory();
     let mut caller = Caller { thread, memory, context: start.context, number: 0 };
     let mut program = start.program.map(Box::new);
     let mut set_tid = start.set_tid;
@@ -204,5 +204,7 @@ fn leave(thread: &Thread) {
     if process.remove_thread(thread.tid) {
         let how = process.ending().unwrap_or(End::Exited(process.leader_status()));
         process.finish(how);
+    } else {
+        signal::retarget(&process);
     }
 }

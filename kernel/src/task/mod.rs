@@ -248,6 +248,9 @@ fn schedule() {
     let Some(to) = next else { nobody_can_run() };
     preempt::start();
     if to == from {
+        if THREADS[from].noticed.load(Relaxed) {
+            preempt::look_again();
+        }
         return;
     }
     *THREADS[from].space.lock() = Loaded::now();

@@ -66,6 +66,8 @@ pub(super) fn init() -> Result<(), Missing> {
     // SAFETY: NX is there; long mode stays on.
     unsafe { Efer::write(efer) };
     let mut cr4 = Cr4::read() | Cr4Flags::PAGE_GLOBAL;
+    // Not for ring 3: a GS base of its choice, which traps tell the kernel's from by its sign; the performance counters.
+    cr4.remove(Cr4Flags::FSGSBASE | Cr4Flags::PERFORMANCE_MONITOR_COUNTER);
     cr4.set(Cr4Flags::SUPERVISOR_MODE_EXECUTION_PROTECTION, features.smep);
     cr4.set(Cr4Flags::SUPERVISOR_MODE_ACCESS_PREVENTION, features.smap);
     cr4.set(Cr4Flags::USER_MODE_INSTRUCTION_PREVENTION, features.umip);

@@ -369,7 +369,9 @@ extern "C" fn dispatch(frame: &mut TrapFrame) {
     match frame.vector as u8 {
         vector::TIMER => {
             apic::timer_interrupt();
-            if frame.is_from_user() && crate::task::has_notice() {
+            // A RIP outside the user half, which some CPUs let an interrupt find, must not go to IRET.
+            let astray = frame.rip >= super::uaccess::USER_END;
+            if frame.is_from_user() && user::is_running() && (astray || crate::task::has_notice()) {
                 user::leave(frame, Why::Interrupted);
             }
         }

@@ -45,6 +45,9 @@ const USER_FLAGS: u64 = 0x24_4dd5;
 /// IF, and the bit that is always set.
 const FIXED_FLAGS: u64 = 1 << 9 | 1 << 1;
 
+/// Bytes that FXSAVE writes of its 512.
+const FX_SAVED: usize = 416;
+
 /// The number in the `vector` of a frame that a SYSCALL left.
 const SYSCALL: u64 = 256;
 
@@ -300,7 +303,9 @@ pub(super) fn leave(frame: &TrapFrame, why: Why) -> ! {
     let context: &mut Context = unsafe { &mut **(stack as *const *mut Context) };
     let fx = core::ptr::from_ref(frame) as u64 - 16 - 512;
     // SAFETY: the stub has stored the program's x87 and SSE registers in this distance below the frame.
-    context.fx = unsafe { *(fx as *const [u8; 512]) };
+    let saved = unsafe { &*(fx as *const [u8; FX_SAVED]) };
+    // The rest of the area FXSAVE leaves as it was on this stack: it is not the program's to see.
+    context.fx[..FX_SAVED].copy_from_slice(saved);
     context.regs = frame.clone();
     context.whole = 1;
     let code = match why {
@@ -323,8 +328,6 @@ pub(super) fn leave(frame: &TrapFrame, why: Why) -> ! {
 /// The base of FS of each thread's program; [`NO_PROGRAM`] where there is none.
 static FS_BASE: [AtomicU64; MAX_THREADS] = [const { AtomicU64::new(NO_PROGRAM) }; MAX_THREADS];
 const NO_PROGRAM: u64 = u64::MAX;
-/// What FS is based on now.
-static FS_NOW: AtomicU64 = AtomicU64::new(0);
 
 /// The base of FS of the running thread's program.
 pub(crate) fn fs_base() -> u64 {
@@ -347,10 +350,9 @@ pub(crate) fn set_fs_base(base: u64) {
 }
 
 fn load_fs(base: u64) {
-    if FS_NOW.swap(base, Relaxed) != base {
-        // SAFETY: `set_fs_base` has seen that the address is canonical; the kernel does not use FS.
-        unsafe { Msr::new(IA32_FS_BASE).write(base) };
-    }
+    // Always: a program changes the base too, by loading FS, and nobody hears of it.
+    // SAFETY: `set_fs_base` has seen that the address is canonical; the kernel does not use FS.
+    unsafe { Msr::new(IA32_FS_BASE).write(base) };
 }
 
 /// The running thread is to run a program, whose extended state is this.

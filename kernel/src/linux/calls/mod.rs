@@ -71,14 +71,20 @@ fn ordinary(caller: &Caller, number: u64, [a, b, c, d, e, f]: [u64; 6]) -> Answe
     let memory = &caller.memory;
     let process = caller.process();
     match number {
-        9 => memory::mmap(process, [a, b, c, d, e, f]),
+        9 => {
+            let placed = memory.placing(|| memory::mmap(process, [a, b, c, d, e, f]))?;
+            if d & present::MAP_POPULATE != 0 {
+                present::populate(memory, placed, b);
+            }
+            Ok(placed)
+        }
         10 => memory::mprotect(memory, a, b, c),
         11 => memory::munmap(memory, a, b),
-        12 => memory::brk(memory, a),
+        12 => memory.placing(|| memory::brk(memory, a)),
         13 => signals::rt_sigaction(process, a, b, c, d),
         14 => signals::rt_sigprocmask(caller, a, b, c, d),
         24 => threads::sched_yield(),
-        25 => memory::mremap(memory, a, b, c, d, e),
+        25 => memory.placing(|| memory::mremap(memory, a, b, c, d, e)),
         26 => present::msync(memory, a, b, c),
         27 => present::mincore(memory, a, b, c),
         28 => memory::madvise(memory, a, b, c),
@@ -125,7 +131,7 @@ fn ordinary(caller: &Caller, number: u64, [a, b, c, d, e, f]: [u64; 6]) -> Answe
         247 => process::waitid(caller, a, b, c, d),
         273 => Ok(0), // set_robust_list: the list is not walked
         302 => other::prlimit64(process, a, b, c, d),
-        325 if c & !1 == 0 => present::mlock(memory, a, b),
+        325 => present::mlock2(memory, a, b, c),
         309 => threads::getcpu(a, b),
         318 => other::getrandom(a, b, c),
         334 => Err(Errno::ENOSYS), // rseq: programs try it at their start, and do without

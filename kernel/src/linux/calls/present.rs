@@ -56,10 +56,19 @@ pub(super) fn mincore(memory: &Memory, addr: u64, len: u64, to: u64) -> Answer {
     Ok(0)
 }
 
-/// Brings every page in. What keeps it there is that nothing takes it away.
-pub(super) fn mlock(memory: &Memory, addr: u64, len: u64) -> Answer {
-    let first = addr & !(PAGE_SIZE - 1);
-    let range = mapped(memory, first, len.saturating_add(addr - first))?;
+/// Of mmap's flags, the one that wants every page brought in at once.
+pub(super) const MAP_POPULATE: u64 = 0x8000;
+
+/// Brings in what can be had of a new mapping.
+pub(super) fn populate(memory: &Memory, addr: u64, len: u64) {
+    if let Some(range) = pages(addr, len) {
+        // As on Linux, who maps hears nothing of what could not be had.
+        let _ = touch(memory, range);
+    }
+}
+
+/// Touches every page as the mapping allows.
+fn touch(memory: &Memory, range: VaRange) -> Result<(), Errno> {
     let mut at = range.start;
     while at < range.end {
         let Some((vma, prot, _)) = memory.space().vma_at(at) else { return Err(Errno::ENOMEM) };
@@ -70,7 +79,24 @@ pub(super) fn mlock(memory: &Memory, addr: u64, len: u64) -> Answer {
             at = at.add(PAGE_SIZE);
         }
     }
+    Ok(())
+}
+
+/// Brings every page in. What keeps it there is that nothing takes it away.
+pub(super) fn mlock(memory: &Memory, addr: u64, len: u64) -> Answer {
+    let first = addr & !(PAGE_SIZE - 1);
+    touch(memory, mapped(memory, first, len.saturating_add(addr - first))?)?;
     Ok(0)
+}
+
+/// Those that are not there yet need not be brought in.
+pub(super) fn mlock2(memory: &Memory, addr: u64, len: u64, flags: u64) -> Answer {
+    const ON_FAULT: u64 = 1;
+    match flags {
+        0 => mlock(memory, addr, len),
+        ON_FAULT => munlock(memory, addr, len),
+        _ => Err(Errno::EINVAL),
+    }
 }
 
 pub(super) fn munlock(memory: &Memory, addr: u64, len: u64) -> Answer {

@@ -14,7 +14,7 @@ use crate::linux::file::{File, OpenFile, Stat, open, poll};
 use crate::linux::process::{self, End, Heritage, Process};
 use crate::linux::signal::{self, Info};
 use crate::linux::thread::{Caller, Next, Start, Thread};
-use crate::linux::{path, strings};
+use crate::linux::{limits, path, strings};
 use crate::task::{Woken, timer};
 use crate::vm::user::user_read_u64;
 
@@ -30,6 +30,7 @@ mod flag {
     pub(super) const PARENT_SETTID: u64 = 0x10_0000;
     pub(super) const CHILD_CLEARTID: u64 = 0x20_0000;
     pub(super) const CHILD_SETTID: u64 = 0x100_0000;
+    pub(super) const CLEAR_SIGHAND: u64 = 1 << 32;
     /// What is meant by these is not here: PTRACE, PARENT, the name spaces, INTO_CGROUP.
     pub(super) const MISSING: u64 = 0x2000
         | 0x8000
@@ -40,7 +41,7 @@ mod flag {
         | 0x1000_0000
         | 0x2000_0000
         | 0x4000_0000
-        | 1 << 33;
+        | !0 << 33;
 }
 
 /// What `clone` and `clone3` are told.
@@ -119,29 +120,37 @@ pub(super) fn clone(caller: &mut Caller, args: &CloneArgs) -> Answer {
         (Thread::new(caller.process(), false, signals), None)
     } else {
         let child = new_process(caller, args)?;
+        if has(flag::CLEAR_SIGHAND) {
+            child.signals.exec();
+        }
         let signals = caller.thread.signals.copy(!has(flag::VM) || has(flag::VFORK));
         (Thread::new(&child, true, signals), Some(child))
     };
-    let done = begin(caller, args, &thread);
-    if let Some(child) = &child {
-        if let Err(errno) = done.and_then(|()| pidfd_for_parent(caller, args, child)) {
-            // It has no thread, or one that ends at its first look.
-            child.end(End::Killed(signal::KILL));
-            if done.is_err() {
-                child.abandon();
-            }
-            return Err(errno);
-        }
-        if has(flag::VFORK) {
-            Process::wait_for_memory(child);
-        }
+    let Some(child) = child else {
+        begin(caller, args, &thread)?;
+        return Ok(u64::from(thread.tid));
+    };
+    // What can fail comes before its first instruction.
+    let done = pidfd_for_parent(caller, args, &child).and_then(|fd| {
+        begin(caller, args, &thread).inspect_err(|_| {
+            let _ = fd.map(|fd| caller.process().files().close(fd));
+        })
+    });
+    if let Err(errno) = done {
+        child.abandon();
+        return Err(errno);
     }
-    done?;
-    Ok(u64::from(thread.tid))
+    if has(flag::VFORK) {
+        Process::wait_for_memory(&child, &caller.thread);
+    }
+    Ok(u64::from(child.pid))
 }
 
 fn new_process(caller: &Caller, args: &CloneArgs) -> Result<Arc<Process>, Errno> {
     let parent = caller.process();
+    if process::are_too_many() || !limits::have_room() {
+        return Err(Errno::EAGAIN);
+    }
     let memory =
         if args.flags & flag::VM != 0 { Arc::clone(&caller.memory) } else { Arc::new(caller.memory.copy()?) };
     let files = parent.files();
@@ -174,22 +183,33 @@ fn begin(caller: &Caller, args: &CloneArgs, thread: &Arc<Thread>) -> Result<(), 
     })
 }
 
-fn pidfd_for_parent(caller: &Caller, args: &CloneArgs, child: &Arc<Process>) -> Result<(), Errno> {
+/// The descriptor that the parent gets, if it wants one.
+fn pidfd_for_parent(caller: &Caller, args: &CloneArgs, child: &Arc<Process>) -> Result<Option<u64>, Errno> {
     if args.flags & flag::PIDFD == 0 {
-        return Ok(());
+        return Ok(None);
     }
-    let fd = caller.process().files().add(PidFd::open(child), 0, true)?;
-    Ok(write_u32(args.pidfd, fd as u32)?)
+    let files = caller.process().files();
+    let fd = files.add(PidFd::open(child), 0, true)?;
+    if let Err(fault) = write_u32(args.pidfd, fd as u32) {
+        files.close(fd)?;
+        return Err(fault.into());
+    }
+    Ok(Some(fd))
 }
 
 /// Bytes of all arguments and variables of a program, and of one of them.
 const ARGS_MAX: usize = 2 << 20;
 const ARG_MAX: usize = 128 << 10;
+/// What one costs beside its bytes, here and on the program's stack.
+const ARG_COST: usize = 64;
 
 pub(super) fn execve(caller: &mut Caller, at: u64, args: u64, env: u64) -> Result<Next, Errno> {
     let path = strings::path(at)?;
     let mut room = ARGS_MAX;
-    let args = list(args, &mut room)?;
+    let mut args = list(args, &mut room)?;
+    if args.is_empty() {
+        args.push(Vec::new());
+    }
     let env = list(env, &mut room)?;
     let file = path::program(caller.process(), &path)?;
     let program = Program::new(file, args, env)?;
@@ -207,16 +227,17 @@ fn list(at: u64, room: &mut usize) -> Result<Vec<Vec<u8>>, Errno> {
         if pointer == 0 {
             return Ok(texts);
         }
+        if !limits::have_room() {
+            return Err(Errno::ENOMEM);
+        }
         let text = strings::text(pointer, ARG_MAX)?.ok_or(Errno::E2BIG)?;
-        *room = room.checked_sub(text.len() + 9).ok_or(Errno::E2BIG)?;
+        *room = room.checked_sub(text.len() + ARG_COST).ok_or(Errno::E2BIG)?;
         texts.push(text);
     }
 }
 
 pub(super) fn exit(caller: &Caller, status: u8) -> Next {
-    if caller.thread.tid == caller.process().pid {
-        caller.process().set_leader_status(status);
-    }
+    caller.process().note_exit(caller.thread.tid, status);
     Next::End
 }
 
@@ -285,8 +306,12 @@ pub(super) fn wait4(caller: &Caller, pid: u64, status: u64, options: u64, usage:
         pid @ 1.. => Which::Pid(pid as u32),
         group => Which::Group(group.unsigned_abs()),
     };
-    let Some((child, how)) = wait_for(caller, which, options & wait::NOHANG == 0)? else { return Ok(0) };
-    caller.process().let_go(&child);
+    let (child, how) = loop {
+        let Some(found) = wait_for(caller, which, options & wait::NOHANG == 0)? else { return Ok(0) };
+        if caller.process().let_go(&found.0) {
+            break found;
+        }
+    };
     if status != 0 {
         write_u32(status, how.status())?;
     }

@@ -8,8 +8,9 @@ use crate::arch::x86_64::uaccess::{copy_from_user, copy_to_user};
 use crate::linux::errno::{Errno, Interrupted};
 use crate::linux::process::{self, End, Process};
 use crate::linux::signal::{self, Action, AltStack, Info, Set};
+use crate::linux::sleep;
 use crate::linux::thread::{Caller, Thread};
-use crate::task::{self, timer};
+use crate::task::{self, Woken, timer};
 use crate::vm::user::{user_read_u64, user_write_u64};
 
 /// Bytes of a set, which every call is told.
@@ -80,6 +81,7 @@ pub(super) fn rt_sigprocmask(caller: &Caller, how: u64, new: u64, old: u64, len:
 /// What is unblocked by that is looked at before the program goes on.
 fn set_mask(caller: &Caller, mask: Set) {
     caller.thread.signals.set_mask(mask);
+    signal::retarget(caller.process());
     if signal::pending(caller).0 & !caller.thread.signals.mask().0 != 0 {
         task::notify(task::number());
     }
@@ -114,8 +116,7 @@ pub(super) fn rt_sigsuspend(caller: &Caller, mask: u64, len: u64) -> Answer {
 
 /// Sleeps until a handler has run.
 pub(super) fn pause() -> Answer {
-    let nothing = 0_u8;
-    task::wait_until(core::ptr::from_ref(&nothing).addr(), timer::NEVER, &|| true);
+    sleep::alone(timer::NEVER);
     Err(Interrupted::RestartWithoutHandler.into())
 }
 
@@ -123,22 +124,32 @@ pub(super) fn rt_sigtimedwait(caller: &Caller, set: u64, info: u64, timeout: u64
     check_len(len)?;
     let set = Set(user_read_u64(set)?).blockable();
     let deadline = if timeout == 0 { timer::NEVER } else { timer::after_nanoseconds(time::read(timeout)?) };
-    loop {
+    let waits_for = &caller.thread.signals.waits_for;
+    waits_for.put(set);
+    let mut noticed = false;
+    let found = loop {
         if let Some(found) = signal::take(caller, set) {
-            if info != 0 {
-                copy_to_user(info, &found.bytes())?;
-            }
-            return Ok(u64::from(found.signal));
+            break Ok(found);
         }
-        let nothing = 0_u8;
-        match task::wait_until(core::ptr::from_ref(&nothing).addr(), deadline, &|| true) {
-            task::Woken::TimedOut => return Err(Errno::EAGAIN),
-            _ if signal::pending(caller).0 & set.0 != 0 => {
-                task::take_notice();
-            }
-            _ => return Err(Errno::EINTR),
+        match sleep::alone(deadline) {
+            Woken::TimedOut => break Err(Errno::EAGAIN),
+            _ => noticed |= task::take_notice(),
         }
+        let unblocked = signal::pending(caller).0 & !caller.thread.signals.mask().0 & !set.0;
+        if caller.thread.is_to_end() || unblocked != 0 {
+            break Err(Errno::EINTR);
+        }
+    };
+    waits_for.put(Set(0));
+    if noticed {
+        // It may have been about something else, too.
+        task::notify(task::number());
     }
+    let found = found?;
+    if info != 0 {
+        copy_to_user(info, &found.bytes())?;
+    }
+    Ok(u64::from(found.signal))
 }
 
 pub(super) fn sigaltstack(caller: &Caller, new: u64, old: u64) -> Answer {

@@ -5,8 +5,8 @@ use core::sync::atomic::Ordering::Relaxed;
 use super::{Answer, time, write_u32};
 use crate::arch::x86_64::uaccess::copy_to_user;
 use crate::linux::errno::Errno;
-use crate::linux::futex;
 use crate::linux::thread::Caller;
+use crate::linux::{futex, sleep};
 use crate::task::{self, timer};
 
 pub(super) fn sched_yield() -> Answer {
@@ -53,14 +53,14 @@ pub(super) fn futex(caller: &Caller, [at, operation, value, timeout, at2, value3
     let memory = &caller.memory;
     let private = operation & op::PRIVATE != 0;
     let command = operation & 0xffff_ffff & !(op::PRIVATE | op::REALTIME);
-    if operation & op::REALTIME != 0 && command != op::WAIT_BITSET && command != op::WAIT {
+    if operation & op::REALTIME != 0 && command != op::WAIT_BITSET {
         return Err(Errno::ENOSYS);
     }
     let deadline = || {
         Ok::<_, Errno>(match (timeout, command) {
             (0, _) => timer::NEVER,
-            (_, op::WAIT) => timer::after_nanoseconds(time::read(timeout)?),
-            _ => time::deadline(operation & op::REALTIME != 0, time::read(timeout)?),
+            (_, op::WAIT) => sleep::after(time::read(timeout)?),
+            _ => time::deadline(time::read(timeout)?),
         })
     };
     let (value, bits) = (value as u32, value3 as u32);

@@ -7,8 +7,9 @@ use crate::arch::x86_64::tsc;
 use crate::arch::x86_64::uaccess::copy_to_user;
 use crate::linux::alarm;
 use crate::linux::errno::{Errno, Interrupted};
+use crate::linux::sleep;
 use crate::measure::nanoseconds;
-use crate::task::{self, Woken, timer};
+use crate::task::{Woken, timer};
 use crate::vm::user::{user_read_u64, user_write_u64};
 
 const SECOND: u64 = 1_000_000_000;
@@ -42,7 +43,7 @@ fn write(at: u64, time: u64) -> Result<(), Errno> {
 }
 
 /// When a clock will show `time`, in ticks of the time-stamp counter.
-pub(super) fn deadline(_realtime: bool, time: u64) -> u64 {
+pub(super) fn deadline(time: u64) -> u64 {
     timer::after_nanoseconds(time.saturating_sub(now()))
 }
 
@@ -90,7 +91,7 @@ pub(super) fn times(to: u64) -> Answer {
 }
 
 pub(super) fn nanosleep(wanted: u64, left: u64) -> Answer {
-    sleep(timer::after_nanoseconds(read(wanted)?), left)
+    sleep_until(sleep::after(read(wanted)?), left)
 }
 
 pub(super) fn clock_nanosleep(clock: u64, flags: u64, wanted: u64, left: u64) -> Answer {
@@ -105,17 +106,17 @@ pub(super) fn clock_nanosleep(clock: u64, flags: u64, wanted: u64, left: u64) ->
     }
     let wanted = read(wanted)?;
     if flags & ABSOLUTE != 0 {
-        sleep(deadline(clock == 0, wanted), 0)
+        sleep_until(deadline(wanted), 0)
     } else {
-        sleep(timer::after_nanoseconds(wanted), left)
+        sleep_until(sleep::after(wanted), left)
     }
 }
 
 /// Sleeps until the deadline; what was left when a signal came goes to `left`.
-fn sleep(deadline: u64, left: u64) -> Answer {
-    let nothing = 0_u8;
-    match task::wait_until(core::ptr::from_ref(&nothing).addr(), deadline, &|| true) {
+fn sleep_until(deadline: u64, left: u64) -> Answer {
+    match sleep::alone(deadline) {
         Woken::Noticed => {
+            sleep::keep(deadline);
             if left != 0 {
                 write(left, nanoseconds(deadline.saturating_sub(tsc::now())))?;
             }

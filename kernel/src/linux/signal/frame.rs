@@ -56,6 +56,9 @@ pub(super) fn push(caller: &mut Caller, info: &Info, action: &Action) -> Result<
     let fpstate = sp.wrapping_sub(state.len() as u64) & !63;
     copy_to_user(fpstate, &state)?;
     let start = (fpstate.wrapping_sub(FRAME) & !15).wrapping_sub(8);
+    if altstack.contains(sp) && start < altstack.start {
+        return Err(Errno::EFAULT);
+    }
     let mask = signals.take_saved_mask().unwrap_or(signals.mask());
     let mut frame = vec![0; FRAME as usize];
     let stack_flags = if on_alt { ON_STACK } else { altstack.flags };

@@ -17,7 +17,9 @@ pub(super) use info::Info;
 pub(super) use sets::{Action, AltStack, ProcessSignals, Set, ThreadSignals, flag};
 
 use super::process::{End, Process};
+use super::sleep;
 use super::thread::{Caller, Thread};
+use crate::arch::x86_64::uaccess::USER_END;
 use crate::vm::user::last_refusal;
 
 /// Numbers (`asm/signal.h`).
@@ -51,18 +53,31 @@ pub(super) fn send(process: &Process, info: Info) {
         process.end(End::Killed(KILL));
         return;
     }
-    let is_blocked = |threads: &[alloc::sync::Arc<Thread>]| {
-        threads.iter().all(|thread| thread.signals.blocks(info.signal))
-    };
     process.with_threads(|threads| {
-        if process.signals.ignores(info.signal) && !is_blocked(threads) {
+        let taken_by = threads.iter().find(|thread| thread.signals.takes(info.signal));
+        if process.signals.ignores(info.signal)
+            && taken_by.is_some_and(|thread| !thread.signals.blocks(info.signal))
+        {
             return;
         }
         process.signals.pending.add(info);
-        match threads.iter().find(|thread| !thread.signals.blocks(info.signal)) {
-            Some(thread) => thread.notify(),
-            // Those who wait for it look too.
-            None => threads.iter().for_each(|thread| thread.notify()),
+        if let Some(thread) = taken_by {
+            thread.notify();
+        }
+    });
+}
+
+/// A thread that was told of a signal of the process may not look any more: tells another one.
+pub(super) fn retarget(process: &Process) {
+    let waiting = process.signals.pending.set();
+    if waiting.0 == 0 {
+        return;
+    }
+    process.with_threads(|threads| {
+        for signal in (1..=LAST).filter(|signal| waiting.has(*signal)) {
+            if let Some(thread) = threads.iter().find(|thread| thread.signals.takes(signal)) {
+                thread.notify();
+            }
         }
     });
 }
@@ -78,7 +93,7 @@ pub(super) fn send_to(thread: &Thread, info: Info) {
             return;
         }
         thread.signals.pending.add(info);
-        if threads.iter().any(|other| other.tid == thread.tid) {
+        if thread.signals.takes(info.signal) && threads.iter().any(|other| other.tid == thread.tid) {
             thread.notify();
         }
     });
@@ -105,8 +120,10 @@ pub(super) fn by_page_fault(caller: &Caller, addr: u64, error: u64) {
     const NOT_MAPPED: i32 = 1; // SEGV_MAPERR
     const NO_PAGE: i32 = 2; // BUS_ADRERR
     caller.thread.signals.note_fault(addr, error);
-    let info = match last_refusal() {
-        Some(FaultError::Oom(_)) => {
+    // Of what is no user address, the memory manager was not asked: what it has said is about something else.
+    let refusal = last_refusal().filter(|_| addr < USER_END);
+    let info = match refusal {
+        Some(FaultError::Oom(_) | FaultError::Limit(..)) => {
             log::warn!("out of memory: process {} is ended, at {addr:#x}", caller.process().pid);
             caller.process().end(End::Killed(KILL));
             return;
@@ -167,6 +184,7 @@ pub(super) fn deliver(caller: &mut Caller) {
             }
             _ => {
                 if !handled {
+                    sleep::forget();
                     frame::end_call(caller, action.has(flag::RESTART));
                     handled = true;
                 }
@@ -185,6 +203,9 @@ pub(super) fn deliver(caller: &mut Caller) {
         if let Some(mask) = caller.thread.signals.take_saved_mask() {
             caller.thread.signals.set_mask(mask);
         }
+    } else {
+        // A handler blocks more than before.
+        retarget(&process);
     }
 }
 

@@ -173,6 +173,8 @@ pub(in crate::linux) struct Trap {
 /// What a thread has of signals.
 pub(in crate::linux) struct ThreadSignals {
     mask: AtomicSet,
+    /// What it sleeps for, blocked or not (`sigtimedwait`).
+    pub(in crate::linux) waits_for: AtomicSet,
     /// What the mask is to be again after a handler (`sigsuspend`).
     saved: Mutex<Option<Set>>,
     pub(in crate::linux) pending: Pending,
@@ -184,6 +186,7 @@ impl Default for ThreadSignals {
     fn default() -> Self {
         Self {
             mask: AtomicSet::default(),
+            waits_for: AtomicSet::default(),
             saved: Mutex::new(None),
             pending: Pending::default(),
             altstack: Mutex::new(AltStack::NONE),
@@ -214,6 +217,11 @@ impl ThreadSignals {
 
     pub(in crate::linux) fn blocks(&self, signal: u8) -> bool {
         self.mask().has(signal)
+    }
+
+    /// Would it look at this signal now?
+    pub(in crate::linux) fn takes(&self, signal: u8) -> bool {
+        !self.blocks(signal) || self.waits_for.get().has(signal)
     }
 
     /// Blocks these for now; the mask of before comes back with the next handler's return, or where there is none.

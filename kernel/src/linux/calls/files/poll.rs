@@ -9,7 +9,7 @@ use crate::linux::errno::Errno;
 use crate::linux::file::{MAX_FILES, OpenFile, poll as event};
 use crate::linux::process::Process;
 use crate::linux::sleep;
-use crate::task::timer::{NEVER, after_nanoseconds};
+use crate::task::timer::NEVER;
 use crate::vm::user::user_read_u64;
 
 /// An element of the array: descriptor, what is wanted, what there is.
@@ -42,7 +42,7 @@ impl Wanted {
 pub(super) fn poll(process: &Process, at: u64, count: u64, timeout: u64) -> Answer {
     let timeout = timeout as i32;
     let deadline = match u64::try_from(timeout) {
-        Ok(milliseconds) => after_nanoseconds(milliseconds * 1_000_000),
+        Ok(milliseconds) => sleep::after(milliseconds * 1_000_000),
         Err(_) => NEVER,
     };
     poll_until(process, at, count, deadline)
@@ -62,7 +62,7 @@ fn deadline_at(at: u64, unit: u64) -> Result<u64, Errno> {
     if (seconds as i64) < 0 || part >= 1_000_000_000 / unit {
         return Err(Errno::EINVAL);
     }
-    Ok(after_nanoseconds(seconds.saturating_mul(1_000_000_000).saturating_add(part * unit)))
+    Ok(sleep::after(seconds.saturating_mul(1_000_000_000).saturating_add(part * unit)))
 }
 
 /// `timeout` is where seconds and microseconds stand. What is left of it is not told.

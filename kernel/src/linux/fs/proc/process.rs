@@ -16,7 +16,7 @@ use crate::linux::process::Process;
 const COMM_MAX: usize = 15;
 
 pub(super) fn cmdline(process: &Process) -> Result<Vec<u8>, Errno> {
-    Ok(process.cmdline.lock().clone())
+    Ok(process.cmdline.lock().to_vec())
 }
 
 /// The program's name, from its path.
