@@ -82,12 +82,16 @@ pub fn since(major: u32, minor: u32) -> bool {
 /// Makes a system call by its name in `libc`, with up to six arguments of any integer type.
 #[macro_export]
 macro_rules! sys {
-    ($name:ident $(, $arg:expr)* $(,)?) => {{
-        let given: &[u64] = &[$($arg as u64),*];
-        let mut args = [0_u64; 6];
-        args[..given.len()].copy_from_slice(given);
-        $crate::sys::call(libc::$name, args)
-    }};
+    // One expression: what an argument points to lives as long as the call.
+    ($name:ident $(, $arg:expr)* $(,)?) => {
+        $crate::sys::call(libc::$name, $crate::sys::words(&[$($arg as u64),*]))
+    };
+}
+
+/// Six words, of which as many are given.
+#[must_use]
+pub fn words(given: &[u64]) -> [u64; 6] {
+    std::array::from_fn(|n| given.get(n).copied().unwrap_or(0))
 }
 
 /// Declares the names of errors.

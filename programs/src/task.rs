@@ -68,14 +68,17 @@ pub fn try_spawn(work: impl FnOnce() -> i32) -> Result<i32, i32> {
     }
 }
 
-/// Waits for a child.
+/// Waits for a child, over signals.
 ///
 /// # Panics
 /// It is no child.
 #[must_use]
 pub fn wait(pid: i32) -> Status {
     let mut status = 0_i32;
-    let got = sys!(SYS_wait4, pid, &raw mut status, 0, 0);
+    let mut got = Ret(i64::from(-libc::EINTR));
+    while got.errno() == libc::EINTR {
+        got = sys!(SYS_wait4, pid, &raw mut status, 0, 0);
+    }
     assert_eq!(got, Ret(i64::from(pid)), "wait for a child");
     Status(status)
 }

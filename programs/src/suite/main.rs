@@ -1,12 +1,19 @@
 //! `suite GROUP`: the groups of calls, one module each. `suite all` runs every group in a child of its own.
 
+mod exec;
+mod files;
 mod fork;
 mod futex;
 mod madvise;
 mod mmap;
 mod mremap;
+mod pidfd;
+mod procfs;
 mod seeds;
+mod signals;
 mod threads;
+mod time;
+mod vector;
 
 use std::env;
 use std::process::ExitCode;
@@ -23,6 +30,13 @@ const GROUPS: &[Group] = &[
     ("fork", fork::run),
     ("threads", threads::run),
     ("futex", futex::run),
+    ("signals", signals::run),
+    ("vector", vector::run),
+    ("files", files::run),
+    ("procfs", procfs::run),
+    ("pidfd", pidfd::run),
+    ("time", time::run),
+    ("exec", exec::run),
 ];
 
 fn main() -> ExitCode {
@@ -38,6 +52,7 @@ fn main() -> ExitCode {
                 println!("# end {}: {status}", group.0);
             }
         }
+        Some("started") => exec::started(&args[1..]),
         Some("seeds") => seeds::run(&args[1..]),
         Some(name) if GROUPS.iter().any(|group| group.0 == name) => {
             GROUPS.iter().filter(|group| group.0 == name).for_each(|group| group.1());
