@@ -1,5 +1,6 @@
 //! `suite GROUP`: the groups of calls, one module each. `suite all` runs every group in a child of its own.
 
+mod errors;
 mod exec;
 mod files;
 mod fork;
@@ -13,6 +14,7 @@ mod seeds;
 mod signals;
 mod threads;
 mod time;
+mod traps;
 mod vector;
 
 use std::env;
@@ -37,6 +39,8 @@ const GROUPS: &[Group] = &[
     ("pidfd", pidfd::run),
     ("time", time::run),
     ("exec", exec::run),
+    ("traps", traps::run),
+    ("errors", errors::run),
 ];
 
 fn main() -> ExitCode {
