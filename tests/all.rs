@@ -5,21 +5,24 @@ use std::{collections::BTreeSet, num::NonZero, process::ExitCode, sync::Arc, thr
 use harness::{
     gdb,
     guest::{Guests, QemuMachine},
-    host, oracle, runs, summary,
+    host, oracle,
+    programs::Programs,
+    runs, summary,
 };
 use libtest_mimic::{Arguments, Failed, Trial};
 
 fn main() -> ExitCode {
     let args = Arguments::from_args();
     // Two builds with a lock each: side by side.
-    let (mut trials, (machine, guests)) = thread::scope(|scope| {
-        let others = scope.spawn(|| (host::trials(), runs::trials()));
+    let (mut trials, runner, (machine, guests)) = thread::scope(|scope| {
+        let others = scope.spawn(|| (host::trials(), runs::runner()));
         let machine = QemuMachine::new().map(Arc::new);
         let guests = machine.clone().and_then(|machine| Guests::find(machine));
-        let (mut trials, runs) = others.join().unwrap_or_else(|why| std::panic::resume_unwind(why));
-        trials.extend(runs);
-        (trials, (machine, guests))
+        let (trials, runner) = others.join().unwrap_or_else(|why| std::panic::resume_unwind(why));
+        (trials, runner, (machine, guests))
     });
+    let programs = Programs::new(runner.clone());
+    trials.extend(runs::trials(runner));
     if let Ok(machine) = &machine {
         trials.extend(oracle::trials(machine));
         trials.extend(gdb::trials(machine));
@@ -28,16 +31,18 @@ fn main() -> ExitCode {
         Ok(guests) => trials.extend(guests.trials()),
         Err(why) => trials.push(broken_kernel(why.clone())),
     }
+    trials.extend(programs.trials());
 
     trials.retain(|trial| !args.is_filtered_out(trial));
-    if !args.list
-        && let Ok(guests) = &guests
-    {
+    if !args.list {
         let chosen = trials.iter().filter(|trial| !args.is_ignored(trial));
-        let at_once =
-            args.test_threads.and_then(NonZero::new).or_else(|| thread::available_parallelism().ok());
         let chosen = chosen.map(|trial| trial.name().to_owned()).collect::<BTreeSet<_>>();
-        guests.start(&chosen, at_once.unwrap_or(NonZero::<usize>::MIN));
+        programs.start(&chosen);
+        if let Ok(guests) = &guests {
+            let at_once =
+                args.test_threads.and_then(NonZero::new).or_else(|| thread::available_parallelism().ok());
+            guests.start(&chosen, at_once.unwrap_or(NonZero::<usize>::MIN));
+        }
     }
     let conclusion = libtest_mimic::run(&args, trials);
     summary::finish(&args, &conclusion)

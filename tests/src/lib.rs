@@ -9,6 +9,7 @@
 //!   destructive test has a boot of its own and must end in the report it names.
 //! - [`oracle`]: what QEMU and a host program see of a guest that is stopped in its work.
 //! - [`gdb`]: a debugger at such a guest.
+//! - [`programs`]: programs of ring 3, compared with what they do on the host's Linux.
 //! - [`runs`]: whole runs, as a user types them, those of the shell with their transcripts.
 //!
 //! The last line of the output is the sum of all: `N passed, N failed, N skipped` ([`summary`]).
@@ -22,6 +23,7 @@ pub mod guest;
 pub mod host;
 pub mod oracle;
 pub mod process;
+pub mod programs;
 mod report;
 mod require;
 pub mod runs;

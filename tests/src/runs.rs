@@ -170,8 +170,8 @@ const RUNS: &[Run] = &[
 
 /// All of them.
 #[must_use]
-pub fn trials() -> Vec<Trial> {
-    match runner() {
+pub fn trials(runner: Result<PathBuf, String>) -> Vec<Trial> {
+    match runner {
         Ok(runner) => {
             let runs = RUNS.iter().map(|run| run.trial(&runner));
             let more = [
@@ -191,7 +191,10 @@ pub fn trials() -> Vec<Trial> {
 }
 
 /// The program behind `cargo run`, built as `cargo run` would.
-fn runner() -> Result<PathBuf, String> {
+///
+/// # Errors
+/// It cannot be built.
+pub fn runner() -> Result<PathBuf, String> {
     let manifest = host::workspace().join("xtask/Cargo.toml");
     let artifacts = host::build_artifacts(&["build", "-p", "xtask", "--bin", "xtask"])?;
     let ours = artifacts.iter().filter(|a| a["manifest_path"].as_str().map(Path::new) == Some(&manifest));

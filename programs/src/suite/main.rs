@@ -1,10 +1,11 @@
-//! `suite GROUP`: the groups of calls, one module each. `suite all` runs every group in a child of its own.
+//! `suite GROUP`: the groups of calls, one module each. `suite all [FIRST COUNT STEPS]` runs every group, and seeds.
 
 mod errors;
 mod exec;
 mod files;
 mod fork;
 mod futex;
+mod hostile;
 mod madvise;
 mod mmap;
 mod mremap;
@@ -45,27 +46,39 @@ const GROUPS: &[Group] = &[
 
 fn main() -> ExitCode {
     let args: Vec<String> = env::args().skip(1).collect();
-    match args.first().map(String::as_str) {
-        Some("all") => {
-            for group in GROUPS {
-                println!("# group {}", group.0);
-                let status = task::child(|| {
-                    group.1();
-                    0
-                });
-                println!("# end {}: {status}", group.0);
-            }
-        }
-        Some("started") => exec::started(&args[1..]),
-        Some("seeds") => seeds::run(&args[1..]),
-        Some(name) if GROUPS.iter().any(|group| group.0 == name) => {
-            GROUPS.iter().filter(|group| group.0 == name).for_each(|group| group.1());
-        }
-        _ => {
-            let names: Vec<&str> = GROUPS.iter().map(|group| group.0).collect();
-            eprintln!("suite: say all or one of: {}", names.join(" "));
-            return ExitCode::FAILURE;
-        }
+    let Some(name) = args.first() else { return usage() };
+    match name.as_str() {
+        "all" => all(&args[1..]),
+        "list" => GROUPS.iter().for_each(|group| println!("{}", group.0)),
+        "started" => exec::started(&args[1..]),
+        "seeds" => seeds::run(&args[1..]),
+        "hostile" => return hostile::run(&args[1..]),
+        name => match GROUPS.iter().find(|group| group.0 == name) {
+            Some(group) => group.1(),
+            None => return usage(),
+        },
     }
     ExitCode::SUCCESS
+}
+
+fn usage() -> ExitCode {
+    let names: Vec<&str> = GROUPS.iter().map(|group| group.0).collect();
+    eprintln!("suite: say all, seeds FIRST COUNT STEPS, hostile [NAME], or one of: {}", names.join(" "));
+    ExitCode::FAILURE
+}
+
+/// Every group, and then seeds as in `suite seeds`, each in a child: one that is killed takes no other with it.
+fn all(seeds: &[String]) {
+    let alone = |name: &str, work: &dyn Fn()| {
+        println!("# group {name}");
+        let status = task::child(|| {
+            work();
+            0
+        });
+        println!("# end {name}: {status}");
+    };
+    GROUPS.iter().for_each(|group| alone(group.0, &group.1));
+    if !seeds.is_empty() {
+        alone("seeds", &|| seeds::run(seeds));
+    }
 }
