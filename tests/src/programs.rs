@@ -29,9 +29,10 @@ const GROUPS: [&str; 16] = [
 ];
 
 /// Scenarios of `suite hostile`.
-const HOSTILE: [&str; 15] = [
+const HOSTILE: [&str; 16] = [
     "wild_calls",
     "wild_ranges",
+    "wild_instructions",
     "stack_into_its_guard",
     "a_thousand_processes",
     "endless_fork",

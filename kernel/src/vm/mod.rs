@@ -25,7 +25,7 @@ use farpage_mm::trace::{Open, Phase, Record, Tracing};
 use farpage_mm::{
     Access, AddressSpace, Event, FaultBits, FaultError, FaultInfo, FaultOutcome, FlushRequest, FlushScope,
     Frame, FreshFrame, MapStorage, Mm, Object, ObjectRef, Order, OutOfMemory, PAGE_SIZE, Space, TableWords,
-    Vaddr, WaitKey,
+    USER_END, Vaddr, WaitKey,
 };
 use kernel_logic::ranges::OutOfFrames;
 use spin::Once;
@@ -400,13 +400,22 @@ pub(crate) fn mm() -> &'static Mm<Machine> {
 pub(crate) fn user_fault<const TRACED: bool>(regs: FaultRegs) -> Result<(), ()> {
     let Some(space) = Loaded::now().space() else { return Err(()) };
     match space.handle_fault_as::<TRACED>(&fault_info(&regs)) {
-        Ok(FaultOutcome::Spurious) => {
-            fault::spurious(&regs);
-            Ok(())
-        }
+        Ok(FaultOutcome::Spurious) => spurious(&regs),
         Ok(_) => Ok(()),
         Err(error) => refused(&regs, error),
     }
+}
+
+/// The entry allows it: a translation was stale. Unless an instruction of ring 3 was refused that the CPU does with the kernel's
+/// rights (QEMU's `iretq` and far returns read the stack so, which SMAP forbids): then it is the program's fault for ever.
+#[cold]
+fn spurious(regs: &FaultRegs) -> Result<(), ()> {
+    const BY_USER: u64 = 1 << 2;
+    if regs.error_code & BY_USER == 0 && regs.rip < USER_END {
+        return Err(());
+    }
+    fault::spurious(regs);
+    Ok(())
 }
 
 #[cold]

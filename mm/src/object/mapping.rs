@@ -9,7 +9,7 @@ use crate::rmap::{AnonSet, SetOf};
 use crate::slab::NIL;
 use crate::space::Space;
 use crate::tlb::TlbGather;
-use crate::types::{Level, PAGE_SIZE, Prot, VaRange};
+use crate::types::{Level, PAGE_SIZE, Prot, VaRange, Vaddr};
 use crate::vma::{HugeAdvice, Vma, VmaAttrs, VmaFlags, VmaKind};
 use crate::zone::Need;
 
@@ -103,6 +103,28 @@ impl<M: Machine> Space<M> {
             advice: HugeAdvice::Default,
             flags: VmaFlags::empty(),
         };
+        self.map_object(range, &mapping)
+    }
+
+    /// Maps at exactly `range` once more what is mapped shared at `from` (`mremap` of an old length of 0).
+    ///
+    /// # Errors
+    /// [`RangeError::NotMapped`]; [`RangeError::Invalid`] where it is not shared; else as [`Space::map_shared`].
+    pub fn map_again(&'static self, from: Vaddr, range: VaRange) -> Result<(), RangeError> {
+        let vmas = self.vmas.read();
+        let vma = vmas.find(from).ok_or(RangeError::NotMapped(from))?;
+        if vma.kind() != VmaKind::Shared {
+            return Err(RangeError::Invalid(range));
+        }
+        let object = M::mm().objects.get(vma.object()).handle();
+        let mapping = Mapping {
+            kind: VmaKind::Shared,
+            prot: vma.prot(),
+            object: &object,
+            pgoff: vma.page_index(from),
+            advice: vma.advice(),
+        };
+        drop(vmas);
         self.map_object(range, &mapping)
     }
 

@@ -376,6 +376,12 @@ impl<M: Machine> Object<M> {
         self.index.lock().nodes()
     }
 
+    /// Another handle. Somebody holds one, or a VMA does.
+    pub(crate) fn handle(&'static self) -> ObjectRef<M> {
+        self.refs.fetch_add(1, Relaxed);
+        ObjectRef(self)
+    }
+
     /// A VMA maps it from now on: directly after `after` in its set, where that one maps it too.
     pub(crate) fn attach(&self, vma: &Vma, after: Option<&Vma>) {
         self.refs.fetch_add(1, Relaxed);

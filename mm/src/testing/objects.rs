@@ -38,6 +38,27 @@ fn set_word(object: &Object<Soft>, index: u64, value: u64) {
 }
 
 #[test]
+fn what_is_shared_is_mapped_once_more_by_its_address_alone() {
+    let kit = Kit::new();
+    let space = kit.space.space();
+    let object = Object::anon_shared(8).expect("memory");
+    shared(&kit, 0, 8, &object, 0);
+    drop(object); // the mappings keep it
+    write(&kit, &kit.space, 3, 30);
+    space.protect(range(2, 4), Prot::READ).expect("memory");
+    space.map_again(at(2), range(100, 10)).expect("room");
+    assert_eq!(read(&kit, &kit.space, 101), 30);
+    assert!(kit.try_write(101).is_err(), "with the rights of the first mapping");
+    assert_eq!(space.map_again(at(50), range(200, 1)), Err(RangeError::NotMapped(at(50))));
+    assert_eq!(space.map_again(at(0), range(109, 2)), Err(RangeError::Exists(range(109, 2))));
+    kit.map(300, 1, Small);
+    assert_eq!(space.map_again(at(300), range(200, 1)), Err(RangeError::Invalid(range(200, 1))));
+    space.unmap(range(0, 8)).expect("memory");
+    assert_eq!(read(&kit, &kit.space, 101), 30, "the second mapping keeps the object");
+    kit.audit();
+}
+
+#[test]
 fn shared_memory_is_seen_by_all_before_and_after_the_first_touch() {
     let kit = Kit::new();
     let object = Object::anon_shared(8).expect("memory");

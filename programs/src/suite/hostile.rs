@@ -19,6 +19,7 @@ type Scenario = (&'static str, fn() -> Result<String, String>);
 const SCENARIOS: &[Scenario] = &[
     ("wild_calls", wild_calls),
     ("wild_ranges", wild_ranges),
+    ("wild_instructions", wild_instructions),
     ("stack_into_its_guard", stack_into_its_guard),
     ("a_thousand_processes", a_thousand_processes),
     ("endless_fork", endless_fork),
@@ -184,6 +185,12 @@ fn wild_ranges() -> Result<String, String> {
     }
     // Only what has no length, or lies in the last pages of the user half, can be done.
     Ok(format!("{done} of {} could be done", edges.len() * 11 * 3 * 7))
+}
+
+fn wild_instructions() -> Result<String, String> {
+    crate::traps::odd();
+    must(child(|| 5) == Status(5 << 8), "there is no child afterwards")?;
+    Ok("the kernel goes on".into())
 }
 
 #[inline(never)]

@@ -4,7 +4,7 @@ use alloc::sync::Arc;
 
 use farpage_mm::{
     Advice, HugeAdvice, Object, ObjectRef, PAGE_SIZE, PMD_SHIFT, PMD_SIZE, Prot, RangeError, RemapFlags,
-    RemapTarget, VaRange, Vaddr,
+    RemapTarget, USER_END, VaRange, Vaddr, VmaKind,
 };
 
 use super::Answer;
@@ -149,13 +149,16 @@ fn place(memory: &Memory, addr: u64, len: u64, flags: u64) -> Result<VaRange, Er
         return Ok(range);
     }
     let whole = if flags & map::HUGETLB != 0 { PMD_SIZE } else { PAGE_SIZE };
-    let hint = pages(addr & !(whole - 1), len).ok_or(Errno::ENOMEM)?;
-    if addr >= PAGE_SIZE && memory.is_free(hint) {
-        return Ok(hint);
-    }
-    // Where huge pages fit, they are to be used.
-    let align = if hint.len() >= PMD_SIZE { PMD_SIZE } else { PAGE_SIZE };
-    memory.free_range(hint.len(), align).ok_or(Errno::ENOMEM)
+    let len = pages(0, len).ok_or(Errno::ENOMEM)?.len();
+    // A hint that cannot be followed is none.
+    let hint = pages(addr & !(whole - 1), len).filter(|hint| addr >= PAGE_SIZE && memory.is_free(*hint));
+    hint.map_or_else(|| free_place(memory, len), Ok)
+}
+
+/// Where the kernel likes. Where huge pages fit, they are to be used.
+fn free_place(memory: &Memory, len: u64) -> Result<VaRange, Errno> {
+    let align = if len >= PMD_SIZE { PMD_SIZE } else { PAGE_SIZE };
+    memory.free_range(len, align).ok_or(Errno::ENOMEM)
 }
 
 pub(super) fn munmap(memory: &Memory, addr: u64, len: u64) -> Answer {
@@ -176,41 +179,131 @@ pub(super) fn mprotect(memory: &Memory, addr: u64, len: u64, bits: u64) -> Answe
     Ok(0)
 }
 
+/// What is asked of mremap, of whole pages.
+struct Move {
+    old: Vaddr,
+    old_len: u64,
+    len: u64,
+    flags: u64,
+}
+
 pub(super) fn mremap(memory: &Memory, old: u64, old_len: u64, new_len: u64, flags: u64, new: u64) -> Answer {
     let known = remap::MAYMOVE | remap::FIXED | remap::DONTUNMAP;
     let moves = flags & (remap::FIXED | remap::DONTUNMAP) != 0;
-    let bad =
-        flags & !known != 0 || (moves && flags & remap::MAYMOVE == 0) || !is_aligned(old) || new_len == 0;
-    let keep = flags & remap::DONTUNMAP != 0;
-    let (from, to) = (pages(old, old_len), pages(0, new_len));
-    let (Some(from), Some(to)) = (from.filter(|from| !from.is_empty()), to) else {
-        return Err(Errno::EINVAL);
-    };
-    if bad || (keep && from.len() != to.len()) {
+    let len = pages(0, new_len).filter(|to| !to.is_empty()).ok_or(Errno::EINVAL)?.len();
+    let old_len = old_len.checked_next_multiple_of(PAGE_SIZE).ok_or(Errno::EINVAL)?;
+    let asked = Move { old: Vaddr(old), old_len, len, flags };
+    if flags & !known != 0
+        || (moves && !asked.has(remap::MAYMOVE))
+        || !is_aligned(old)
+        || (asked.has(remap::DONTUNMAP) && old_len != len)
+    {
         return Err(Errno::EINVAL);
     }
-    let move_to = |addr: u64| {
-        let target = RemapTarget { addr: Vaddr(addr), len: to.len() };
-        let flags = if keep { RemapFlags::KEEP_OLD } else { RemapFlags::empty() };
-        match memory.space().remap(from, target, flags) {
-            Ok(()) => Ok(addr),
-            // What is not mapped is a bad address here.
-            Err(RangeError::NotMapped(_)) => Err(Errno::EFAULT),
-            Err(error) => Err(error.into()),
-        }
-    };
-    if flags & remap::FIXED != 0 {
-        return if is_aligned(new) { move_to(new) } else { Err(Errno::EINVAL) };
+    let target = if asked.has(remap::FIXED) { Some(asked.target(new)?) } else { None };
+    if old_len == 0 {
+        return asked.map_again(memory, target);
     }
-    if !keep {
-        match move_to(old) {
-            Err(Errno::EEXIST) if flags & remap::MAYMOVE != 0 => {}
+    let from = pages(old, old_len).ok_or(Errno::EFAULT)?;
+    if let Some(target) = target {
+        return asked.move_to_fixed(memory, from, target);
+    }
+    if !asked.has(remap::DONTUNMAP) {
+        match asked.move_to(memory, from, from.start) {
+            Err(Errno::EEXIST) if asked.has(remap::MAYMOVE) => {}
             Err(Errno::EEXIST) => return Err(Errno::ENOMEM),
             done => return done,
         }
     }
-    let align = if to.len() >= PMD_SIZE { PMD_SIZE } else { PAGE_SIZE };
-    move_to(memory.free_range(to.len(), align).ok_or(Errno::ENOMEM)?.start.0)
+    asked.move_to(memory, from, free_place(memory, len)?.start)
+}
+
+impl Move {
+    const fn has(&self, flag: u64) -> bool {
+        self.flags & flag != 0
+    }
+
+    /// Where MREMAP_FIXED wants it, if it may be there.
+    fn target(&self, new: u64) -> Result<VaRange, Errno> {
+        let target = pages(new, self.len).filter(|_| is_aligned(new)).ok_or(Errno::EINVAL)?;
+        let overlap = self.old < target.end && new < self.old.0.saturating_add(self.old_len);
+        if overlap { Err(Errno::EINVAL) } else { Ok(target) }
+    }
+
+    fn move_to(&self, memory: &Memory, from: VaRange, to: Vaddr) -> Answer {
+        let target = RemapTarget { addr: to, len: self.len };
+        match memory.space().remap(from, target, self.keep()) {
+            Ok(()) => Ok(to.0),
+            // What is not mapped is a bad address here.
+            Err(RangeError::NotMapped(_)) => Err(Errno::EFAULT),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn keep(&self) -> RemapFlags {
+        if self.has(remap::DONTUNMAP) { RemapFlags::KEEP_OLD } else { RemapFlags::empty() }
+    }
+
+    /// One mapping; or, where nothing becomes longer or shorter, all that there are, each to where it belongs.
+    fn move_to_fixed(&self, memory: &Memory, from: VaRange, target: VaRange) -> Answer {
+        match self.move_to(memory, from, target.start) {
+            Err(Errno::EFAULT) if from.len() == target.len() => {}
+            done => return done,
+        }
+        let mut at = from.start;
+        while let Some(part) = next_mapped(memory, at, from.end) {
+            if at == from.start && part.start != from.start {
+                return Err(Errno::EFAULT);
+            }
+            let to = RemapTarget { addr: Vaddr(target.start.0 + (part.start.0 - from.start.0)), len: part.len() };
+            memory.space().remap(part, to, self.keep())?;
+            at = part.end;
+        }
+        if at == from.start { Err(Errno::EFAULT) } else { Ok(target.start.0) }
+    }
+
+    /// An old length of 0: shared memory is mapped once more.
+    fn map_again(&self, memory: &Memory, target: Option<VaRange>) -> Answer {
+        if !self.has(remap::MAYMOVE) {
+            return Err(Errno::ENOMEM);
+        }
+        let mut kind = None;
+        memory.space().for_each_vma(|vma| {
+            if vma.range().contains(self.old) {
+                kind = Some(vma.kind());
+            }
+        });
+        match kind {
+            Some(VmaKind::Shared) => {}
+            Some(_) => return Err(Errno::EINVAL),
+            None => return Err(Errno::EFAULT),
+        }
+        let range = match target {
+            Some(target) => {
+                memory.space().unmap(target)?;
+                target
+            }
+            None => free_place(memory, self.len)?,
+        };
+        match memory.space().map_again(self.old, range) {
+            Ok(()) => Ok(range.start.0),
+            // Where the target was the only mapping of it.
+            Err(RangeError::NotMapped(_)) => Err(Errno::EFAULT),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// The part between `at` and `end` of the first mapping that is there.
+fn next_mapped(memory: &Memory, at: Vaddr, end: Vaddr) -> Option<VaRange> {
+    let mut found = None;
+    memory.space().for_each_vma(|vma| {
+        let (from, to) = (vma.start().max(at), vma.end().min(end));
+        if found.is_none() && from < to {
+            found = Some(VaRange::between(from, to));
+        }
+    });
+    found
 }
 
 pub(super) fn madvise(memory: &Memory, addr: u64, len: u64, advice: u64) -> Answer {
@@ -225,12 +318,39 @@ pub(super) fn madvise(memory: &Memory, addr: u64, len: u64, advice: u64) -> Answ
         25 => Some(Advice::Collapse),
         _ => return Err(Errno::EINVAL),
     };
-    let range = pages(addr, len).filter(|_| is_aligned(addr)).ok_or(Errno::EINVAL)?;
-    match advice {
-        Some(advice) if !range.is_empty() => memory.space().advise(range, advice)?,
-        _ => {}
+    let len = len.checked_next_multiple_of(PAGE_SIZE).filter(|_| is_aligned(addr)).ok_or(Errno::EINVAL)?;
+    let end = addr.checked_add(len).ok_or(Errno::EINVAL)?;
+    if len == 0 {
+        return Ok(0);
     }
-    Ok(0)
+    // Beyond the user half nothing is mapped.
+    let range = VaRange::between(Vaddr(addr.min(USER_END)), Vaddr(end.min(USER_END)));
+    let done = match advice {
+        _ if range.is_empty() => Ok(0),
+        Some(Advice::Free) => free(memory, range),
+        Some(advice) => memory.space().advise(range, advice).map(|()| 0).map_err(Errno::from),
+        None => Ok(0),
+    };
+    if done.is_ok() && end > USER_END { Err(Errno::ENOMEM) } else { done }
+}
+
+/// Only private memory without a file can be freed lazily. What lies before the first other mapping is.
+fn free(memory: &Memory, range: VaRange) -> Answer {
+    let mut other = None;
+    memory.space().for_each_vma(|vma| {
+        let inside = vma.start() < range.end && range.start < vma.end();
+        if inside && other.is_none() && vma.kind() != VmaKind::Anon {
+            other = Some(vma.start().max(range.start));
+        }
+    });
+    let end = other.unwrap_or(range.end);
+    if end > range.start {
+        let done = memory.space().advise(VaRange::between(range.start, end), Advice::Free);
+        if other.is_none() {
+            done?;
+        }
+    }
+    if other.is_some() { Err(Errno::EINVAL) } else { Ok(0) }
 }
 
 /// What cannot be done changes nothing: the answer is always where the heap ends.
