@@ -12,7 +12,7 @@ use farpage_mm::{VaRange, Vaddr};
 
 use super::calls::read_u32;
 use super::errno::{Errno, Interrupted};
-use super::memory::Memory;
+use super::memory::{Memory, pages};
 use super::sleep;
 use crate::task::{self, Mutex, Woken};
 
@@ -113,9 +113,12 @@ pub(super) fn wait(
 /// Wakes up to `most` of those who sleep on the word and name any of `bits`; how many.
 ///
 /// # Errors
-/// EINVAL.
+/// EINVAL; EFAULT where a word that processes share cannot be, or where no program's word is.
 pub(super) fn wake(memory: &Memory, addr: u64, most: u32, bits: u32, private: bool) -> Result<u64, Errno> {
     check(addr)?;
+    if private {
+        pages(addr, 4).ok_or(Errno::EFAULT)?;
+    }
     if bits == 0 {
         return Err(Errno::EINVAL);
     }

@@ -123,6 +123,7 @@ impl<M: Machine> Space<M> {
             object: &object,
             pgoff: vma.page_index(from),
             advice: vma.advice(),
+            flags: vma.flags(),
         };
         drop(vmas);
         self.map_object(range, &mapping)

@@ -152,9 +152,9 @@ fn flags() {
 }
 
 fn selectors() {
-    // SAFETY: selectors of the user half, and none.
+    // SAFETY: the stack's own selector, and none.
     trial("data selectors", &|| unsafe {
-        asm!("mov {word:e}, 0x2b", "mov ds, {word:x}", "mov es, {word:x}", "xor {word:e}, {word:e}", "mov ds, {word:x}", "mov es, {word:x}", word = out(reg) _);
+        asm!("mov {word:e}, ss", "mov ds, {word:x}", "mov es, {word:x}", "xor {word:e}, {word:e}", "mov ds, {word:x}", "mov es, {word:x}", word = out(reg) _);
     });
     instructions!("a selector of the kernel's", "mov eax, 0x10", "mov ds, ax", out("rax") _);
     instructions!("a selector that is none", "mov eax, 0x1233", "mov es, ax", out("rax") _);

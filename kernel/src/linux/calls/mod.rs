@@ -129,7 +129,7 @@ fn ordinary(caller: &Caller, number: u64, [a, b, c, d, e, f]: [u64; 6]) -> Answe
         230 => time::clock_nanosleep(a, b, c, d),
         234 => signals::tgkill(caller, a, b, c),
         247 => process::waitid(caller, a, b, c, d),
-        273 => Ok(0), // set_robust_list: the list is not walked
+        273 => threads::set_robust_list(b),
         302 => other::prlimit64(process, a, b, c, d),
         325 => present::mlock2(memory, a, b, c),
         309 => threads::getcpu(a, b),

@@ -6,6 +6,7 @@ use super::{Answer, time};
 use crate::arch::x86_64::uaccess::{USER_END, copy_to_user};
 use crate::arch::x86_64::{tsc, user};
 use crate::linux::errno::Errno;
+use crate::linux::fs::copy::put;
 use crate::linux::limits::COUNT;
 use crate::linux::process::{self, Process};
 use crate::vm::mm;
@@ -99,8 +100,10 @@ pub(super) fn getrandom(to: u64, len: u64, flags: u64) -> Answer {
         state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
         *byte = (state >> 56) as u8;
     }
-    copy_to_user(to, &bytes[..len as usize])?;
-    Ok(len)
+    match put(to, &bytes[..len as usize]) {
+        0 if len != 0 => Err(Errno::EFAULT),
+        went => Ok(went as u64),
+    }
 }
 
 pub(super) fn uname(to: u64) -> Answer {
