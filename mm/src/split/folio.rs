@@ -10,7 +10,7 @@ use crate::machine::Machine;
 use crate::space::Space;
 use crate::split::{PIECES, Pieces, SplitError, divide, general};
 use crate::trace::{Kind, Step};
-use crate::types::{Frame, Level, Order, PAGE_SIZE, PMD_SIZE, PTRS, Vaddr};
+use crate::types::{Frame, Level, Order, PAGE_SIZE, PMD_SIZE, PTRS, USER_END, Vaddr};
 
 impl<M: Machine> Space<M> {
     /// Splits `folio` so that a border lies before its page `at`, and frees the pieces that nobody maps. `addr` is an
@@ -88,6 +88,10 @@ impl<M: Machine> Space<M> {
     /// border. Where that cannot be done now the folio is noted, to be split later. A multiple of 2 MiB is a border like any
     /// other: a folio that was moved may lie across it, in two tables.
     pub(crate) fn split_cut_folio(&'static self, border: Vaddr, beside: Vaddr) {
+        // Beside the first page and the last one there is nothing of this space.
+        if beside.0 >= USER_END {
+            return;
+        }
         let Peek::Pte(table, _) = self.peek(beside) else { return };
         let cursor = self.cursor_in(table, Level::Pte, beside);
         // Folios lie at multiples of their size.

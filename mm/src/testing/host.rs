@@ -14,6 +14,7 @@ use crate::exercise::{self, Failure, Model, Rng, Step, WORDS, World, about_huge,
 use crate::machine::FlushReason;
 use crate::policy::{FlushPolicy, HugePages, MAX_BATCH_UNITS, Policy};
 use crate::space::{AddressSpace, Space};
+use crate::testing::kit::kernel_half;
 use crate::testing::machine::{Config, Mood, Soft, State};
 use crate::types::{Order, VaRange, Vaddr};
 
@@ -150,10 +151,10 @@ impl World for Host {
     }
 
     fn new_space(&self) -> Result<AddressSpace<Soft>, OutOfMemory> {
-        AddressSpace::new(|_| {})
+        AddressSpace::new(kernel_half)
     }
     fn clone_space(&self, of: &AddressSpace<Soft>) -> Result<AddressSpace<Soft>, OutOfMemory> {
-        of.clone_of(|_| {})
+        of.clone_of(kernel_half)
     }
     fn loaded(&self, cpu: usize) -> Option<usize> {
         self.state.mmu.borrow().loaded(cpu).map(|(_, n)| n)

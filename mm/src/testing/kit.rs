@@ -1,10 +1,13 @@
 //! One address space on a quiet machine, for tests of one behaviour each.
 
+use core::sync::atomic::Ordering::Relaxed;
+
 use crate::advise::Advice;
 use crate::entry::Entry;
 use crate::error::FaultError;
 use crate::exercise::mix;
 use crate::folio::FolioRef;
+use crate::machine::TableWords;
 use crate::space::AddressSpace;
 use crate::testing::machine::{Config, Session, Soft};
 use crate::types::{PAGE_SHIFT, PAGE_SIZE, Place, Prot, VaRange, Vaddr};
@@ -14,6 +17,11 @@ use crate::vma::HugeAdvice;
 pub(crate) const BASE: u64 = 0x4000_0000;
 /// The first device.
 pub(crate) const DEV: Place = Place::device(0);
+
+/// The half of a root table that is not the memory manager's: what it finds there it cannot read.
+pub(crate) fn kernel_half(root: &'static TableWords) {
+    root[root.len() / 2..].iter().for_each(|word| word.store(u64::MAX, Relaxed));
+}
 
 pub(crate) struct Kit {
     pub(crate) space: AddressSpace<Soft>,
@@ -37,7 +45,7 @@ impl Kit {
 
     pub(crate) fn on(config: &Config) -> Self {
         let machine = Soft::boot(config);
-        let space = AddressSpace::new(|_| {}).expect("memory for a space");
+        let space = AddressSpace::new(kernel_half).expect("memory for a space");
         for cpu in 0..config.cpus {
             space.loaded_on(cpu);
             machine.mmu.borrow_mut().load(cpu, space.root_pfn(), 0);

@@ -12,7 +12,7 @@ use crate::space::AddressSpace;
 use crate::testing::clone::{fork, read};
 use crate::testing::kit::{DEV, Kit, at, range};
 use crate::testing::machine::{Meddler, Soft};
-use crate::types::{Frame, PAGE_SIZE, Place};
+use crate::types::{Frame, PAGE_SIZE, PMD_SIZE, Place, Prot, USER_END, VaRange};
 use crate::vma::HugeAdvice::Huge;
 
 fn frame_of(entry: Entry) -> Option<Frame> {
@@ -235,4 +235,18 @@ fn what_is_frozen_stays_noted() {
     assert_eq!((merged.copied, merged.in_place), (0, 0), "the copy failed");
     check_nothing_is_kept(&kit, &[&kit.space], "after a merge that failed");
     kit.check(0, 512);
+}
+
+/// What lies beside the first page and the last one of a space is not the memory manager's to read.
+#[test]
+fn the_ends_of_the_user_half_have_nothing_beside_them() {
+    let kit = Kit::new();
+    let space = kit.space.space();
+    for start in [0, USER_END - 2 * PMD_SIZE] {
+        let all = VaRange::new(start, 2 * PMD_SIZE);
+        space.map_anon(all, Prot::RW, Huge).expect("nothing is there");
+        space.advise(all, Advice::DontNeed).expect("memory");
+        space.unmap(all).expect("memory");
+    }
+    kit.audit();
 }

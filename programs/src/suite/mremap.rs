@@ -37,6 +37,10 @@ fn sizes() {
     fact!("shrink", "{}", mremap(base, 8 * PAGE, 2 * PAGE, 0, 0).0 as u64 == base);
     fact!("contents", "{}", contents(base, 4));
     fact!("same size", "{}", mremap(base, 2 * PAGE, 2 * PAGE, 0, 0).0 as u64 == base);
+    let _ = (filled(base + 4 * PAGE, 2, PRIVATE, 0x70), munmap(base + 5 * PAGE, PAGE));
+    fact!("shrink over a hole", "{}", mremap(base, 6 * PAGE, 2 * PAGE, 0, 0).0 as u64 == base);
+    fact!("contents", "{}", contents(base, 6));
+    fact!("shrink what is not there", "{}", mremap(base + 8 * PAGE, 6 * PAGE, 2 * PAGE, 0, 0));
     let _wall = filled(base + 2 * PAGE, 1, PRIVATE, 0x90);
     mprotect(base + 2 * PAGE, PAGE, PROT_READ).value("protect");
     fact!("no room to grow", "{}", mremap(base, 2 * PAGE, 4 * PAGE, 0, 0));

@@ -257,7 +257,7 @@ impl Arena {
         }
         let both = MREMAP_MAYMOVE | MREMAP_FIXED;
         let keep = kind < 2;
-        let again = shared && kind == 5;
+        let again = shared && kind == 5 && to.start != from.start;
         let (flags, old_len) =
             (if keep { both | MREMAP_DONTUNMAP } else { both }, if again { 0 } else { bytes(&from) });
         let result = mremap(addr(from.start), old_len, bytes(&to), flags, addr(to.start));

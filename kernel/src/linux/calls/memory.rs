@@ -204,7 +204,7 @@ pub(super) fn mremap(memory: &Memory, old: u64, old_len: u64, new_len: u64, flag
     if old_len == 0 {
         return asked.map_again(memory, target);
     }
-    let from = pages(old, old_len).ok_or(Errno::EFAULT)?;
+    let from = asked.shrunk(memory, pages(old, old_len).ok_or(Errno::EFAULT)?)?;
     if let Some(target) = target {
         return asked.move_to_fixed(memory, from, target);
     }
@@ -228,6 +228,17 @@ impl Move {
         let target = pages(new, self.len).filter(|_| is_aligned(new)).ok_or(Errno::EINVAL)?;
         let overlap = self.old < target.end && new < self.old.0.saturating_add(self.old_len);
         if overlap { Err(Errno::EINVAL) } else { Ok(target) }
+    }
+
+    /// What becomes shorter is cut first. It need not be one mapping for that, nor mapped behind its start.
+    fn shrunk(&self, memory: &Memory, from: VaRange) -> Result<VaRange, Errno> {
+        if self.len >= from.len() {
+            return Ok(from);
+        }
+        let kept = VaRange::new(from.start.0, self.len);
+        next_mapped(memory, from.start, kept.end).filter(|part| part.start == from.start).ok_or(Errno::EFAULT)?;
+        memory.space().unmap(VaRange::between(kept.end, from.end))?;
+        Ok(kept)
     }
 
     fn move_to(&self, memory: &Memory, from: VaRange, to: Vaddr) -> Answer {
