@@ -33,7 +33,7 @@ pub(crate) fn started(args: &[String]) {
             println!("environment: {variables:?}");
         }
         Some("lengths") => {
-            println!("started: {} {}", args.len(), args.iter().map(String::len).sum::<usize>())
+            println!("started: {} {}", args.len(), args.iter().map(String::len).sum::<usize>());
         }
         Some("state") => state(args),
         _ => println!("started strangely: {args:?}"),

@@ -62,23 +62,40 @@ pub(super) fn mmap(process: &Process, [addr, len, bits, flags, fd, off]: [u64; 6
     let what = what(file, bits, flags, off, len)?;
     let memory = process.memory();
     let len = if matches!(what, What::Huge) { huge_len(addr, len, flags)? } else { len };
-    let range = place(&memory, addr, len, flags)?;
+    loop {
+        let range = place(&memory, addr, len, flags)?;
+        match map_at(process, &memory, range, &what, [bits, off]) {
+            // Another thread was faster, between the look and the mapping.
+            Err(Errno::EEXIST) if flags & map::FIXED_NOREPLACE == 0 => {}
+            Err(errno) => return Err(errno),
+            Ok(()) => return Ok(range.start.0),
+        }
+    }
+}
+
+fn map_at(
+    process: &Process,
+    memory: &Memory,
+    range: VaRange,
+    what: &What,
+    [bits, off]: [u64; 2],
+) -> Result<(), Errno> {
     let space = memory.space();
     let mut name = None;
-    match what {
+    match *what {
         What::Anon { shared: true } => {
             let object: ObjectRef<Machine> = Object::anon_shared(range.nr_pages())?;
             space.map_shared(range, prot(bits), &object, 0)?;
         }
         What::Anon { shared: false } => {
             space.map_anon(range, prot(bits), HugeAdvice::Default)?;
-            return Ok(range.start.0);
+            return Ok(());
         }
         What::Huge => {
             space.map_hugetlb(range, prot(bits))?;
-            return Ok(range.start.0);
+            return Ok(());
         }
-        What::File { open, shared } => {
+        What::File { ref open, shared } => {
             let may_write = !shared || open.can_write();
             let request = MapRequest { range, prot: prot(bits), shared, may_write, page: off / PAGE_SIZE };
             open.file.map(process, &request)?;
@@ -87,7 +104,7 @@ pub(super) fn mmap(process: &Process, [addr, len, bits, flags, fd, off]: [u64; 6
         }
     }
     memory.name_mapping(range.start, name);
-    Ok(range.start.0)
+    Ok(())
 }
 
 /// What the flags ask for, if it may be had.
@@ -215,7 +232,13 @@ pub(super) fn mremap(memory: &Memory, old: u64, old_len: u64, new_len: u64, flag
             done => return done,
         }
     }
-    asked.move_to(memory, from, free_place(memory, len)?.start)
+    loop {
+        match asked.move_to(memory, from, free_place(memory, len)?.start) {
+            // Another thread was faster.
+            Err(Errno::EEXIST) => {}
+            done => return done,
+        }
+    }
 }
 
 impl Move {
@@ -236,14 +259,18 @@ impl Move {
             return Ok(from);
         }
         let kept = VaRange::new(from.start.0, self.len);
-        next_mapped(memory, from.start, kept.end).filter(|part| part.start == from.start).ok_or(Errno::EFAULT)?;
+        next_mapped(memory, from.start, kept.end)
+            .filter(|part| part.start == from.start)
+            .ok_or(Errno::EFAULT)?;
         memory.space().unmap(VaRange::between(kept.end, from.end))?;
         Ok(kept)
     }
 
     fn move_to(&self, memory: &Memory, from: VaRange, to: Vaddr) -> Answer {
         let target = RemapTarget { addr: to, len: self.len };
-        match memory.space().remap(from, target, self.keep()) {
+        let mut how = self.keep();
+        how.set(RemapFlags::ONLY_IF_FREE, !self.has(remap::FIXED));
+        match memory.space().remap(from, target, how) {
             Ok(()) => Ok(to.0),
             // What is not mapped is a bad address here.
             Err(RangeError::NotMapped(_)) => Err(Errno::EFAULT),
@@ -266,7 +293,8 @@ impl Move {
             if at == from.start && part.start != from.start {
                 return Err(Errno::EFAULT);
             }
-            let to = RemapTarget { addr: Vaddr(target.start.0 + (part.start.0 - from.start.0)), len: part.len() };
+            let to =
+                RemapTarget { addr: Vaddr(target.start.0 + (part.start.0 - from.start.0)), len: part.len() };
             memory.space().remap(part, to, self.keep())?;
             at = part.end;
         }
@@ -289,18 +317,22 @@ impl Move {
             Some(_) => return Err(Errno::EINVAL),
             None => return Err(Errno::EFAULT),
         }
-        let range = match target {
-            Some(target) => {
-                memory.space().unmap(target)?;
-                target
+        loop {
+            let range = match target {
+                Some(target) => {
+                    memory.space().unmap(target)?;
+                    target
+                }
+                None => free_place(memory, self.len)?,
+            };
+            match memory.space().map_again(self.old, range) {
+                Ok(()) => return Ok(range.start.0),
+                // Where the target was the only mapping of it.
+                Err(RangeError::NotMapped(_)) => return Err(Errno::EFAULT),
+                // Another thread was faster.
+                Err(RangeError::Exists(_)) => {}
+                Err(error) => return Err(error.into()),
             }
-            None => free_place(memory, self.len)?,
-        };
-        match memory.space().map_again(self.old, range) {
-            Ok(()) => Ok(range.start.0),
-            // Where the target was the only mapping of it.
-            Err(RangeError::NotMapped(_)) => Err(Errno::EFAULT),
-            Err(error) => Err(error.into()),
         }
     }
 }
