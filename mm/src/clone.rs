@@ -20,7 +20,7 @@
 use core::sync::atomic::Ordering::Relaxed;
 
 use crate::cursor::Cursor;
-use crate::entry::{Attrs, Entry, Leaf, SoftKind, SoftLeaf};
+use crate::entry::{Attrs, Entry, Leaf, SoftKind, SoftLeaf, word};
 use crate::error::OutOfMemory;
 use crate::exclusive::take_back;
 use crate::folio::{Folio, FolioRef, RmapLink};
@@ -219,9 +219,15 @@ impl<M: Machine> Clone<M> {
         let cursors = |at| (parent.cursor_in(table, Level::Pte, at), child.cursor_in(to, Level::Pte, at));
         let (mut from, mut to) = cursors(part.start);
         loop {
-            let entry = from.entry();
-            if entry != Entry::None && to.is_still(0) {
-                match self.share(vma, &mut from, entry)? {
+            let word = from.word();
+            if word == 0 || !to.is_still(0) {
+                // Nothing to copy, as most often.
+            } else if let Some(frame) = word::plain_shared(word) {
+                // The commonest page of a program: its code, or one that it shares already.
+                M::mm().mapped_folio_in(&M::mm().ram, frame).add_maps(1);
+                to.install_word(word);
+            } else {
+                match self.share(vma, &mut from, Entry::decode(word, Level::Pte))? {
                     Copied::Same(entry) => to.install(entry),
                     Copied::Pinned(frame, attrs) => {
                         let at = from.addr();

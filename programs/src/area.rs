@@ -64,14 +64,19 @@ impl Area {
         Self::map(len, prot, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1)
     }
 
-    /// Maps private anonymous memory that begins at a multiple of 2 MiB, with as much again behind it that is not used.
+    /// Maps private anonymous memory that begins at a multiple of 2 MiB.
     ///
     /// # Errors
-    /// What mmap says.
+    /// What mmap and munmap say.
     pub fn huge(len: usize, prot: i32) -> Result<Self, Errno> {
         let all = Self::anon(len + HUGE, prot)?;
-        let start = all.start.next_multiple_of(HUGE);
-        Ok(Self { start, len })
+        let before = (all.start.next_multiple_of(HUGE) - all.start) / PAGE;
+        for rest in [all.part(0, before), all.part(before + len / PAGE, HUGE / PAGE - before)] {
+            if !rest.is_empty() {
+                rest.unmap()?;
+            }
+        }
+        Ok(all.part(before, len / PAGE))
     }
 
     /// Its first address.

@@ -37,17 +37,44 @@ pub struct ExecArgs {
     file: Vec<archive::GuestFile>,
 }
 
+impl ExecArgs {
+    /// One of our programs, with arguments.
+    pub(crate) fn of(program: &str, args: Vec<String>) -> Self {
+        Self { program: program.into(), args, env: Vec::new(), file: Vec::new() }
+    }
+}
+
+/// The machine, where nothing else is asked for.
+const DEFAULTS: Defaults = Defaults {
+    memory: Size::mib(2048),
+    device_size: Size::mib(512),
+    device_count: 4,
+    icount: true,
+    timeout_secs: Some(600),
+};
+
+/// Runs a program that sends records, and gives each line of its console to `look`.
+pub(crate) fn watch(args: &ExecArgs, machine: &MachineArgs, mut look: impl FnMut(&str)) -> Result<(), Error> {
+    let qemu = machine.qemu(&DEFAULTS, GuestCommand::run("exec").with("coherent", "2,3"))?;
+    let files = archive::read(args, qemu.memory)?;
+    let mut built = machine.prepare(&qemu)?;
+    let archive = Archive::write(&built, &files)?;
+    built.archive = archive.path().to_path_buf();
+    let mut end = None;
+    boot::watch(&qemu, &built, |line| match whose(line, true) {
+        Whose::End(status) => end = Some(status),
+        _ => look(line),
+    })?;
+    // A machine that ends well says how its program has ended.
+    end.filter(|&status| status != 0).map_or(Ok(()), |status| Err(Error::Program(status)))
+}
+
 /// Runs the program; the status to end with.
 pub(crate) fn run(args: &ExecArgs, machine: &MachineArgs) -> Result<(), Error> {
     let input = input::is_there();
-    let defaults = Defaults {
-        memory: Size::mib(2048),
-        device_size: Size::mib(512),
-        device_count: 4,
-        icount: true,
-        // Nobody is cut off who types.
-        timeout_secs: (!io::stdin().is_terminal()).then_some(600),
-    };
+    // Nobody is cut off who types.
+    let timeout_secs = if io::stdin().is_terminal() { None } else { DEFAULTS.timeout_secs };
+    let defaults = Defaults { timeout_secs, ..DEFAULTS };
     let command = GuestCommand::run("exec").with("coherent", "2,3").with("stdin", u8::from(input));
     let qemu = Qemu { input, pieces: true, ..machine.qemu(&defaults, command)? };
     let files = archive::read(args, qemu.memory)?;

@@ -174,6 +174,14 @@ impl<M: Machine> Cursor<M> {
         *self.locked.live += 1;
     }
 
+    /// As [`Cursor::install`], of the word of another table's plain leaf.
+    #[inline(always)]
+    pub(crate) fn install_word(&mut self, word: u64) {
+        debug_assert_eq!(self.word(), 0);
+        self.locked.words[self.index].store(word, Release);
+        *self.locked.live += 1;
+    }
+
     /// Replaces a non-present entry. No flush by itself; where permission is lost or the page moves, the caller settles
     /// what others owe first ([`crate::tlb::TlbGather::settle`]).
     #[inline(always)]

@@ -168,6 +168,8 @@ fn steps_from_word_to_word_are_those_of_the_entries() {
                         !leaf.special && leaf.frame.place().is_ram() && leaf.cache == CacheType::WriteBack;
                     if level == Level::Pte {
                         assert_eq!(word::plain_ram(old), plain.then_some(leaf.frame), "{entry:?}");
+                        let shared = plain && !leaf.attrs.intersects(Attrs::WRITE | Attrs::EXCLUSIVE);
+                        assert_eq!(word::plain_shared(old), shared.then_some(leaf.frame), "{entry:?}");
                     }
                     if plain && level == Level::Pte {
                         let soft = SoftLeaf::new(SoftKind::Migration, leaf.frame, leaf.attrs);

@@ -2,10 +2,13 @@
 //! tests hold them to that.
 
 use super::{
-    A, AD_SHIFT, ADDR, COMMON, D, KIND_SHIFT, NO_ACCESS, NX, NX_TO_EXEC, P, PLACE, PLACE_SHIFT, PS,
+    A, AD_SHIFT, ADDR, Attrs, COMMON, D, KIND_SHIFT, NO_ACCESS, NX, NX_TO_EXEC, P, PLACE, PLACE_SHIFT, PS,
     SOFT_ATTRS, SPECIAL, SoftKind, US,
 };
 use crate::types::{Frame, Level, Place};
+
+/// What only one mapping of a page can have.
+const SOLE: u64 = Attrs::WRITE.union(Attrs::EXCLUSIVE).bits() as u64;
 
 /// Where a non-present entry keeps attributes.
 pub(super) const ATTRS: u64 = SOFT_ATTRS | NO_ACCESS;
@@ -15,6 +18,12 @@ pub(super) const ATTRS: u64 = SOFT_ATTRS | NO_ACCESS;
 pub(crate) const fn plain_ram(word: u64) -> Option<Frame> {
     let plain = word & (P | SPECIAL | PLACE | PS | 1 << 3 | 1 << 4) == P;
     if plain { Some(Frame::ram(((word & ADDR) >> 12) as u32)) } else { None }
+}
+
+/// The frame of a plain PTE leaf that a clone has as it is: it allows no writes, and the page is not known to be this mapping's alone.
+#[inline(always)]
+pub(crate) const fn plain_shared(word: u64) -> Option<Frame> {
+    if word & SOLE == 0 { plain_ram(word) } else { None }
 }
 
 /// The frame of a device-private entry.

@@ -1,8 +1,8 @@
-//! `peer [--all] [FILTER]`: what operations cost a program, in ticks of the time-stamp counter, as records for `bench`.
+//! `peer [--sizes BYTES,...] [FILTER]`: what operations cost a program, in ticks of the time-stamp counter, as records for `bench`.
 //!
 //! The operations are those of `docs/peer-linux.toml`, by their names there, bracketed by RDTSC in ring 3: under instruction
 //! counting a tick is an instruction. A row gives the median and the least of its rounds; `bulk` is the data that the operation has to
-//! move or clear, in words of 8 bytes. Then come the sizes of the field's migration benchmark. `--all` includes 256 MiB.
+//! move or clear, in words of 8 bytes. Then come the sizes of the field's migration benchmark, but 256 MiB if that is not asked for.
 
 use std::process::ExitCode;
 
@@ -67,11 +67,14 @@ pub(crate) struct Row {
 }
 
 fn main() -> ExitCode {
-    let (mut all, mut filter) = (false, String::new());
-    for argument in std::env::args().skip(1) {
-        match argument.as_str() {
-            "--all" => all = true,
-            word => filter = word.into(),
+    let (mut sizes, mut filter) = (sizes::USUAL.to_vec(), String::new());
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        if argument == "--sizes" {
+            let list = arguments.next().unwrap_or_default();
+            sizes = list.split(',').filter_map(|size| size.parse().ok()).collect();
+        } else {
+            filter = argument;
         }
     }
     let device = match Device::open(0) {
@@ -92,7 +95,7 @@ fn main() -> ExitCode {
         println!("@peer name=\"{name}\" total={median} least={least} bulk={bulk} n={n} goal={goal}");
     }
     if sizes::NAME.contains(&filter)
-        && let Err(error) = sizes::measure(&device, all)
+        && let Err(error) = sizes::measure(&device, &sizes)
     {
         eprintln!("the sizes: {error:?}");
         return ExitCode::FAILURE;

@@ -9,15 +9,14 @@ use crate::{Rounds, ticks};
 pub(crate) const NAME: &str = "sizes";
 
 const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
-const SIZES: [usize; 6] = [HUGE / 4, HUGE / 2, HUGE, 2 * HUGE, 4 * HUGE, 8 * HUGE];
-const LARGEST: usize = 128 * HUGE;
+/// Those that take no long time.
+pub(crate) const USUAL: [usize; 6] = [HUGE / 4, HUGE / 2, HUGE, 2 * HUGE, 4 * HUGE, 8 * HUGE];
 const ROUNDS: usize = 5;
 const WORD: u64 = 0x0706_0504_0302_0100;
 
-/// Measures all sizes, one record for each direction.
-pub(crate) fn measure(device: &Device, all: bool) -> Result<(), Errno> {
-    let largest: &[usize] = if all { &[LARGEST] } else { &[] };
-    for &size in SIZES.iter().chain(largest) {
+/// Measures sizes of whole pages, one record for each direction.
+pub(crate) fn measure(device: &Device, sizes: &[usize]) -> Result<(), Errno> {
+    for &size in sizes {
         for advice in [libc::MADV_HUGEPAGE, libc::MADV_NOHUGEPAGE] {
             let (mut there, mut back) = round_trips(device, size, advice)?;
             let (huge, words) = (u8::from(advice == libc::MADV_HUGEPAGE), size / 8);

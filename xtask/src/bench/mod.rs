@@ -4,11 +4,14 @@
 //! `rounds`), so that nothing is lost to rounding before it gets here. With instruction counting they are
 //! instructions, and `bulk` are the words moved or cleared; with `--wall` a row also carries `ns_median` and `ns_copy`,
 //! the median time of one repetition and of the raw copy of the same data in the same run.
+//!
+//! What operations cost a program in ring 3 is measured by a program, in a second machine ([`ring3`]).
 
 mod baseline;
 mod counters;
 pub(crate) mod data;
 mod report;
+mod ring3;
 
 use crate::boot;
 use crate::build::Built;
@@ -84,17 +87,29 @@ pub(crate) fn run(args: &BenchArgs, machine: &MachineArgs) -> Result<(), Error> 
     });
     bar.finish_and_clear();
     let results = results?;
+    let ring3 = if qemu.icount && !args.wall && ring3::is_asked_for(args.filter.as_deref()) {
+        Some(ring3::measure(machine, &args.sizes)?)
+    } else {
+        None
+    };
     let mut out = std::io::stdout().lock();
     let frame = if out.is_terminal() { Frame::Boxed } else { Frame::Plain };
     if args.json {
-        writeln!(out, "{:#}", results.json())?;
+        let mut document = results.json();
+        if let Some(ring3) = &ring3 {
+            document["ring_3"] = ring3.json();
+        }
+        writeln!(out, "{document:#}")?;
     } else {
-        for line in results.lines(frame) {
+        let more = ring3.as_ref().map(|ring3| ring3.lines(frame)).transpose()?;
+        for line in results.lines(frame).into_iter().chain(more.into_iter().flatten()) {
             writeln!(out, "{line}")?;
         }
     }
     let (Some(path), Some(old)) = (&args.baseline, baseline) else { return Ok(()) };
-    let new = Baseline::new(baseline::machine(args, &qemu), results.rows());
+    let mut rows = results.rows();
+    rows.extend(ring3.iter().flat_map(ring3::Rows::rows));
+    let new = Baseline::new(baseline::machine(args, &qemu), rows);
     let found = old.compare(&new);
     for line in found.lines(frame) {
         // Standard output may be a document.

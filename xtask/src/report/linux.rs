@@ -13,7 +13,7 @@ const HERE: &str = "farpage";
 /// The file.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Peer {
+pub(crate) struct Peer {
     source: Source,
     operation: Vec<Theirs>,
     size: Vec<BySize>,
@@ -57,8 +57,32 @@ struct BySize {
 
 impl Peer {
     /// Reads the file that was there when this was built.
-    pub(super) fn read() -> Result<Self, Error> {
+    pub(crate) fn read() -> Result<Self, Error> {
         Self::parse(TEXT)
+    }
+
+    /// Which Linux it is.
+    pub(crate) fn kernel(&self) -> &str {
+        &self.source.kernel
+    }
+
+    /// What an operation costs there: in all, and beyond its data if that is known.
+    pub(crate) fn operation(&self, name: &str) -> Option<(u64, Option<u64>)> {
+        self.operation.iter().find(|row| row.name == name).map(|row| (row.total, row.beyond))
+    }
+
+    /// What a round of a size costs there, one way, in instructions.
+    pub(crate) fn size(&self, size: u64, huge: bool, to_device: bool) -> Option<u64> {
+        let is_it = |row: &&BySize| row.size.parse::<Size>().is_ok_and(|found| found.0 == size);
+        let row = self.size.iter().find(is_it)?;
+        Some(
+            1000 * match (to_device, huge) {
+                (true, true) => row.to_device_huge,
+                (true, false) => row.to_device_small,
+                (false, true) => row.to_system_huge,
+                (false, false) => row.to_system_small,
+            },
+        )
     }
 
     fn parse(text: &str) -> Result<Self, Error> {

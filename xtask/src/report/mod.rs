@@ -16,7 +16,7 @@ mod files;
 mod gather;
 mod guide;
 mod html;
-mod linux;
+pub(crate) mod linux;
 mod migration;
 mod phases;
 mod summary;
