@@ -128,9 +128,9 @@ pub(crate) fn tick() {
     timer::expire();
     if IDLE.load(Relaxed) || queue().lock().is_empty() {
         if !IDLE.load(Relaxed) && super::has_notice() {
-            look_again()
+            look_again();
         } else {
-            start()
+            start();
         }
         return;
     }

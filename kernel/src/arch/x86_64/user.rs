@@ -299,8 +299,10 @@ pub(super) fn leave(frame: &TrapFrame, why: Why) -> ! {
     assert!(frame.is_from_user(), "only what interrupted a program can end its run");
     interrupts::disable();
     let stack = stacks::kernel_top_of_current().load(Relaxed);
-    // SAFETY: `enter_user` has pushed the address of the context there, which belongs to the `run` that is ended.
-    let context: &mut Context = unsafe { &mut **(stack as *const *mut Context) };
+    // SAFETY: `enter_user` has pushed the address of the context there.
+    let context = unsafe { *(stack as *const *mut Context) };
+    // SAFETY: it belongs to the `run` that is ended, which has lent it for as long.
+    let context: &mut Context = unsafe { &mut *context };
     let fx = core::ptr::from_ref(frame) as u64 - 16 - 512;
     // SAFETY: the stub has stored the program's x87 and SSE registers in this distance below the frame.
     let saved = unsafe { &*(fx as *const [u8; FX_SAVED]) };

@@ -97,7 +97,7 @@ crate::ktest! {
             // Segments, flags and a stack that are not a program's.
             context.set_whole();
             (context.regs.rip, context.regs.cs, context.regs.ss) = (CODE, 8, 0x10);
-            (context.regs.rsp, context.regs.rflags) = (1 << 63, u64::MAX & !(1 << 8));
+            (context.regs.rsp, context.regs.rflags) = (1 << 63, !(1 << 8));
             crate::check_eq!(user::run(context), Why::Syscall);
             crate::check_eq!(context.regs.rflags & (3 << 12), 0, "no right to use ports");
             crate::check_eq!(context.regs.rsp, 1 << 63);
