@@ -412,6 +412,8 @@ pub(crate) fn user_fault<const TRACED: bool>(regs: FaultRegs) -> Result<(), ()> 
 fn spurious(regs: &FaultRegs) -> Result<(), ()> {
     const BY_USER: u64 = 1 << 2;
     if regs.error_code & BY_USER == 0 && regs.rip < USER_END {
+        // What was refused before is about something else.
+        let _ = user::last_refusal();
         return Err(());
     }
     fault::spurious(regs);
