@@ -41,8 +41,6 @@ bitflags::bitflags! {
     pub struct RemapFlags: u32 {
         /// The old mapping stays, empty (`MREMAP_DONTUNMAP`). The lengths must be equal.
         const KEEP_OLD = 1 << 0;
-        /// Nothing may be mapped at the new address: the caller has looked, but others may have been faster.
-        const ONLY_IF_FREE = 1 << 1;
     }
 }
 
@@ -93,7 +91,7 @@ impl<M: Machine> Space<M> {
     /// # Errors
     /// [`RangeError::Invalid`]: the two ranges overlap, lengths differ where they must not, or the VMA is a driver's and would grow
     /// or be kept. [`RangeError::NotMapped`] with the address where the VMA of `old` ends. [`RangeError::Exists`]: there is no room
-    /// to grow in place, or the new address had to be free. [`RangeError::Oom`]. Nothing was changed then.
+    /// to grow in place. [`RangeError::Oom`]. Nothing was changed then.
     pub fn remap(
         &'static self,
         old: VaRange,
@@ -123,8 +121,6 @@ impl<M: Machine> Space<M> {
         }
         if in_place {
             self.resize(&mut vmas, vma, old, new)
-        } else if flags.contains(RemapFlags::ONLY_IF_FREE) && vmas.iter_in(new).next().is_some() {
-            Err(RangeError::Exists(new))
         } else {
             self.move_range(&mut vmas, old, new, keep)
         }

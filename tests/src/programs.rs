@@ -89,7 +89,9 @@ impl Programs {
         });
         let programs = Arc::clone(self);
         let whole = Trial::test("program::all_end_well", move || programs.ends().map_err(Failed::from));
-        groups.chain(hostile).chain([whole]).collect()
+        let programs = Arc::clone(self);
+        let hello = Trial::test("program::exec_passes_on", move || programs.hello().map_err(Failed::from));
+        groups.chain(hostile).chain([whole, hello]).collect()
     }
 
     /// Starts what the chosen trials will ask for, while others run.
@@ -138,6 +140,16 @@ impl Programs {
             Some(_) => Ok(()),
             None => Err(format!("it is not ok: {}", tail(run))),
         }
+    }
+
+    /// Arguments, environment, output without a line end, and the status go through.
+    fn hello(&self) -> Result<(), String> {
+        let mut command = Command::new(self.runner.as_deref().map_err(Clone::clone)?);
+        command.args(["exec", "--env", "GREETING=hi", "hello", "unended", "7"]);
+        command.current_dir(host::workspace()).env_remove("CARGO_MANIFEST_DIR");
+        let done = process::run(&mut command, LIMIT).map_err(|error| error.to_string())?;
+        let wanted = "hello from ring 3\nargument 1: unended\nargument 2: 7\nGREETING is hi\nno line end";
+        if (done.code(), done.stdout.as_str()) == (Some(7), wanted) { Ok(()) } else { Err(done.to_string()) }
     }
 
     /// The runs as a whole: every group and scenario is known here, and both machines ended with a clean audit.

@@ -129,6 +129,24 @@ const RUNS: &[Run] = &[
         succeeds: false,
         says: &["nonsense"],
     },
+    Run {
+        name: "exec_of_no_program",
+        arguments: &["exec", "./Cargo.toml"],
+        succeeds: false,
+        says: &["Cargo.toml cannot be run: it is no ELF file", "crt-static"],
+    },
+    Run {
+        name: "exec_of_nothing",
+        arguments: &["exec", "no-such-program"],
+        succeeds: false,
+        says: &["no-such-program cannot be run", "no program of this name"],
+    },
+    Run {
+        name: "exec_with_half_a_file",
+        arguments: &["exec", "--file", "Cargo.toml", "hello"],
+        succeeds: false,
+        says: &["HOST:GUEST"],
+    },
     Run { name: "exp_list", arguments: &["exp", "--list"], succeeds: true, says: &["example ", "?"] },
     Run {
         name: "exp_unknown",

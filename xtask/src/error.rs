@@ -178,6 +178,9 @@ pub enum Error {
         /// Why, and the way out.
         why: String,
     },
+    /// The machine ended well, but did not say how the program did.
+    #[error("the machine ended without a word about the program; --log debug may say more")]
+    NoEnd,
     /// The program that was run ended with this status, and the runner does too.
     #[error("the program ended with status {0}")]
     Program(u8),

@@ -12,7 +12,7 @@ mod tests;
 use crate::boot;
 use crate::cli::{Defaults, MachineArgs};
 use crate::error::Error;
-use crate::qemu::{Ending, GuestCommand, Qemu, Run};
+use crate::qemu::{self, Ending, GuestCommand, Qemu, Run};
 use crate::size::Size;
 use crate::symbolize::Symbolizer;
 use archive::Archive;
@@ -89,6 +89,7 @@ pub(crate) fn run(args: &ExecArgs, machine: &MachineArgs) -> Result<(), Error> {
     match (run.finish(), end) {
         (Ending::Exit(Exit::Success), Some(0)) => Ok(()),
         (Ending::Exit(Exit::Success), Some(status)) => Err(Error::Program(status)),
+        (Ending::Exit(Exit::Success), None) => Err(Error::NoEnd),
         (ending, _) => boot::verdict(ending),
     }
 }
@@ -105,46 +106,32 @@ fn pass_out(run: &mut Run, symbolizer: &mut Symbolizer) -> Result<Option<u8>, Er
         }
         let is_whole = begins_line && line.bytes.ends_with(b"\n");
         begins_line = line.bytes.ends_with(b"\n");
-        match whose(&line.text, is_whole) {
-            Whose::End(end) => last = Some((end, line.bytes)),
-            Whose::Kernels => {
-                out.flush()?;
-                symbolizer.expand(&line.text).iter().for_each(|line| eprintln!("{line}"));
-            }
-            Whose::Programs => {
-                out.write_all(&line.bytes)?;
-                out.flush()?;
-            }
+        if let Some((programs, end)) = last_word(&line.bytes) {
+            out.write_all(programs)?;
+            last = Some((end, line.bytes[programs.len()..].to_vec()));
+        } else if is_whole && is_kernels(&line.text) {
+            out.flush()?;
+            symbolizer.expand(&line.text).iter().for_each(|line| eprintln!("{line}"));
+        } else {
+            out.write_all(&line.bytes)?;
+            out.flush()?;
         }
     }
+    out.flush()?;
     Ok(last.map(|(end, _)| end))
 }
 
-/// Who wrote a line.
-#[derive(Debug, PartialEq, Eq)]
-enum Whose {
-    Programs,
-    Kernels,
-    /// The kernel, and it says what a shell would call the program's end.
-    End(u8),
+/// What stands before the kernel's last word, and what a shell would call the end that it tells of.
+fn last_word(line: &[u8]) -> Option<(&[u8], u8)> {
+    let at = line.iter().rposition(|byte| *byte == qemu::LAST_WORD)?;
+    let record = std::str::from_utf8(&line[at + 1..]).ok()?;
+    let record = Record::parse(record.trim_end()).filter(|record| record.kind() == "exit")?;
+    let number = |key| record.u64(key).and_then(|number| u8::try_from(number).ok());
+    let end = number("status").or_else(|| number("signal").map(|signal| signal.wrapping_add(128)))?;
+    Some((&line[..at], end))
 }
 
-fn whose(line: &str, is_whole: bool) -> Whose {
-    if !is_whole {
-        return Whose::Programs;
-    }
-    if let Some(record) = Record::parse(line) {
-        let number = |key| record.u64(key).and_then(|number| u8::try_from(number).ok());
-        return match record.kind() {
-            "exit" => {
-                let end =
-                    number("status").or_else(|| number("signal").map(|signal| signal.wrapping_add(128)));
-                end.map_or(Whose::Programs, Whose::End)
-            }
-            "pc" => Whose::Kernels,
-            _ => Whose::Programs,
-        };
-    }
-    let levels = ["[ERROR ", "[WARN  ", "[INFO  ", "[DEBUG ", "[TRACE "];
-    if levels.iter().any(|level| line.starts_with(level)) { Whose::Kernels } else { Whose::Programs }
+/// Is a whole line the kernel's: a message of its log, or a place of a backtrace?
+fn is_kernels(line: &str) -> bool {
+    qemu::KERNELS.iter().any(|start| line.starts_with(start))
 }

@@ -36,6 +36,7 @@ mod thread;
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
+use core::fmt::Write;
 
 use farpage_boot::cpio;
 use farpage_mm::HugePages;
@@ -61,6 +62,9 @@ const PATH: &str = "/program";
 const ARGUMENTS: &[u8] = b"exec/arguments";
 const ENVIRONMENT: &[u8] = b"exec/environment";
 
+/// What stands before the record of the end, on whatever line that is (RS; the runner knows it too).
+const LAST_WORD: char = '\x1e';
+
 /// Runs the program of the boot archive, and ends as it does.
 pub(crate) fn run() -> ! {
     task::on_deadlock(|| {
@@ -76,6 +80,8 @@ pub(crate) fn run() -> ! {
         exit::fail(&error);
     }
     console::with(|out| {
+        // What the program wrote last need not end its line.
+        let _ = out.write_char(LAST_WORD);
         let _ = match end {
             End::Exited(status) => record!(out, "exit", status = status),
             End::Killed(signal) => record!(out, "exit", signal = signal),

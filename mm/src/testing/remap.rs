@@ -326,19 +326,3 @@ fn a_folio_that_spans_two_tables_can_move_and_go() {
         read_at(&kit, 0, 1224, 100);
     }
 }
-
-#[test]
-fn where_nothing_may_be_nothing_is_replaced() {
-    let kit = Kit::new();
-    kit.map(0, 4, Small);
-    kit.fill(0, 4);
-    kit.map(100, 1, Small);
-    kit.fill(100, 1);
-    let free = RemapFlags::ONLY_IF_FREE;
-    assert_eq!(remap(&kit, (0, 4), (98, 4), free), Err(RangeError::Exists(range(98, 4))));
-    kit.check(0, 4);
-    kit.check(100, 1);
-    remap(&kit, (0, 4), (96, 4), free).expect("room");
-    check_at(&kit, 0, 96, 4);
-    kit.audit();
-}

@@ -12,6 +12,9 @@ fn main() -> ExitCode {
     if let Ok(value) = env::var("GREETING") {
         println!("GREETING is {value}");
     }
+    if args.first().is_some_and(|text| text == "unended") {
+        print!("no line end");
+    }
     let status = args.last().and_then(|text| text.parse().ok()).unwrap_or(0);
     ExitCode::from(status)
 }

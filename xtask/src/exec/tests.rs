@@ -2,19 +2,22 @@
 
 use super::archive::{GuestFile, check};
 use super::input::{END, QUOTE, quoted};
-use super::{Whose, whose};
+use super::{is_kernels, last_word};
 use std::fs;
 
 #[test]
 fn the_programs_lines_are_told_from_the_kernels() {
-    assert_eq!(whose("hello", true), Whose::Programs);
-    assert_eq!(whose("[WARN  linux::calls] system call 334", true), Whose::Kernels);
-    assert_eq!(whose("[WARN] of the program", true), Whose::Programs);
-    assert_eq!(whose("@exit status=3", true), Whose::End(3));
-    assert_eq!(whose("@exit signal=11", true), Whose::End(139));
-    assert_eq!(whose("@exit status=3", false), Whose::Programs, "in the middle of a line");
-    assert_eq!(whose("@exit status=300", true), Whose::Programs);
-    assert_eq!(whose("@else status=3", true), Whose::Programs);
+    assert!(is_kernels("[WARN  linux::calls] system call 334") && is_kernels("@pc n=0 addr=0x10"));
+    assert!(!is_kernels("hello") && !is_kernels("[WARN] of the program") && !is_kernels("@else status=3"));
+}
+
+#[test]
+fn the_end_is_found_on_any_line() {
+    assert_eq!(last_word(b"\x1e@exit status=3\n"), Some((&b""[..], 3)));
+    assert_eq!(last_word(b"no line end\x1e@exit signal=11\n"), Some((&b"no line end"[..], 139)));
+    assert_eq!(last_word(b"@exit status=3\n"), None, "the program's own");
+    assert_eq!(last_word(b"\x1e@exit status=300\n"), None);
+    assert_eq!(last_word(b"\x1e\xff\n"), None);
 }
 
 #[test]

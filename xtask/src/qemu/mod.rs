@@ -15,6 +15,7 @@ mod tests;
 pub use ktest::stream::Ending;
 pub(crate) use machine::shell_quoted;
 pub use machine::{Accel, Device, GuestCommand, Qemu, QmpPlace};
+pub(crate) use run::{KERNELS, LAST_WORD};
 pub use run::{Line, Run, ending_of_status};
 
 /// The program.

@@ -119,6 +119,11 @@ impl Qemu {
     }
 }
 
+/// How lines of the kernel begin beside a program's: its log, and places of a backtrace.
+pub(crate) const KERNELS: [&str; 6] = ["[ERROR ", "[WARN  ", "[INFO  ", "[DEBUG ", "[TRACE ", "@pc "];
+/// What the kernel's last word about a program begins with.
+pub(crate) const LAST_WORD: u8 = 0x1e;
+
 /// Up to and with the next line end, or the end of all. In `pieces`, what has come is not kept waiting for its line end, except
 /// where it may be a word of the kernel's.
 fn next_bytes(reader: &mut impl BufRead, pieces: bool, begins_line: bool) -> Vec<u8> {
@@ -129,8 +134,12 @@ fn next_bytes(reader: &mut impl BufRead, pieces: bool, begins_line: bool) -> Vec
         let len = end.unwrap_or(come.len());
         bytes.extend_from_slice(&come[..len]);
         reader.consume(len);
-        let is_kernels = begins_line && bytes.first().is_some_and(|byte| b"@[".contains(byte));
-        if len == 0 || end.is_some() || (pieces && !is_kernels) {
+        let may_be_kernels = |start: &&str| {
+            let both = start.len().min(bytes.len());
+            start.as_bytes()[..both] == bytes[..both]
+        };
+        let is_held = bytes.contains(&LAST_WORD) || (begins_line && KERNELS.iter().any(may_be_kernels));
+        if len == 0 || end.is_some() || (pieces && !is_held) {
             return bytes;
         }
     }

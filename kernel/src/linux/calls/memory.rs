@@ -62,40 +62,23 @@ pub(super) fn mmap(process: &Process, [addr, len, bits, flags, fd, off]: [u64; 6
     let what = what(file, bits, flags, off, len)?;
     let memory = process.memory();
     let len = if matches!(what, What::Huge) { huge_len(addr, len, flags)? } else { len };
-    loop {
-        let range = place(&memory, addr, len, flags)?;
-        match map_at(process, &memory, range, &what, [bits, off]) {
-            // Another thread was faster, between the look and the mapping.
-            Err(Errno::EEXIST) if flags & map::FIXED_NOREPLACE == 0 => {}
-            Err(errno) => return Err(errno),
-            Ok(()) => return Ok(range.start.0),
-        }
-    }
-}
-
-fn map_at(
-    process: &Process,
-    memory: &Memory,
-    range: VaRange,
-    what: &What,
-    [bits, off]: [u64; 2],
-) -> Result<(), Errno> {
+    let range = place(&memory, addr, len, flags)?;
     let space = memory.space();
     let mut name = None;
-    match *what {
+    match what {
         What::Anon { shared: true } => {
             let object: ObjectRef<Machine> = Object::anon_shared(range.nr_pages())?;
             space.map_shared(range, prot(bits), &object, 0)?;
         }
         What::Anon { shared: false } => {
             space.map_anon(range, prot(bits), HugeAdvice::Default)?;
-            return Ok(());
+            return Ok(range.start.0);
         }
         What::Huge => {
             space.map_hugetlb(range, prot(bits))?;
-            return Ok(());
+            return Ok(range.start.0);
         }
-        What::File { ref open, shared } => {
+        What::File { open, shared } => {
             let may_write = !shared || open.can_write();
             let request = MapRequest { range, prot: prot(bits), shared, may_write, page: off / PAGE_SIZE };
             open.file.map(process, &request)?;
@@ -104,7 +87,7 @@ fn map_at(
         }
     }
     memory.name_mapping(range.start, name);
-    Ok(())
+    Ok(range.start.0)
 }
 
 /// What the flags ask for, if it may be had.
@@ -232,13 +215,7 @@ pub(super) fn mremap(memory: &Memory, old: u64, old_len: u64, new_len: u64, flag
             done => return done,
         }
     }
-    loop {
-        match asked.move_to(memory, from, free_place(memory, len)?.start) {
-            // Another thread was faster.
-            Err(Errno::EEXIST) => {}
-            done => return done,
-        }
-    }
+    asked.move_to(memory, from, free_place(memory, len)?.start)
 }
 
 impl Move {
@@ -268,9 +245,7 @@ impl Move {
 
     fn move_to(&self, memory: &Memory, from: VaRange, to: Vaddr) -> Answer {
         let target = RemapTarget { addr: to, len: self.len };
-        let mut how = self.keep();
-        how.set(RemapFlags::ONLY_IF_FREE, !self.has(remap::FIXED));
-        match memory.space().remap(from, target, how) {
+        match memory.space().remap(from, target, self.keep()) {
             Ok(()) => Ok(to.0),
             // What is not mapped is a bad address here.
             Err(RangeError::NotMapped(_)) => Err(Errno::EFAULT),
@@ -317,22 +292,18 @@ impl Move {
             Some(_) => return Err(Errno::EINVAL),
             None => return Err(Errno::EFAULT),
         }
-        loop {
-            let range = match target {
-                Some(target) => {
-                    memory.space().unmap(target)?;
-                    target
-                }
-                None => free_place(memory, self.len)?,
-            };
-            match memory.space().map_again(self.old, range) {
-                Ok(()) => return Ok(range.start.0),
-                // Where the target was the only mapping of it.
-                Err(RangeError::NotMapped(_)) => return Err(Errno::EFAULT),
-                // Another thread was faster.
-                Err(RangeError::Exists(_)) => {}
-                Err(error) => return Err(error.into()),
+        let range = match target {
+            Some(target) => {
+                memory.space().unmap(target)?;
+                target
             }
+            None => free_place(memory, self.len)?,
+        };
+        match memory.space().map_again(self.old, range) {
+            Ok(()) => Ok(range.start.0),
+            // Where the target was the only mapping of it.
+            Err(RangeError::NotMapped(_)) => Err(Errno::EFAULT),
+            Err(error) => Err(error.into()),
         }
     }
 }
