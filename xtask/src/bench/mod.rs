@@ -38,7 +38,7 @@ pub struct BenchArgs {
     /// Sizes for the migration sweep, like 2M,64M
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     sizes: Vec<Size>,
-    /// Only rows whose names contain this (a word; several with commas)
+    /// Only rows whose names contain this (a word; several with commas); ring3 is all of a program's
     #[arg(long, value_name = "TEXT", value_parser = one_word)]
     filter: Option<String>,
     /// Events for the CPU's performance counters, like cycles,page-walks; a machine without any says so
@@ -102,7 +102,9 @@ pub(crate) fn run(args: &BenchArgs, machine: &MachineArgs) -> Result<(), Error> 
         writeln!(out, "{document:#}")?;
     } else {
         let more = ring3.as_ref().map(|ring3| ring3.lines(frame)).transpose()?;
-        for line in results.lines(frame).into_iter().chain(more.into_iter().flatten()) {
+        let is_empty = more.is_some() && results.operations.is_empty() && results.sweep.is_empty();
+        let lines = if is_empty { Vec::new() } else { results.lines(frame) };
+        for line in lines.into_iter().chain(more.into_iter().flatten()) {
             writeln!(out, "{line}")?;
         }
     }
