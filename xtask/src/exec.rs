@@ -61,12 +61,15 @@ pub(crate) fn watch(args: &ExecArgs, machine: &MachineArgs, mut look: impl FnMut
     let archive = Archive::write(&built, &files)?;
     built.archive = archive.path().to_path_buf();
     let mut end = None;
-    boot::watch(&qemu, &built, |line| match whose(line, true) {
-        Whose::End(status) => end = Some(status),
-        _ => look(line),
+    boot::watch(&qemu, &built, |line| match last_word(format!("{line}\n").as_bytes()) {
+        Some((_, status)) => end = Some(status),
+        None => look(line),
     })?;
-    // A machine that ends well says how its program has ended.
-    end.filter(|&status| status != 0).map_or(Ok(()), |status| Err(Error::Program(status)))
+    match end {
+        Some(0) => Ok(()),
+        Some(status) => Err(Error::Program(status)),
+        None => Err(Error::NoEnd),
+    }
 }
 
 /// Runs the program; the status to end with.
