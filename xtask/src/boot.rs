@@ -3,7 +3,7 @@
 use crate::build::Built;
 use crate::cli::{Defaults, MachineArgs};
 use crate::error::Error;
-use crate::qemu::{Ending, GuestCommand, Qemu, Run};
+use crate::qemu::{Ending, GuestCommand, LAST_WORD, Qemu, Run};
 use crate::symbolize::Symbolizer;
 use ktest::exit::Exit;
 use std::io::Write;
@@ -46,7 +46,9 @@ pub(crate) fn watch(qemu: &Qemu, built: &Built, mut look: impl FnMut(&str)) -> R
     }
     let ending = run.finish();
     if ending == Ending::Exit(Exit::Success) {
-        for line in console.iter().filter(|line| !line.is_empty() && !line.starts_with('@')) {
+        for line in
+            console.iter().filter(|line| !line.is_empty() && !line.starts_with(['@', LAST_WORD.into()]))
+        {
             eprintln!("{line}");
         }
         return Ok(());
