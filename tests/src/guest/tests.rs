@@ -222,9 +222,10 @@ fn many_tests_of_one_machine_take_several_boots_which_run_at_once() {
     let machine = Obedient::new(&list, 2);
     let conclusion = obeyed(&machine, 2);
     assert_eq!((conclusion.num_passed, conclusion.num_failed), (2 * SHARE as u64 + 1, 0));
-    let mut shares: Vec<_> = machine.asked().iter().map(|words| words.split(',').count()).collect();
-    shares.sort_unstable();
-    assert_eq!(shares, [1, SHARE, SHARE]);
+    let asked = machine.asked();
+    assert!(asked.iter().all(|words| words.split(',').count() <= SHARE), "{asked:?}");
+    assert_eq!(asked.len(), 3);
+    assert!(!asked.iter().any(|words| words.contains("t000") && words.contains("t001")), "neighbours part");
 }
 
 #[test]
