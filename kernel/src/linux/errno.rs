@@ -90,6 +90,11 @@ impl From<Interrupted> for Errno {
 }
 
 impl Errno {
+    /// Is it an [`Interrupted`]?
+    pub(super) fn is_interrupted(self) -> bool {
+        Interrupted::of_rax(self.to_rax()).is_some()
+    }
+
     /// What RAX says.
     pub(super) fn to_rax(self) -> u64 {
         u64::from(self.0).wrapping_neg()

@@ -106,12 +106,16 @@ pub(super) fn rt_sigpending(caller: &Caller, to: u64, len: u64) -> Answer {
 
 pub(super) fn rt_sigsuspend(caller: &Caller, mask: u64, len: u64) -> Answer {
     check_len(len)?;
-    let mask = Set(user_read_u64(mask)?);
+    mask_for_now(caller, Set(user_read_u64(mask)?));
+    pause()
+}
+
+/// Has this mask for the sleep that comes.
+pub(super) fn mask_for_now(caller: &Caller, mask: Set) {
     caller.thread.signals.set_mask_for_now(mask);
     if signal::pending(caller).0 & !caller.thread.signals.mask().0 != 0 {
         task::notify(task::number());
     }
-    pause()
 }
 
 /// Sleeps until a handler has run.

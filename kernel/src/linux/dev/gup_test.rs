@@ -11,6 +11,7 @@ use super::command::{give, iowr, take};
 use crate::arch::x86_64::tsc;
 use crate::linux::errno::Errno;
 use crate::linux::file::{File, Stat};
+use crate::linux::limits;
 use crate::linux::process::Process;
 use crate::measure::nanoseconds;
 
@@ -83,6 +84,9 @@ fn run<T>(
 ) -> Result<(Vaddr, [u64; 2]), Errno> {
     let count = range.nr_pages() as usize;
     let mut pages = Vec::new();
+    if !limits::have_room_for(count.saturating_mul(size_of::<Option<T>>())) {
+        return Err(Errno::ENOMEM);
+    }
     pages.try_reserve_exact(count).map_err(|_| Errno::ENOMEM)?;
     pages.resize_with(count, || None);
     let begin = tsc::now();

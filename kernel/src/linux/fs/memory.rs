@@ -16,6 +16,7 @@ use super::copy::{read_by, write_by};
 use super::{Directory, Entry, New, Node, Target, device, kind};
 use crate::linux::errno::Errno;
 use crate::linux::file::{File, MapRequest, OpenFile, Stat, UserRange, open};
+use crate::linux::limits;
 use crate::linux::process::Process;
 use crate::task::Mutex;
 use crate::vm::Machine;
@@ -307,7 +308,9 @@ impl TmpFile {
             write_bytes(&page, offset, &from[part]);
             page.set_dirty();
         }
-        contents.len = contents.len.max(at + done as u64);
+        if done != 0 {
+            contents.len = contents.len.max(at + done as u64);
+        }
         if done < from.len() {
             let _ = contents.object.resize(pages_of(contents.len));
         }
@@ -471,6 +474,9 @@ impl File for OpenTmp {
         }
         drop(data);
         let mut bytes = Vec::new();
+        if !limits::have_room_for(self.0.len() as usize) {
+            return None;
+        }
         bytes.try_reserve_exact(self.0.len() as usize).ok()?;
         bytes.resize(self.0.len() as usize, 0);
         let len = self.0.read_at(0, &mut bytes);

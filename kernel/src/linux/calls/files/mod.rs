@@ -10,12 +10,16 @@ use alloc::string::String;
 use core::sync::atomic::Ordering::Relaxed;
 
 use super::Answer;
-use super::signals::broken_pipe;
+use super::signals::{self, broken_pipe};
 use crate::linux::errno::Errno;
+use crate::linux::file::open;
 use crate::linux::fs::{Path, Place, Walk};
 use crate::linux::process::Process;
-use crate::linux::strings;
+use crate::linux::signal::Set;
 use crate::linux::thread::Caller;
+use crate::linux::{limits, strings};
+use crate::task::Mutex;
+use crate::vm::user::user_read_u64;
 
 /// The directory that a process works in, as a descriptor.
 const CWD: u64 = -100_i64 as u64;
@@ -65,10 +69,32 @@ fn masked(process: &Process, mode: u64) -> u32 {
     mode as u32 & 0o7777 & !process.place.umask.load(Relaxed)
 }
 
+/// Calls that can be done when the kernel's heap is nearly full: close, unlink, rmdir, unlinkat.
+const GIVES_BACK: [u64; 4] = [3, 84, 87, 263];
+
+/// Held by who changes names.
+static NAMES: Mutex<()> = Mutex::new(());
+
+/// Does a call change names? An open does if it may make a file.
+fn changes_names(number: u64, [flags, flags_at]: [u64; 2]) -> bool {
+    let creates = |flags: u64| flags as u32 & open::CREAT != 0;
+    match number {
+        2 => creates(flags),
+        257 => creates(flags_at),
+        82..=88 | 258 | 263..=266 | 316 => true,
+        _ => false,
+    }
+}
+
 /// Does a call on files, by its number in `arch/x86/entry/syscalls/syscall_64.tbl`; `None` if it is none.
 #[inline(never)]
 pub(super) fn call(caller: &Caller, number: u64, [a, b, c, d, e]: [u64; 5]) -> Option<Answer> {
     let process = caller.process();
+    if !GIVES_BACK.contains(&number) && !limits::have_room() {
+        return Some(Err(Errno::ENOMEM));
+    }
+    // From the look-up of a name to its change, nobody else changes one.
+    let _alone = changes_names(number, [b, c]).then(|| NAMES.lock());
     Some(match number {
         0 => io::read(process, a, b, c),
         1 => broken_pipe(caller, io::write(process, a, b, c)),
@@ -125,8 +151,10 @@ pub(super) fn call(caller: &Caller, number: u64, [a, b, c, d, e]: [u64; 5]) -> O
         267 => names::readlink_at(process, a, b, c, d),
         268 => names::chmod_at(process, a, b, c),
         269 => stat::access_at(process, a, b, c, 0),
-        270 => poll::pselect6(process, a, [b, c, d], e),
-        271 => poll::ppoll(process, a, b, c),
+        270 => mask_of_pselect(caller).and_then(|(mask, len)| {
+            with_mask(caller, mask, len, || poll::pselect6(process, a, [b, c, d], e))
+        }),
+        271 => with_mask(caller, d, e, || poll::ppoll(process, a, b, c)),
         280 => names::utimensat(process, a, b),
         285 => io::fallocate(process, a, b, c, d),
         292 => descriptors::dup3(process, a, b, c),
@@ -140,4 +168,31 @@ pub(super) fn call(caller: &Caller, number: u64, [a, b, c, d, e]: [u64; 5]) -> O
         439 => stat::access_at(process, a, b, c, d),
         _ => return None,
     })
+}
+
+/// The sixth argument of pselect6: where a mask is, and how long that is.
+fn mask_of_pselect(caller: &Caller) -> Result<(u64, u64), Errno> {
+    match caller.context.regs.r9 {
+        0 => Ok((0, 0)),
+        at => Ok((user_read_u64(at)?, user_read_u64(at.wrapping_add(8))?)),
+    }
+}
+
+/// Waits with the mask that stands at `mask`, if there is one. After an interruption the mask of before comes back with the
+/// handler's return.
+fn with_mask(caller: &Caller, mask: u64, len: u64, wait: impl FnOnce() -> Answer) -> Answer {
+    if mask == 0 {
+        return wait();
+    }
+    if len != 8 {
+        return Err(Errno::EINVAL);
+    }
+    signals::mask_for_now(caller, Set(user_read_u64(mask)?));
+    let answer = wait();
+    if !answer.is_err_and(Errno::is_interrupted)
+        && let Some(before) = caller.thread.signals.take_saved_mask()
+    {
+        caller.thread.signals.set_mask(before);
+    }
+    answer
 }
