@@ -23,9 +23,9 @@ use crate::{
 };
 
 /// Groups of the program `suite`. That these are all is a trial, too.
-const GROUPS: [&str; 16] = [
+const GROUPS: [&str; 17] = [
     "mmap", "mremap", "madvise", "fork", "threads", "futex", "signals", "vector", "files", "procfs", "pidfd",
-    "time", "exec", "traps", "errors", "seeds",
+    "waits", "time", "exec", "traps", "errors", "seeds",
 ];
 
 /// Scenarios of `suite hostile`.

@@ -17,6 +17,7 @@ mod threads;
 mod time;
 mod traps;
 mod vector;
+mod waits;
 
 use std::env;
 use std::process::ExitCode;
@@ -38,6 +39,7 @@ const GROUPS: &[Group] = &[
     ("files", files::run),
     ("procfs", procfs::run),
     ("pidfd", pidfd::run),
+    ("waits", waits::run),
     ("time", time::run),
     ("exec", exec::run),
     ("traps", traps::run),
