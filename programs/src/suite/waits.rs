@@ -163,7 +163,7 @@ extern "C" fn looks(_signal: i32, _info: *const libc::siginfo_t, context: *mut l
     // SAFETY: the kernel gives a handler of SA_SIGINFO its context.
     let state = unsafe { (*context).uc_mcontext.fpregs }.cast::<u8>();
     // SAFETY: the frame has the 512 bytes of FXSAVE at least.
-    let unused = unsafe { std::slice::from_raw_parts(state.add(416), 48) };
+    let unused = unsafe { std::slice::from_raw_parts(state.wrapping_add(416), 48) };
     exit(i32::from(unused.iter().any(|byte| *byte != 0)))
 }
 
